@@ -18,3 +18,7 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """What another library's error says, cut to its first line; its class where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class NotFinite(ValueError):
+    """A value is NaN or infinite where none can be used."""

@@ -129,7 +129,7 @@ def _add_layer(sums: _LayerSums, model: HQVAE, x: Tensor, codes: Sequence[Tensor
     if noise is None:
         return
     flat = codes[index].flatten()
-    generator = torch.Generator().manual_seed(noise.seed % (1 << 63))
+    generator = noise.generator()
     shuffled = list(codes)
     shuffled[index] = flat[torch.randperm(len(flat), generator=generator).to(flat.device)].view_as(codes[index])
     worse = _error(x, model.decode(shuffled, size=x.shape[2:]))

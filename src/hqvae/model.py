@@ -172,7 +172,7 @@ class HQVAE(nn.Module):
     # ------------------------------------------------------------------------------------------------ training
 
     def forward(
-        self, x: Float[Tensor, "B C *S"], temperature: float = 1.0, noise: Noise | None = None, sigma2: Tensor | None = None
+        self, x: Float[Tensor, "B C *S"], temperature: Tensor | float = 1.0, noise: Noise | None = None, sigma2: Tensor | None = None
     ) -> Elbo:
         """The objective's terms for a batch of signals in [−1, 1].
 
@@ -183,14 +183,15 @@ class HQVAE(nn.Module):
             sigma2: `Elbo.sigma2` of the global batch, when it is known from a first pass (accumulated batches)
         """
         if noise is None:
-            noise = Noise.draw() if self.training else Noise(0)  # evaluation uses none
+            noise = Noise.draw() if self.training else Noise(torch.tensor(0))  # evaluation uses none
         state, steps = walk(self.layers, Posterior(self.features(x), temperature, noise))
         reconstruction = self._signal(state, x.shape[2:])
         layers = [step.quantized for step in steps]
         distortions = [_distortion(x, reconstruction)]
         if self.training and self.config.progressive and len(layers) > 1:
-            kept = 1 + noise.fold(-2).seed % (len(layers) - 1)
-            coarser = walk(self.layers, Given(steps[:kept]))[0]
+            # As a mask: a number of layers that changes from step to step would have torch.compile begin again and again.
+            kept = torch.arange(len(layers), device=x.device) <= torch.as_tensor(noise.fold(-2).seed, device=x.device) % (len(layers) - 1)
+            coarser = walk(self.layers, Given(steps, kept.to(x.dtype)))[0]
             distortions.append(_distortion(x, self._signal(coarser, x.shape[2:])))
         if sigma2 is None:
             sigma2 = torch.stack([FittedGaussian.variance(d, x[0].numel(), everywhere=self.training) for d in distortions])

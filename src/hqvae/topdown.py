@@ -50,8 +50,8 @@ class Settle(nn.Module):
 
     def forward(self, state: State) -> Tensor:
         if state.latent is None:
-            assert state.context is not None  # only levels below a decided one are ever skipped
-            return state.context
+            assert state.context is not None and self.draw.bias is not None  # only levels below a decided one are ever skipped
+            return state.context + self.draw.bias.view(1, -1, *[1] * (state.context.ndim - 2))  # what a latent of zeros draws
         drawn = self.draw(state.latent)
         return drawn if state.context is None else drawn + state.context
 
@@ -165,7 +165,7 @@ class Posterior:
     """Codes from the signal's features: a relaxed sample in training mode, the nearest code in evaluation mode."""
 
     features: Sequence[Tensor]
-    temperature: float = 1.0
+    temperature: Tensor | float = 1.0
     noise: Noise | None = None
 
     def __call__(self, index: int, layer: Layer, state: State) -> Step:
@@ -215,12 +215,14 @@ class Codes:
 
 @dataclass(frozen=True)
 class Given:
-    """Steps already taken, gradients and all; layers past their end are left out."""
+    """Steps already taken, gradients and all, of which those of layers with `kept` [L] of 0 count as zeros: as if left out."""
 
     steps: Sequence[Step]
+    kept: Tensor
 
-    def __call__(self, index: int, layer: Layer, state: State) -> Step | None:
-        return self.steps[index] if index < len(self.steps) else None
+    def __call__(self, index: int, layer: Layer, state: State) -> Step:
+        step = self.steps[index]
+        return replace(step, quantized=replace(step.quantized, z=step.quantized.z * self.kept[index]))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as config
 from torch import Tensor, nn
 
-from .blocked import nearest
 from .noise import Noise
+from .ops import nearest
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
@@ -110,7 +110,7 @@ class Quantizer(nn.Module):
         variance = rows.var(0, correction=0).mean()
         if not torch.isfinite(variance) or variance <= 0:
             raise ValueError("the first batch's features are constant or not finite: nothing to start a codebook from")
-        generator = torch.Generator().manual_seed(noise.fold(7).seed % (1 << 63))
+        generator = noise.fold(7).generator()
         copies = -(-self.codebook_size // len(rows))
         chosen = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(copies)])[: self.codebook_size]
         shake = torch.randn(self.codebook_size, self.dim, generator=generator).to(rows)

@@ -1,164 +1,137 @@
 """Stochastic quantization and the nearest-code search in blocks of rows: memory does not grow with positions x K.
 
-    P̂(b_k | z̃) ∝ exp(−‖z̃ − b_k‖² / 2s²)                                                      (SQ-VAE, eq. 7)
-    z = Σ_k y_k b_k,   y = softmax((log P̂ + g) / τ),   g ~ Gumbel(0, 1)                       (the relaxed sample)
-    H = −Σ_k p_k log p_k,   p = P̂, without noise                                              (exact entropy)
+    scores = z·b − ‖b‖²/2                  one product          logits = scores / s²; the dropped ‖z‖² cancels in every softmax
+    y, H, codes                            one pass             `compiled.py`, or `passes.py` in plain torch
+    z = y B                                one product
 
-The backward pass computes logits and noise again, block by block, as attention kernels do with their dropout mask.
-Rows are flat here: z [N, D], codebook [K, D].
+and backwards, with scores and noise computed again, as attention kernels do with their dropout mask: two products, one pass that
+makes ∂L/∂scores, and three products that carry it to z and to the codebook. A block of scores stays in a core's cache, every
+thread has its own rows, and the arrays of a block are all that is kept. The formulas are in `reference.py`.
 """
 
+import importlib
+import math
 from collections.abc import Iterator
+from functools import cache
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .noise import code_bits, log_exponential, row_bits
+from . import passes
+from .passes import Bits, Rows, Scale, Slopes
+from .processor import in_parallel, linear, shares
 
-BLOCK_ELEMENTS = 1 << 19  # rows x codes of one block: the few arrays of a block stay in a core's cache
-
-
-def _blocks(rows: int, codes: int) -> Iterator[slice]:
-    step = max(16, BLOCK_ELEMENTS // codes)
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+BLOCK_ELEMENTS = 1 << 18  # rows x codes of one block
+FEWEST_ROWS = 64  # of a block: fewer make the products slow, at K = 65 536 too
 
 
-def _logits(z: Tensor, codebook_t: Tensor, bias: Tensor, precision: Tensor | float) -> Tensor:
-    """log P̂ up to a constant per row: (z·b − ‖b‖²/2) / s². The dropped ‖z‖² cancels in every softmax."""
-    return torch.addmm(bias, z * precision, codebook_t)
+@cache
+def _compiled() -> ModuleType | None:
+    try:
+        return importlib.import_module("hqvae.quantize.compiled")
+    except ImportError:  # no Numba for this platform: plain torch serves
+        return None
+
+
+def _passes(z: Tensor) -> ModuleType:
+    fast = _compiled() if z.dtype == torch.float32 and z.device.type == "cpu" else None
+    return fast or passes
+
+
+def _call(function: Any, *arguments: Any) -> None:
+    """Call a pass, with NumPy's views of the tensors if it is a compiled one."""
+    function(*(_arrays(a) for a in arguments) if hasattr(function, "py_func") else arguments)
+
+
+def _arrays(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return type(value)(*map(_arrays, value))
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
+def _blocks(share: slice, codes: int) -> Iterator[slice]:
+    step = max(FEWEST_ROWS, BLOCK_ELEMENTS // codes)
+    return (slice(start, min(start + step, share.stop)) for start in range(share.start, share.stop, step))
+
+
+def _shares(z: Tensor) -> list[slice]:
+    return shares(len(z), FEWEST_ROWS) if z.device.type == "cpu" else [slice(0, len(z))]
+
+
+def _over_blocks(z: Tensor, codebook: Tensor, work: Any) -> None:
+    """work(rows, scores) for every block, the shares in parallel."""
+    parts, bias = _shares(z), -codebook.square().sum(1) / 2
+
+    def share(part: int) -> None:
+        for rows in _blocks(parts[part], len(codebook)):
+            work(rows, linear(z[rows], codebook, bias))
+
+    if len(z):
+        in_parallel(share, len(parts))
 
 
 def nearest(z: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest code of every row of z: argmin_k ‖z − b_k‖², int64 [N]."""
-    z, codebook = _exact(z.detach()), _exact(codebook.detach())
-    with torch.autocast(z.device.type, enabled=False):
-        bias = -codebook.square().sum(1) / 2
-        codes = [_logits(z[rows], codebook.T, bias, 1.0).argmax(1) for rows in _blocks(len(z), len(codebook))]
-    return torch.cat(codes) if codes else torch.zeros(0, dtype=torch.long, device=z.device)
-
-
-def assign(z: Tensor, codebook: Tensor, log_s2: Tensor) -> tuple[Tensor, Tensor]:
-    """(nearest codes [N], exact entropy [N] in nats), without gradient and without noise: what evaluation needs."""
-    z, codebook, log_s2 = (_exact(t.detach()) for t in (z, codebook, log_s2))
-    codes, entropy = nearest(z, codebook), z.new_empty(len(z))
-    with torch.autocast(z.device.type, enabled=False):
-        bias, precision = _constants(codebook, log_s2)
-        for rows in _blocks(len(z), len(codebook)):
-            log_p = torch.log_softmax(_logits(z[rows], codebook.T, bias, precision), 1)
-            entropy[rows] = -(log_p.exp() * log_p).sum(1)
-    return codes, entropy
-
-
-def sample(z: Tensor, codebook: Tensor, log_s2: Tensor, seed: int, first_row: int = 0) -> Tensor:
-    """One hard draw per row from P̂ (Gumbel-max), int64 [N]."""
-    z, codebook, log_s2 = (_exact(t.detach()) for t in (z, codebook, log_s2))
-    codes = torch.empty(len(z), dtype=torch.long, device=z.device)
-    columns = code_bits(seed, len(codebook), z.device)
-    with torch.autocast(z.device.type, enabled=False):
-        bias, precision = _constants(codebook, log_s2)
-        for rows in _blocks(len(z), len(codebook)):
-            noise = log_exponential(_row_bits(seed, first_row, rows, z.device), columns)
-            codes[rows] = (_logits(z[rows], codebook.T, bias, precision) - noise).argmax(1)
+    """argmin_k ‖z − b_k‖², int64 [N]."""
+    run, codes = _passes(z), torch.empty(len(z), dtype=torch.long, device=z.device)
+    _over_blocks(z, codebook, lambda rows, scores: _call(run.nearest, scores, codes[rows]))
     return codes
 
 
-def quantize(
-    z: Tensor, codebook: Tensor, log_s2: Tensor, temperature: float, seed: int, first_row: int = 0
+def assign(z: Tensor, codebook: Tensor, log_s2: Tensor) -> tuple[Tensor, Tensor]:
+    """(nearest codes [N], exact entropy [N] in nats)."""
+    run, precision = _passes(z), math.exp(-float(log_s2))
+    codes, entropy = torch.empty(len(z), dtype=torch.long, device=z.device), z.new_empty(len(z))
+    _over_blocks(z, codebook, lambda rows, scores: _call(run.assign, scores, precision, codes[rows], entropy[rows]))
+    return codes, entropy
+
+
+def sample(z: Tensor, codebook: Tensor, log_s2: Tensor, bits: Bits) -> Tensor:
+    """One hard draw per row from P̂ (Gumbel-max), int64 [N]."""
+    run, precision = _passes(z), math.exp(-float(log_s2))
+    codes = torch.empty(len(z), dtype=torch.long, device=z.device)
+    _over_blocks(z, codebook, lambda rows, scores: _call(run.sample, scores, precision, _of(bits, rows), codes[rows]))
+    return codes
+
+
+def forward(z: Tensor, codebook: Tensor, scale: Scale, bits: Bits) -> tuple[Tensor, Rows]:
+    """(relaxed sample [N, D], what is known of the rows)."""
+    run, out = _passes(z), torch.empty_like(z)
+    known = Rows(torch.empty(len(z), dtype=torch.long, device=z.device), *(z.new_empty(len(z)) for _ in range(4)))
+
+    def work(rows: slice, scores: Tensor) -> None:
+        _call(run.forward, scores, scale, _of(bits, rows), Rows(*(values[rows] for values in known)))
+        out[rows] = linear(scores, codebook.T)
+
+    _over_blocks(z, codebook, work)
+    return out, known
+
+
+def backward(
+    grads: tuple[Tensor, Tensor], z: Tensor, codebook: Tensor, scale: Scale, bits: Bits, out: Tensor, known: Rows
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(relaxed sample [N, D], exact entropy [N] in nats, nearest codes [N]); gradients reach z, codebook and log_s2.
+    """Gradients of z, codebook and log_s2 from those of the relaxed sample `out` and the entropy."""
+    run, parts, bias, grad_out = _passes(z), _shares(z), -codebook.square().sum(1) / 2, grads[0]
+    inner, grad_z, grad_log_s2 = (grad_out * out).sum(1), torch.empty_like(z), z.new_zeros(len(z))
+    totals = [(z.new_zeros(len(codebook)), z.new_zeros(z.shape[1], len(codebook))) for _ in parts]
 
-    `first_row` is the number of rows of the global batch that come before these. Computed in float32 under any autocast,
-    in float64 for float64 inputs.
-    """
-    return _Quantize.apply(_exact(z), _exact(codebook), _exact(log_s2), temperature, seed, first_row)
+    def share(part: int) -> None:
+        column, total = totals[part]
+        for rows in _blocks(parts[part], len(codebook)):
+            # One product each way for both: [z; ∂L/∂z] makes the arrays, [y; ∂L/∂scores] carries them to the codebook.
+            both = linear(torch.cat([z[rows], grad_out[rows]]), codebook)
+            scores, pull = both.chunk(2)
+            slopes = Slopes(inner[rows], grads[1][rows], grad_log_s2[rows], column)
+            _call(run.backward, scores, pull, bias, scale, _of(bits, rows), Rows(*(values[rows] for values in known)), slopes)
+            grad_z[rows] = linear(pull, codebook.T)
+            total += linear(torch.cat([grad_out[rows], z[rows]]).T.contiguous(), both.T)
 
-
-def _exact(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
-
-
-def _constants(codebook: Tensor, log_s2: Tensor) -> tuple[Tensor, Tensor]:
-    precision = torch.exp(-log_s2)
-    return -codebook.square().sum(1) * (precision / 2), precision
-
-
-def _row_bits(seed: int, first_row: int, rows: slice, device: torch.device) -> Tensor:
-    return row_bits(seed, first_row + rows.start, rows.stop - rows.start, device)
-
-
-class _Scratch:
-    """The arrays of one block, allocated once and written over by every block."""
-
-    def __init__(self, like: Tensor, codes: int, arrays: int):
-        step = min(max(16, BLOCK_ELEMENTS // codes), max(1, len(like)))
-        self.arrays = [like.new_empty(step, codes) for _ in range(arrays)]
-
-    def __call__(self, rows: slice) -> list[Tensor]:
-        return [array[: rows.stop - rows.start] for array in self.arrays]
+    if len(z):
+        in_parallel(share, len(parts))
+    column, total = (torch.stack(values).sum(0) for values in zip(*totals))
+    return grad_z, total.T - codebook * column.unsqueeze(1), grad_log_s2.sum()
 
 
-class _Quantize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z, codebook, log_s2, temperature, seed, first_row):
-        out, entropy, log_norm = torch.empty_like(z), z.new_empty(len(z)), z.new_empty(len(z))
-        codes = torch.empty(len(z), dtype=torch.long, device=z.device)
-        columns, scratch = code_bits(seed, len(codebook), z.device), _Scratch(z, len(codebook), 2)
-        with torch.autocast(z.device.type, enabled=False):
-            bias, precision = -codebook.square().sum(1) / 2, torch.exp(-log_s2)
-            for rows in _blocks(len(z), len(codebook)):
-                logits, work = scratch(rows)
-                torch.addmm(bias, z[rows], codebook.T, out=logits)
-                codes[rows] = logits.argmax(1)
-                # Relative to the largest: log Σ exp and −Σ p·logit are then both ≥ 0, and so is the entropy in any precision.
-                logits.sub_(logits.amax(1, keepdim=True)).mul_(precision)
-                total = torch.exp(logits, out=work).sum(1)
-                log_norm[rows] = total.log()
-                entropy[rows] = log_norm[rows] - work.mul_(logits).sum(1) / total
-                relaxed, mass = _relax(logits, _row_bits(seed, first_row, rows, z.device), columns, temperature, work)
-                out[rows] = (relaxed @ codebook).div_(mass)
-        ctx.save_for_backward(z, codebook, log_s2, out, entropy, log_norm)
-        ctx.stream = (temperature, seed, first_row)
-        ctx.mark_non_differentiable(codes)
-        return out, entropy, codes
-
-    @staticmethod
-    def backward(ctx, grad_out, grad_entropy, _):
-        z, codebook, log_s2, out, entropy, log_norm = ctx.saved_tensors
-        temperature, seed, first_row = ctx.stream
-        grad_z, grad_codebook = torch.empty_like(z), torch.zeros_like(codebook)
-        code_mass, grad_log_s2 = z.new_zeros(len(codebook)), torch.zeros_like(log_s2)
-        columns, scratch = code_bits(seed, len(codebook), z.device), _Scratch(z, len(codebook), 4)
-        with torch.autocast(z.device.type, enabled=False):
-            bias, precision = -codebook.square().sum(1) / 2, torch.exp(-log_s2)
-            for rows in _blocks(len(z), len(codebook)):
-                logits, slope, work, pull = scratch(rows)
-                torch.addmm(bias, z[rows], codebook.T, out=logits)
-                logits.sub_(logits.amax(1, keepdim=True)).mul_(precision)
-                # ∂H/∂logit_k = −p_k (log p_k + H)
-                log_p = torch.sub(logits, log_norm[rows].unsqueeze(1), out=work)
-                torch.add(log_p, entropy[rows].unsqueeze(1), out=slope).mul_(log_p.exp_())
-                slope.mul_(-grad_entropy[rows].unsqueeze(1))
-                # ∂z/∂logit_k = y_k (b_k − z) / τ
-                relaxed, mass = _relax(logits, _row_bits(seed, first_row, rows, z.device), columns, temperature, work)
-                scaled = grad_out[rows] / mass
-                grad_codebook.addmm_(relaxed.T, scaled)
-                torch.addmm(-(scaled * out[rows]).sum(1, keepdim=True), scaled, codebook.T, out=pull)
-                slope.addcmul_(relaxed, pull, value=1 / temperature)
-                # logit_k = (z·b_k − ‖b_k‖²/2) / s²; the slopes of a row sum to zero, so ‖z‖² drops out here too.
-                grad_z[rows] = (slope @ codebook).mul_(precision)
-                grad_codebook.addmm_(slope.T, z[rows] * precision)
-                code_mass += slope.sum(0)
-                grad_log_s2 -= torch.dot(slope.flatten(), logits.flatten())
-            grad_codebook -= codebook * (code_mass * precision).unsqueeze(1)
-        return grad_z, grad_codebook, grad_log_s2, None, None, None
-
-
-def _relax(logits: Tensor, rows: Tensor, columns: Tensor, temperature: float, out: Tensor) -> tuple[Tensor, Tensor]:
-    """(y, its row sums [n, 1]) with y ∝ exp((logits + g) / τ) written into `out`; the caller divides, on narrower arrays."""
-    if out.dtype == torch.float32:
-        noise = log_exponential(rows, columns, out)
-    else:
-        noise = log_exponential(rows, columns).to(out.dtype)
-    noisy = torch.sub(logits, noise, out=out).div_(temperature)
-    relaxed = noisy.sub_(noisy.amax(1, keepdim=True)).exp_()
-    return relaxed, relaxed.sum(1, keepdim=True)
+def _of(bits: Bits, rows: slice) -> Bits:
+    return Bits(bits.rows[rows], bits.codes)

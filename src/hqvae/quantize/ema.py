@@ -65,7 +65,7 @@ class EMAQuantizer(Quantizer):
         """The same quantizer: layers that share a codebook share its counts and sums too."""
         return self
 
-    def forward(self, z_e: Float[Tensor, "B D *S"], temperature: float = 1.0, noise: Noise | None = None) -> Quantized:
+    def forward(self, z_e: Float[Tensor, "B D *S"], temperature: Tensor | float = 1.0, noise: Noise | None = None) -> Quantized:
         """Quantize; temperature and noise belong to the contract and have no effect here."""
         codes = self.nearest(z_e)
         z = self._embed(codes)
@@ -117,7 +117,7 @@ class EMAQuantizer(Quantizer):
         """Codes with N_k < 1 become random rows of the global batch. Every process draws the same row numbers."""
         unused = torch.nonzero(self.counts < 1).squeeze(1)
         before, total = rows_before_mine(len(rows), rows.device)
-        generator = torch.Generator().manual_seed(noise.seed % (1 << 63))
+        generator = noise.generator()
         chosen = torch.randint(total, (self.codebook_size,), generator=generator).to(rows.device)[: len(unused)] - before
         mine = (chosen >= 0) & (chosen < len(rows))
         vectors = rows.new_zeros(len(unused), self.dim)

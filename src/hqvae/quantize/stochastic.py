@@ -17,8 +17,8 @@ from pydantic.dataclasses import dataclass as config
 from torch import Tensor, nn
 
 from .base import DataStart, NormalStart, Quantized, Quantizer, Start, grid_of, rows_of
-from .blocked import assign, quantize, sample
 from .noise import Noise
+from .ops import assign, quantize, sample
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
@@ -59,7 +59,7 @@ class StochasticQuantizer(Quantizer):
         other.codebook = self.codebook
         return other
 
-    def forward(self, z_e: Float[Tensor, "B D *S"], temperature: float = 1.0, noise: Noise | None = None) -> Quantized:
+    def forward(self, z_e: Float[Tensor, "B D *S"], temperature: Tensor | float = 1.0, noise: Noise | None = None) -> Quantized:
         """Quantize; `noise` (drawn from torch's generator when not given) matters in training mode only."""
         self._check(z_e)
         rows, variance = rows_of(z_e), self.variance
@@ -100,5 +100,5 @@ class StochasticQuantizer(Quantizer):
                 self.log_s2.copy_((spread.sum() / (2 * self.config.start.sharpness)).log())
 
     @staticmethod
-    def _place(z_e: Tensor, noise: Noise) -> tuple[int, int]:
+    def _place(z_e: Tensor, noise: Noise) -> tuple[Tensor | int, int]:
         return noise.seed, noise.samples * math.prod(z_e.shape[2:])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hqvae.config import Config
 from hqvae.data import Order, open_images, to_signal, training_batches
-from hqvae.errors import InputError
+from hqvae.errors import InputError, NotFinite
 from hqvae.model import Elbo
 from hqvae.quantize import Noise
 from hqvae.ranks import all_sum
@@ -69,10 +69,13 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
         screen.say(f"{describe(training)} → {training.run.path}")
         progress.since, progress.since_step = time.perf_counter(), progress.step
         while progress.step < total:
-            temperature = config.train.temperature.at(progress.step / total)
+            temperature = torch.tensor(config.train.temperature.at(progress.step / total))  # a tensor: a compiled model takes any
             noise = Noise.of(config.train.seed, progress.step)
             signals = [to_signal(next(batches), fabric.device) for _ in parts]
-            outs = gradients(training, signals, temperature, [noise._replace(samples=part.start) for part in parts])
+            try:
+                outs = gradients(training, signals, temperature, [noise._replace(samples=part.start) for part in parts])
+            except NotFinite as error:
+                raise broken(str(error), progress.step + 1) from error
             descend(training)
             update_codebooks(training, outs, noise.fold(_UPDATE))
             if training.average is not None:
@@ -83,7 +86,7 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
             if progress.step % config.train.log_every == 0 or validated:
                 refuse_broken(outs, progress.step)
             if progress.step % config.train.log_every == 0 or progress.step == total:
-                log_step(training, outs, temperature, screen)
+                log_step(training, outs, float(temperature), screen)
             if validated:
                 validate(training, screen)
                 save(training)
@@ -94,7 +97,7 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
     return True
 
 
-def gradients(training: Training, signals: Sequence[Tensor], temperature: float, noises: Sequence[Noise]) -> list[Elbo]:
+def gradients(training: Training, signals: Sequence[Tensor], temperature: Tensor, noises: Sequence[Noise]) -> list[Elbo]:
     """Gradients of the global batch's objective, over all processes and accumulated batches.
 
     With several accumulated batches σ² is only known after all of them: a first pass without gradients finds it, the same noise
@@ -117,7 +120,11 @@ def refuse_broken(outs: Sequence[Elbo], step: int) -> None:
     """Raises InputError when the loss is not finite: before anything that cannot be used is saved."""
     loss = float(torch.stack([out.loss.detach() for out in outs]).mean())
     if not math.isfinite(loss):
-        raise InputError(f"the loss is {loss} at step {step}; lower train.lr or set train.clip=1, and go on with --resume")
+        raise broken(f"the loss is {loss}", step)
+
+
+def broken(what: str, step: int) -> InputError:
+    return InputError(f"{what} at step {step}; lower train.lr or set train.clip=1, and go on with --resume")
 
 
 def descend(training: Training) -> None:
