@@ -7,7 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
-COMPILED = ["compiled", "kernels"]  # others' compilers read these: no decorator may come between
+# Not quantize.compiled and quantize.kernels, which others' compilers read.
 _PARTS = ["cli", "config", "data", "doctor", "errors", "evaluate", "likelihood", "measure", "metrics", "model", "nets", "pictures",
           "ranks", "run", "screen", "topdown", "train"]  # fmt: skip
 _QUANTIZE = ["base", "blocked", "ema", "noise", "ops", "passes", "processor", "reference", "stochastic"]

@@ -56,7 +56,7 @@ def train(
     resume
         Go on bitwise from the newest checkpoint of --out; everything else as in the first command.
     compile
-        Use torch.compile for the networks.
+        Use torch.compile (half a minute at the start; worth it on a GPU).
     accelerator
         auto, cpu or cuda.
     devices

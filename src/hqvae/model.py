@@ -287,10 +287,6 @@ class HQVAE(nn.Module):
             x = nn.functional.pad(x, pads, mode="replicate")
         return self.encoder(x)
 
-    def networks(self) -> list[nn.Module]:
-        """The convolutional parts, without the quantizers: what torch.compile is worth using on."""
-        return [self.encoder, self.decoder, *(layer.lift for layer in self.layers if isinstance(layer, Injected) and layer.lift)]
-
     def capacity(self, layers: Sequence[Quantized]) -> float:
         """Σ_l |S_l| log K_l in nats: what the codes of one signal could carry."""
         return sum(q.codes[0].numel() * math.log(layer.quantizer.codebook_size) for layer, q in zip(self.layers, layers))

@@ -130,7 +130,7 @@ def backward(
     if len(z):
         in_parallel(share, len(parts))
     column, total = (torch.stack(values).sum(0) for values in zip(*totals))
-    return grad_z, total.T - codebook * column.unsqueeze(1), grad_log_s2.sum()
+    return grad_z, torch.addcmul(total.T.contiguous(), codebook, column.unsqueeze(1), value=-1), grad_log_s2.sum()
 
 
 def _of(bits: Bits, rows: slice) -> Bits:

@@ -101,8 +101,7 @@ def assemble(fabric: Fabric, config: Config, out: str, resume: bool, images: dic
     if config.model.axes == 2:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
-        for network in model.networks():
-            network.compile()
+        model.compile()
     optimizer = torch.optim.Adam(parameter_groups(model, settings))
     average = None
     if settings.ema is not None:
