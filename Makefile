@@ -2,24 +2,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
-STAMP := .venv/installed
+DEMO_READY := .venv/demo-installed
+TEST_READY := .venv/test-installed
 # One thread: with two, OpenMP's threads wait for each other by spinning, and anything else that runs slows them a hundredfold.
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test clean
 
-$(STAMP): pyproject.toml constraints.txt
+$(DEMO_READY): EXTRAS := demo
+$(TEST_READY): EXTRAS := demo,hub,tensorboard,compare,kernels,dev
+$(DEMO_READY) $(TEST_READY): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,hub,tensorboard,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
-demo: $(STAMP)
+demo: $(DEMO_READY)
 	rm -rf $(DEMO)
 	$(BIN)/hqvae train hqvae --data photos --out $(DEMO) $$(cat experiments/demo.txt)
 	$(BIN)/hqvae evaluate $(DEMO)
 	@echo "Look at $(DEMO)/report/reconstructions.png, and ask: $(BIN)/hqvae doctor $(DEMO)"
 
-test: $(STAMP)
+test: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -24,11 +24,16 @@ def textbook(z, codebook, log_s2, temperature, seed, first_row=0):
     return reference.quantize(z.double(), codebook.double(), log_s2.double(), temperature, torch.as_tensor(seed), first_row)
 
 
-@pytest.fixture(params=["compiled", "plain"], autouse=True)
+@pytest.fixture(params=["compiled", "plain", "kernels"], autouse=True)
 def implementation(request, monkeypatch):
-    """Every test runs with the passes that Numba compiles, and with those in plain torch."""
+    """Every test runs with the passes that Numba compiles, with those in plain torch, and with Triton's kernels in its interpreter."""
     if request.param == "plain":
         monkeypatch.setattr(blocked, "_compiled", lambda: None)
+    elif request.param == "kernels":
+        kernels = pytest.importorskip("hqvae.quantize.kernels", reason="Triton is not installed", exc_type=ImportError)
+        if request.node.get_closest_marker("not_kernels"):
+            pytest.skip("a fact about the CPU's implementation, or too large for the interpreter")
+        monkeypatch.setattr(ops, "_on", lambda z: kernels if z.dtype == torch.float32 and z.shape[1] <= kernels.WIDEST else blocked)
     elif blocked._compiled() is None:
         pytest.skip("Numba is not installed")
     return request.param
@@ -70,6 +75,7 @@ def test_values_and_gradients_are_the_textbooks(size, temperature, dtype, tolera
         torch.testing.assert_close(ours, theirs.to(dtype), **tolerance)
 
 
+@pytest.mark.not_kernels
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
 @pytest.mark.parametrize("size", [(20, 3, 2), (18, 2, 1)], ids=str)
 def test_gradients_are_the_numerical_ones(size, temperature, monkeypatch):
@@ -144,6 +150,7 @@ def test_nearest_is_the_argmin_of_all_distances(size, dtype, rows_per_block, mon
     assert torch.equal(ops.nearest(z.to(dtype), codebook.to(dtype)), expected)
 
 
+@pytest.mark.not_kernels
 def test_codes_of_training_are_the_nearest_even_where_codes_crowd():
     z, codebook, log_s2 = inputs(20000, 512, 1, dtype=torch.float32)
     codes = ops.quantize(z, codebook, log_s2, 1.0, 5)[2]
@@ -203,6 +210,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.not_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("verb", ["quantize", "assign", "sample", "nearest"])
 def test_memory_does_not_grow_with_rows_times_codes(verb, dtype, monkeypatch):
@@ -211,9 +219,9 @@ def test_memory_does_not_grow_with_rows_times_codes(verb, dtype, monkeypatch):
     seed = torch.tensor(5)
     with Largest() as largest:
         if verb == "quantize":
-            scale, bits = ops._scale(log_s2, torch.tensor(1.0)), ops._bits(z, codebook, seed, 0)
-            out, known = blocked.forward(z, codebook, scale, bits)
-            blocked.backward((out, known.entropy), z, codebook, scale, bits, out, known)
+            arguments = z, codebook, log_s2, torch.tensor(1.0), ops._bits(z, codebook, seed, 0)
+            out, known = blocked.forward(*arguments)
+            blocked.backward((out, known.entropy), *arguments, (out, known))
         elif verb == "sample":
             blocked.sample(z, codebook, log_s2, ops._bits(z, codebook, seed, 0))
         else:
@@ -224,6 +232,7 @@ def test_memory_does_not_grow_with_rows_times_codes(verb, dtype, monkeypatch):
     assert largest.elements >= 2048 * 64  # the textbook is caught
 
 
+@pytest.mark.not_kernels
 @pytest.mark.parametrize("threads", [2, 5])
 def test_threads_share_the_rows_and_change_nothing(threads, monkeypatch):
     blocks_of(monkeypatch, 16)
@@ -242,6 +251,7 @@ def test_threads_share_the_rows_and_change_nothing(threads, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.not_kernels
 @pytest.mark.skipif(processor._parallel() is None, reason="torch's OpenMP library offers no parallel region here")
 def test_an_error_in_a_thread_comes_out_and_every_part_runs_once():
     done = []
@@ -257,6 +267,7 @@ def test_an_error_in_a_thread_comes_out_and_every_part_runs_once():
         processor.in_parallel(fail, 7)
 
 
+@pytest.mark.not_kernels
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("verb", ["quantize", "assign"])
 def test_values_that_are_not_finite_are_refused_and_named(bad, verb):
@@ -268,6 +279,7 @@ def test_values_that_are_not_finite_are_refused_and_named(bad, verb):
             call(*leaves)
 
 
+@pytest.mark.not_kernels
 def test_distances_that_overflow_are_named():
     z, codebook, log_s2 = inputs(50, 7, 3, dtype=torch.float32)
     with pytest.raises(ValueError, match="overflow float32"):
@@ -294,7 +306,9 @@ def test_a_variance_beyond_float32_gives_no_nan_and_no_gradient(log_s2):
     torch.testing.assert_close(entropy, torch.full((50,), 0.0 if log_s2 < 0 else math.log(7)), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(3, 65536, 2), (70, 2, 1), (40, 5, 512), (1, 300, 7)], ids=str)
+@pytest.mark.parametrize(
+    "size", [pytest.param((3, 65536, 2), marks=pytest.mark.not_kernels), (70, 2, 1), (40, 5, 512), (1, 300, 7)], ids=str
+)
 def test_extreme_sizes_are_the_textbooks(size):
     leaves = inputs(*size, dtype=torch.float32, s2=float(size[2]))
     values, gradients = with_gradients(ops.quantize, leaves, 0.8, 5)

@@ -16,7 +16,7 @@ CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
 class NetConfig:
-    """Widths and depths of the networks; the default is the small CIFAR-10 net of the SQ-VAE paper, without its batch norm.
+    """Widths and depths of the networks; the default is the small CIFAR-10 net of the SQ-VAE paper, its batch norm replaced by `ChannelNorm`.
 
     Args:
         widths: channels after each reduction by two (the last one is kept for all further ones)
@@ -46,17 +46,29 @@ def reductions(stride: int) -> list[int]:
     return factors
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Every position's channels to mean 0 and variance 1, then scaled and shifted, `[B, W, *S] → [B, W, *S]`.
+
+    Where others have batch norm, which would make a code depend on batch mates and on the mode. With it the networks bear, and
+    gain from, four times the learning rate.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
 class ResBlock(nn.Module):
-    """x + conv1(relu(conv3(relu(x)))), `[B, W, *S] → [B, W, *S]`."""
+    """x + conv1(relu(norm(conv3(relu(norm(x)))))), `[B, W, *S] → [B, W, *S]`."""
 
     def __init__(self, axes: int, width: int, hidden: float):
         super().__init__()
         inner = max(1, round(width * hidden))
+        self.before, self.within = ChannelNorm(width), ChannelNorm(inner)
         self.wide = CONV[axes](width, inner, 3, padding=1)
         self.narrow = CONV[axes](inner, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.narrow(torch.relu(self.wide(torch.relu(x))))
+        return x + self.narrow(torch.relu(self.within(self.wide(torch.relu(self.before(x))))))
 
 
 def res_blocks(axes: int, width: int, net: NetConfig, count: int) -> nn.Sequential:

@@ -95,9 +95,9 @@ def sample(z: Tensor, codebook: Tensor, log_s2: Tensor, bits: Bits) -> Tensor:
     return codes
 
 
-def forward(z: Tensor, codebook: Tensor, scale: Scale, bits: Bits) -> tuple[Tensor, Rows]:
+def forward(z: Tensor, codebook: Tensor, log_s2: Tensor, temperature: Tensor, bits: Bits) -> tuple[Tensor, Rows]:
     """(relaxed sample [N, D], what is known of the rows)."""
-    run, out = _passes(z), torch.empty_like(z)
+    run, scale, out = _passes(z), _scale(log_s2, temperature), torch.empty_like(z)
     known = Rows(torch.empty(len(z), dtype=torch.long, device=z.device), *(z.new_empty(len(z)) for _ in range(4)))
 
     def work(rows: slice, scores: Tensor) -> None:
@@ -109,9 +109,10 @@ def forward(z: Tensor, codebook: Tensor, scale: Scale, bits: Bits) -> tuple[Tens
 
 
 def backward(
-    grads: tuple[Tensor, Tensor], z: Tensor, codebook: Tensor, scale: Scale, bits: Bits, out: Tensor, known: Rows
+    grads: tuple[Tensor, Tensor], z: Tensor, codebook: Tensor, log_s2: Tensor, temperature: Tensor, bits: Bits, output: tuple[Tensor, Rows]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of z, codebook and log_s2 from those of the relaxed sample `out` and the entropy."""
+    """Gradients of z, codebook and log_s2 from those of the relaxed sample and the entropy; `output` is what `forward` gave."""
+    (out, known), scale = output, _scale(log_s2, temperature)
     run, parts, bias, grad_out = _passes(z), _shares(z), -codebook.square().sum(1) / 2, grads[0]
     inner, grad_z, grad_log_s2 = (grad_out * out).sum(1), torch.empty_like(z), z.new_zeros(len(z))
     totals = [(z.new_zeros(len(codebook)), z.new_zeros(z.shape[1], len(codebook))) for _ in parts]
@@ -131,6 +132,10 @@ def backward(
         in_parallel(share, len(parts))
     column, total = (torch.stack(values).sum(0) for values in zip(*totals))
     return grad_z, torch.addcmul(total.T.contiguous(), codebook, column.unsqueeze(1), value=-1), grad_log_s2.sum()
+
+
+def _scale(log_s2: Tensor, temperature: Tensor) -> Scale:
+    return Scale(math.exp(-float(log_s2)), 1 / float(temperature))
 
 
 def _of(bits: Bits, rows: slice) -> Bits:

@@ -3,11 +3,13 @@
 Each is an operator of torch, so that `torch.compile` takes a whole model without a break, and knows its gradient.
 
     a CPU             blocked.py, in one pass over each block with Numba, else in plain torch
-    CUDA, float32     kernels.py, in Triton
+    CUDA, float32     kernels.py, in Triton, for D up to 256
     anything else     blocked.py in plain torch
 """
 
-import math
+import importlib
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from hqvae.errors import NotFinite
 
 from . import blocked
 from .noise import code_bits, row_bits
-from .passes import Bits, Rows, Scale
+from .passes import Bits, Rows
 
 LOG_S2_RANGE = 80.0  # of |log s²|: beyond ±88 s² or 1/s² is no float32 any more
 
@@ -78,13 +80,27 @@ def _refuse_broken(figures: Tensor, z: Tensor, codebook: Tensor) -> None:
     raise NotFinite("the distances between z and the codebook overflow float32; scale z down")
 
 
+@cache
+def _kernels() -> ModuleType | None:
+    try:
+        return importlib.import_module("hqvae.quantize.kernels")
+    except ImportError:  # no Triton for this platform
+        return None
+
+
+def _on(z: Tensor) -> ModuleType:
+    """The implementation for z's device, dtype and width."""
+    kernels = _kernels() if z.device.type == "cuda" and z.dtype == torch.float32 else None
+    return kernels if kernels is not None and z.shape[1] <= kernels.WIDEST else blocked
+
+
 # ---------------------------------------------------------------------------------------------------- operators
 
 
 @torch.library.custom_op("hqvae::nearest", mutates_args=())
 def _nearest(z: Tensor, codebook: Tensor) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
-        return blocked.nearest(z.contiguous(), codebook.contiguous())
+        return _on(z).nearest(z.contiguous(), codebook.contiguous())
 
 
 @_nearest.register_fake
@@ -95,7 +111,7 @@ def _(z, codebook):
 @torch.library.custom_op("hqvae::assign", mutates_args=())
 def _assign(z: Tensor, codebook: Tensor, log_s2: Tensor) -> tuple[Tensor, Tensor]:
     with torch.autocast(z.device.type, enabled=False):
-        codes, entropy = blocked.assign(z.contiguous(), codebook.contiguous(), log_s2)
+        codes, entropy = _on(z).assign(z.contiguous(), codebook.contiguous(), log_s2)
         _refuse_broken(entropy, z, codebook)
         return codes, entropy
 
@@ -108,7 +124,7 @@ def _(z, codebook, log_s2):
 @torch.library.custom_op("hqvae::sample", mutates_args=())
 def _sample(z: Tensor, codebook: Tensor, log_s2: Tensor, seed: Tensor, first_row: int) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
-        return blocked.sample(z.contiguous(), codebook.contiguous(), log_s2, _bits(z, codebook, seed, first_row))
+        return _on(z).sample(z.contiguous(), codebook.contiguous(), log_s2, _bits(z, codebook, seed, first_row))
 
 
 @_sample.register_fake
@@ -120,10 +136,6 @@ def _bits(z: Tensor, codebook: Tensor, seed: Tensor, first_row: int) -> Bits:
     return Bits(row_bits(seed, first_row, len(z), z.device), code_bits(seed, len(codebook), z.device))
 
 
-def _scale(log_s2: Tensor, temperature: Tensor) -> Scale:
-    return Scale(math.exp(-float(log_s2)), 1 / float(temperature))
-
-
 @torch.library.custom_op("hqvae::quantize", mutates_args=())
 def _quantize(
     z: Tensor, codebook: Tensor, log_s2: Tensor, temperature: Tensor, seed: Tensor, first_row: int
@@ -131,7 +143,7 @@ def _quantize(
     """(z, codes, top, entropy, log_norm, log_mass): the relaxed sample and `Rows`."""
     z, codebook = z.contiguous(), codebook.contiguous()
     with torch.autocast(z.device.type, enabled=False):
-        out, known = blocked.forward(z, codebook, _scale(log_s2, temperature), _bits(z, codebook, seed, first_row))
+        out, known = _on(z).forward(z, codebook, log_s2, temperature, _bits(z, codebook, seed, first_row))
         _refuse_broken(known.entropy, z, codebook)
         return out, *known
 
@@ -143,17 +155,17 @@ def _(z, codebook, log_s2, temperature, seed, first_row):
 
 @torch.library.custom_op("hqvae::quantize_backward", mutates_args=())
 def _quantize_backward(
-    grad_out: Tensor, grad_entropy: Tensor, inputs: list[Tensor], first_row: int, output: list[Tensor]
+    grad_out: Tensor, grad_entropy: Tensor, inputs: list[Tensor], first_row: int, saved: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     z, codebook, log_s2, temperature, seed = inputs
     z, codebook, grads = z.contiguous(), codebook.contiguous(), (grad_out.contiguous(), grad_entropy.contiguous())
-    scale, bits = _scale(log_s2, temperature), _bits(z, codebook, seed, first_row)
+    bits, result = _bits(z, codebook, seed, first_row), (saved[0], Rows(*saved[1:]))
     with torch.autocast(z.device.type, enabled=False):
-        return blocked.backward(grads, z, codebook, scale, bits, output[0], Rows(*output[1:]))
+        return _on(z).backward(grads, z, codebook, log_s2, temperature, bits, result)
 
 
 @_quantize_backward.register_fake
-def _(grad_out, grad_entropy, inputs, first_row, output):
+def _(grad_out, grad_entropy, inputs, first_row, saved):
     z, codebook, log_s2, *_ = inputs
     return z.new_empty(z.shape), codebook.new_empty(codebook.shape), log_s2.new_empty(())
 
