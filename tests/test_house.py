@@ -23,7 +23,8 @@ def test_functions_are_short_and_take_few_arguments(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             arguments = [a for a in (*node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")]
-            assert len(arguments) <= 8 or "app.command" in map(ast.unparse, node.decorator_list), node.name
+            exempt = {"app.command", "triton.jit"} & set(map(ast.unparse, node.decorator_list))  # flags, and pointers, cannot be bundled
+            assert len(arguments) <= 8 or exempt, node.name
             statements = [n for n in ast.walk(node) if isinstance(n, ast.stmt)]
             assert len(statements) <= 48, node.name
 

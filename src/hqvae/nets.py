@@ -16,7 +16,7 @@ CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
 class NetConfig:
-    """Widths and depths of the networks; the default is the small CIFAR-10 net of the SQ-VAE paper, its batch norm replaced by `ChannelNorm`.
+    """Widths and depths of the networks; the default is the SQ-VAE paper's small CIFAR-10 net with `ChannelNorm` for batch norm.
 
     Args:
         widths: channels after each reduction by two (the last one is kept for all further ones)

@@ -97,7 +97,7 @@ def _forward(
                     relaxed = fade[:, None] * relaxed + tl.dot(y, b, input_precision=PRECISION)
         top = tl.maximum(top, high)
     tl.store(codes_ptr + n, best.to(tl.int64), mask=valid)
-    if MODE == _ASSIGN or MODE == _RELAX:
+    if MODE != _NEAREST and MODE != _SAMPLE:
         tl.store(entropy_ptr + n, tl.log(total) - moment / total, mask=valid)
     if MODE == _RELAX:
         inside = valid[:, None] & (d < width)[None, :]
