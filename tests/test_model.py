@@ -245,7 +245,7 @@ def test_the_bound_is_above_the_exact_negative_log_likelihood(levels):
     draws = torch.cat([model.bound(x.expand(256, -1, -1), Noise(seed)).nats(sigma2, size) for seed in range(8)])
     error = draws.std() / len(draws) ** 0.5
     assert draws.mean() > exact + 3 * error
-    assert draws.mean() < exact + 20
+    assert draws.mean() < exact + 30
 
 
 def test_the_bound_of_a_deterministic_model_is_its_rate_and_its_gaussian():

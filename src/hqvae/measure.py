@@ -88,7 +88,8 @@ def measure(
     square, peak, structure, latent, drawn, terms, seen = Mean(), Mean(), Mean(), Mean(), Mean(), Mean(), 0
     for number, batch in enumerate(batches):
         x = to_signal(batch, device)
-        out, noise = model(x), Noise.of(seed, number)
+        features, noise = model.features(x), Noise.of(seed, number)
+        out = model(x, features=features)
         error = _error(x, out.reconstruction)
         square.add(error)
         peak.add(psnr(error))
@@ -96,7 +97,7 @@ def measure(
         if similar is not None:
             structure.add(similar)
         terms.add(out.fit.sum(1) - out.entropy.sum(1))
-        bound = model.bound(x, noise)
+        bound = model.bound(x, noise, features)
         latent.add(bound.latent)
         drawn.add(bound.distortion / out.size)
         for index, sums in enumerate(layers):

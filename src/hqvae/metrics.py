@@ -22,7 +22,8 @@ def ssim(x: Float[Tensor, "B C H W"], x_hat: Float[Tensor, "B C H W"]) -> Float[
     """Structural similarity of each image in [−1, 1] (Gaussian window 11, σ 1.5); None for images smaller than the window."""
     if x.ndim != 4 or min(x.shape[2:]) < 11:
         return None
-    similar = structural_similarity_index_measure(x_hat, x, data_range=2.0, reduction="none")
+    pair = [signal.contiguous(memory_format=torch.channels_last) for signal in (x_hat, x)]  # three times faster on a CPU
+    similar = structural_similarity_index_measure(pair[0], pair[1], data_range=2.0, reduction="none")
     assert isinstance(similar, Tensor)
     return similar.reshape(len(x))
 

@@ -172,7 +172,12 @@ class HQVAE(nn.Module):
     # ------------------------------------------------------------------------------------------------ training
 
     def forward(
-        self, x: Float[Tensor, "B C *S"], temperature: Tensor | float = 1.0, noise: Noise | None = None, sigma2: Tensor | None = None
+        self,
+        x: Float[Tensor, "B C *S"],
+        temperature: Tensor | float = 1.0,
+        noise: Noise | None = None,
+        sigma2: Tensor | None = None,
+        features: Sequence[Tensor] | None = None,
     ) -> Elbo:
         """The objective's terms for a batch of signals in [−1, 1].
 
@@ -181,10 +186,11 @@ class HQVAE(nn.Module):
             temperature: τ of the relaxed samples
             noise: place in the stream of noise; drawn from torch's generator when not given
             sigma2: `Elbo.sigma2` of the global batch, when it is known from a first pass (accumulated batches)
+            features: `features(x)`, where they are known already
         """
         if noise is None:
             noise = Noise.draw() if self.training else Noise(torch.tensor(0))  # evaluation uses none
-        state, steps = walk(self.layers, Posterior(self.features(x), temperature, noise))
+        state, steps = walk(self.layers, Posterior(features or self.features(x), temperature, noise))
         reconstruction = self._signal(state, x.shape[2:])
         layers = [step.quantized for step in steps]
         distortions = [_distortion(x, reconstruction)]
@@ -256,11 +262,14 @@ class HQVAE(nn.Module):
         return self._signal(walk(self.layers, Codes(codes[:count]))[0], size)
 
     @torch.no_grad()
-    def bound(self, x: Float[Tensor, "B C *S"], noise: Noise) -> Bound:
-        """One draw of the true evidence bound: Z̃ with its Gaussian noise, Z a hard sample, every constant kept."""
+    def bound(self, x: Float[Tensor, "B C *S"], noise: Noise, features: Sequence[Tensor] | None = None) -> Bound:
+        """One draw of the true evidence bound: Z̃ with its Gaussian noise, Z a hard sample, every constant kept.
+
+        `features` are `features(x)`, where they are known already.
+        """
         levels = range(len(self.config.levels))
         variance = [torch.stack([layer.quantizer.variance for layer in self.layers if layer.level == r]).sum() for r in levels]
-        state, steps = walk(self.layers, Draw(self.features(x), noise, [v.sqrt() for v in variance]))
+        state, steps = walk(self.layers, Draw(features or self.features(x), noise, [v.sqrt() for v in variance]))
         layers = [step.quantized for step in steps]
         surplus, entropy = torch.stack(self._by_level(steps, "surplus")).sum(0), torch.stack([q.entropy for q in layers]).sum(0)
         latent = self.capacity(layers) + surplus - entropy
