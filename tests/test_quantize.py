@@ -432,3 +432,16 @@ def test_as_triple_takes_channels_last(quantizer, shape, training):
         torch.testing.assert_close(loss, missed / (2 * quantizer.variance) - out.entropy.mean())
     (gradient,) = torch.autograd.grad(loss, z)
     assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("log_s2", [-300.0, 300.0])
+def test_a_variance_that_left_float32_leaves_every_term_finite(log_s2):
+    torch.manual_seed(0)
+    quantizer = StochasticQuantizer(4, 8)
+    quantizer.log_s2.data.fill_(log_s2)
+    z = torch.randn(3, 4, 5, requires_grad=True)
+    quantized = quantizer(z, 0.7)
+    loss = (quantizer.fit(z, [quantized]) - quantized.entropy + quantized.z.sum((1, 2))).sum()
+    loss.backward()
+    assert all(t.isfinite().all() for t in (loss, quantizer.variance, z.grad, quantizer.codebook.grad))
+    assert quantizer.log_s2.grad == 0

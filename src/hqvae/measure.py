@@ -10,7 +10,7 @@ from torch import Tensor
 from hqvae.data import to_signal
 from hqvae.metrics import Mean, Usage, psnr, ssim
 from hqvae.model import HQVAE, HQVAEConfig
-from hqvae.quantize import Noise
+from hqvae.quantize import LOG_S2_RANGE, Noise
 
 LEVELS_8BIT = 127.5  # one unit of a signal in [−1, 1], in 8-bit levels
 DEQUANTIZATION = (2 / 255) ** 2 / 12  # variance of the uniform noise that makes an 8-bit sample continuous
@@ -190,6 +190,12 @@ def findings(measures: Measures, config: HQVAEConfig) -> list[Finding]:
                 f"its choices are worth {layer.perplexity:.0f} of {layer.codebook_size} codes ({layer.used} are ever chosen)",
                 "train longer, or start softer: a lower model.quantizer.start.sharpness" if stochastic
                 else "model.quantizer.restart=true puts unused codes back; a stochastic preset (sqvae, rsqvae) needs no restart",
+            ))  # fmt: skip
+        if stochastic and abs(math.log(layer.s2)) > 0.99 * LOG_S2_RANGE:
+            found.append(Finding(
+                "variance at its bound", layer.name,
+                f"s² = {layer.s2:.3g} has run to the end of what float32 bears, and learns no more",
+                "a lower train.lr_log_s2 or train.lr, from the start",
             ))  # fmt: skip
         if stochastic and layer.entropy_bits > UNIFORM * capacity:
             found.append(Finding(

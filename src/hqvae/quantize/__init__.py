@@ -3,12 +3,14 @@
 from .base import AsTriple, DataStart, NormalStart, Quantized, Quantizer, Start, grid_of, rows_of
 from .ema import EMAConfig, EMAQuantizer, rows_and_codes
 from .noise import Noise
+from .ops import LOG_S2_RANGE
 from .stochastic import StochasticConfig, StochasticQuantizer
 
 AnyQuantizer = StochasticQuantizer | EMAQuantizer
 QUANTIZERS: dict[str, type] = {"stochastic": StochasticQuantizer, "ema": EMAQuantizer}
 
 __all__ = [
+    "LOG_S2_RANGE",
     "QUANTIZERS",
     "AnyQuantizer",
     "AsTriple",

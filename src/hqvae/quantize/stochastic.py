@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .base import DataStart, NormalStart, Quantized, Quantizer, Start, grid_of, rows_of
 from .noise import Noise
-from .ops import assign, quantize, sample
+from .ops import LOG_S2_RANGE, assign, quantize, sample
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
@@ -50,8 +50,8 @@ class StochasticQuantizer(Quantizer):
 
     @property
     def variance(self) -> Tensor:
-        """s², a scalar that carries gradient."""
-        return self.log_s2.exp()
+        """s², a scalar that carries gradient; between e⁻⁶⁰ and e⁶⁰, where float32 still bears it."""
+        return self.log_s2.clamp(-LOG_S2_RANGE, LOG_S2_RANGE).exp()
 
     def sibling(self) -> "StochasticQuantizer":
         """A quantizer for another layer over the same codebook, with an s² of its own."""
