@@ -98,9 +98,9 @@ def measures(*layers):
         ({"rmse_shuffled": 10.04}, True, ["carries nothing"]),
         ({"rmse_shuffled": 10.06}, True, []),
         ({"entropy_bits": 8.7}, True, ["posterior uniform"]),
-        ({"s2": math.exp(60)}, True, ["variance at its bound"]),
-        ({"s2": math.exp(-60)}, True, ["variance at its bound"]),
-        ({"s2": 1e25}, True, []),
+        ({"s2": math.exp(35)}, True, ["variance at its bound"]),
+        ({"s2": math.exp(-35)}, True, ["variance at its bound"]),
+        ({"s2": 1e14}, True, []),
         ({"s2": 0.0}, False, []),
         ({"entropy_bits": 8.7}, False, []),
         # Failure mode 2: the posterior is uniform, so a soft perplexity would read 512, while the layer carries nothing.

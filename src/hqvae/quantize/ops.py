@@ -20,7 +20,7 @@ from . import blocked
 from .noise import code_bits, row_bits
 from .passes import Bits, Rows
 
-LOG_S2_RANGE = 60.0  # of |log s²|: beyond ±88 s² or 1/s² is no float32 any more, and what they multiply needs room too
+LOG_S2_RANGE = 35.0  # of |log s²|: gradients have 1/s⁴, which float32 bears to 44, and what it multiplies needs room too
 
 
 def nearest(z: Tensor, codebook: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def quantize(
     """(relaxed sample [N, D], exact entropy [N] in nats, nearest codes [N]); gradients reach z, codebook and log_s2.
 
     `first_row` is the number of rows of the global batch that come before these. Computed in float32 under any autocast,
-    in float64 where z or the codebook is float64. log s² outside ±60 counts as ±60 and has no gradient.
+    in float64 where z or the codebook is float64. log s² outside ±35 counts as ±35 and has no gradient.
 
     Raises ValueError for z [N, D] and codebook [K, D] of different D, NotFinite on a CPU for values that are not.
     """

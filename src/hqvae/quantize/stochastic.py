@@ -50,7 +50,7 @@ class StochasticQuantizer(Quantizer):
 
     @property
     def variance(self) -> Tensor:
-        """s², a scalar that carries gradient; between e⁻⁶⁰ and e⁶⁰, where float32 still bears it."""
+        """s², a scalar that carries gradient; between e⁻³⁵ and e³⁵, where float32 still bears it."""
         return self.log_s2.clamp(-LOG_S2_RANGE, LOG_S2_RANGE).exp()
 
     def sibling(self) -> "StochasticQuantizer":
