@@ -1,4 +1,4 @@
-"""Training, loading and evaluation throughput of the small CIFAR-10 net, each variant in turn, round after round.
+"""Training, loading and evaluation throughput of the small CIFAR-10 net: every preset, and stochastic ones with the EMA quantizer.
 
     python benchmarks/training.py [--rounds 5] [--out benchmarks/training.json]
 
@@ -12,26 +12,28 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from hqvae.config import preset
+from hqvae.config import PRESETS, preset
 from hqvae.data import DataConfig, Images, Order, in_order, to_signal, training_batches
 from hqvae.data.sources import Collection
 from hqvae.measure import measure
 from hqvae.model import HQVAE
-from hqvae.quantize import Noise
+from hqvae.quantize import EMAConfig, Noise
 
 BATCH, SIDE = 128, 32
 
 
-def training_step(name: str, bf16: bool, channels_last: bool) -> Callable[[], None]:
-    """One step of a preset as the loop takes it: forward, backward, Adam, codebook update."""
+def training_step(name: str, bf16: bool = True, channels_last: bool = True, ema: bool = False) -> Callable[[], None]:
+    """One step of a preset as the loop takes it: forward, backward, Adam, codebook update; `ema` puts the EMA quantizer into it."""
     torch.manual_seed(0)
-    model = HQVAE(preset(name).model)
+    config = preset(name).model
+    model = HQVAE(replace(config, quantizer=EMAConfig()) if ema else config)
     x = torch.rand(BATCH, 3, SIDE, SIDE) * 2 - 1
     model.start_from(x, Noise(1))
     if channels_last:
@@ -104,10 +106,9 @@ def main() -> None:
     variants = {
         "bare autoencoder, float32": bare_step(False, False),
         "bare autoencoder, bf16 + channels_last": bare_step(True, True),
-        "vqvae, bf16 + channels_last": training_step("vqvae", True, True),
-        "sqvae, bf16 + channels_last": training_step("sqvae", True, True),
-        "rqvae, bf16 + channels_last": training_step("rqvae", True, True),
-        "rsqvae, bf16 + channels_last": training_step("rsqvae", True, True),
+        **{f"{name}, bf16 + channels_last": training_step(name) for name in PRESETS},
+        "sqvae, float32": training_step("sqvae", bf16=False, channels_last=False),
+        **{f"{name} with the EMA quantizer": training_step(name, ema=True) for name in ("sqvae", "rsqvae")},
         "loading from memory": loading(images),
         "evaluation: forward pass alone, float32": evaluation(images, True),
         "evaluation: everything `hqvae evaluate` measures, float32": evaluation(images, False),
@@ -125,6 +126,9 @@ def main() -> None:
     plain = speeds["bare autoencoder, float32"]
     for name, speed in speeds.items():
         print(f"{name:62s} {speed:10.0f} images/s   {speed / plain:6.2f} × plain float32")
+    for name in ("sqvae", "rsqvae"):
+        ratio = speeds[f"{name} with the EMA quantizer"] / speeds[f"{name}, bf16 + channels_last"]
+        print(f"a step of {name} takes {ratio:.2f} × one of the same model with the EMA quantizer")
     machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     arguments.out.write_text(json.dumps({"machine": machine, "batch": BATCH, "images_per_second": speeds}, indent=2) + "\n")
 

@@ -203,4 +203,6 @@ def findings(measures: Measures, config: HQVAEConfig) -> list[Finding]:
                 f"P̂ has {layer.entropy_bits:.1f} of {capacity:.1f} bits of entropy: it chooses almost at random (s² = {layer.s2:.3g})",
                 "train longer, or start harder: a higher model.quantizer.start.sharpness",
             ))  # fmt: skip
-    return sorted(found, key=lambda finding: ("carries nothing", "collapsed", "posterior uniform", "variance at its bound").index(finding.kind))
+    return sorted(
+        found, key=lambda finding: ("carries nothing", "collapsed", "posterior uniform", "variance at its bound").index(finding.kind)
+    )
