@@ -85,7 +85,7 @@ class Config:
 
 
 _CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
-_KINDS = ("stochastic", "ema", "normal", "data")
+_KINDS = ("stochastic", "ema", "other", "normal", "data")
 _ONE = (Level(stride=4, codebook_size=512),)
 _TWO = (Level(stride=8, codebook_size=512), Level(stride=4, codebook_size=512))
 _DEEP = (Level(stride=4, layers=4, codebook_size=256),)

@@ -161,6 +161,13 @@ def _rmse(square: Mean) -> float:
     return LEVELS_8BIT * math.sqrt(square.value())
 
 
+_AGAINST_COLLAPSE = {
+    "stochastic": "train longer, or start softer: a lower model.quantizer.start.sharpness",
+    "ema": "model.quantizer.restart=true puts unused codes back; a stochastic preset (sqvae, rsqvae) needs no restart",
+    "other": "a smaller codebook_size, or a stochastic preset (sqvae, rsqvae)",
+}
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something that a person should know about a layer: what is the case, and what to change."""
@@ -188,8 +195,7 @@ def findings(measures: Measures, config: HQVAEConfig) -> list[Finding]:
             found.append(Finding(
                 "collapsed", layer.name,
                 f"its choices are worth {layer.perplexity:.0f} of {layer.codebook_size} codes ({layer.used} are ever chosen)",
-                "train longer, or start softer: a lower model.quantizer.start.sharpness" if stochastic
-                else "model.quantizer.restart=true puts unused codes back; a stochastic preset (sqvae, rsqvae) needs no restart",
+                _AGAINST_COLLAPSE[config.quantizer.kind],
             ))  # fmt: skip
         if stochastic and abs(math.log(layer.s2)) > 0.99 * LOG_S2_RANGE:
             found.append(Finding(

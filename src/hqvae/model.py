@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from hqvae.errors import first_line
 from hqvae.likelihood import FittedGaussian, MeanSquare
 from hqvae.nets import Decoder, Encoder, NetConfig, reductions
-from hqvae.quantize import QUANTIZERS, EMAConfig, EMAQuantizer, Noise, Quantized, StochasticConfig, rows_and_codes
+from hqvae.quantize import QUANTIZERS, EMAConfig, EMAQuantizer, Noise, OtherConfig, Quantized, StochasticConfig, rows_and_codes
 from hqvae.topdown import Codes, Draw, Given, Injected, Layer, Nearest, Posterior, Residual, Settle, Starting, State, Step, walk
 
 
@@ -56,7 +56,7 @@ class HQVAEConfig:
     """
 
     levels: tuple[Level, ...] = Field(default=(Level(),), min_length=1)
-    quantizer: StochasticConfig | EMAConfig = Field(default=StochasticConfig(), discriminator="kind")
+    quantizer: StochasticConfig | EMAConfig | OtherConfig = Field(default=StochasticConfig(), discriminator="kind")
     net: NetConfig = NetConfig()
     channels: int = Field(default=3, ge=1)
     axes: int = Field(default=2, ge=1, le=2)

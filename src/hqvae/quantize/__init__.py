@@ -4,10 +4,11 @@ from .base import AsTriple, DataStart, NormalStart, Quantized, Quantizer, Start,
 from .ema import EMAConfig, EMAQuantizer, rows_and_codes
 from .noise import Noise
 from .ops import LOG_S2_RANGE
+from .others import OtherConfig, OtherQuantizer
 from .stochastic import StochasticConfig, StochasticQuantizer
 
-AnyQuantizer = StochasticQuantizer | EMAQuantizer
-QUANTIZERS: dict[str, type] = {"stochastic": StochasticQuantizer, "ema": EMAQuantizer}
+AnyQuantizer = StochasticQuantizer | EMAQuantizer | OtherQuantizer
+QUANTIZERS: dict[str, type] = {"stochastic": StochasticQuantizer, "ema": EMAQuantizer, "other": OtherQuantizer}
 
 __all__ = [
     "LOG_S2_RANGE",
@@ -19,6 +20,8 @@ __all__ = [
     "EMAQuantizer",
     "Noise",
     "NormalStart",
+    "OtherConfig",
+    "OtherQuantizer",
     "Quantized",
     "Quantizer",
     "Start",

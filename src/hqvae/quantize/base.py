@@ -47,12 +47,14 @@ class Quantized:
         codes: [B, *S] int64, the nearest code, always
         entropy: [B], H(P̂) summed over the positions, in nats (zero where the assignment is deterministic)
         variance: [], s² (zero where the assignment is deterministic)
+        cost: [B], what the quantizer adds to the objective by itself (only of quantizers that are not ours)
     """
 
     z: Tensor
     codes: Tensor
     entropy: Tensor
     variance: Tensor
+    cost: Tensor | None = None
 
 
 def rows_of(z: Tensor) -> Tensor:
