@@ -390,7 +390,7 @@ REFUSED = {
     "npy by the name of npz": (array_as_npz, {}, r"d\.npz"),
     "wrong column": (whole_table, {"column": "pictur"}, r"no column 'pictur'; did you mean 'picture'"),
     "column without images": (whole_table, {"column": "label"}, r"column 'label' of d\.parquet holds int64"),
-    "image too small": (WHOLE_SOURCES["folder"], {"size": 9}, r"\.png is 8×8, smaller than data\.size=9; choose data\.size=8"),
+    "image too small": (WHOLE_SOURCES["folder"], {"size": 9}, r"of 10 images are .* data\.size=9, the smallest .* 8×8; .* data\.size=8 "),
     "too few to cut": (lambda tmp: folder(tmp / "d", TRAIN[:2]), {}, r"2 images are too few to cut test and validation from; at least 3"),
     "no train split": (lambda tmp: npz(tmp / "d.npz", x_test=TEST), {}, r"splits test but no train split"),
     "split without data": (npz_with_empty_test, {}, r"d\.npz' has no image in its test split"),
@@ -415,7 +415,7 @@ def test_an_unknown_split_is_named(tmp_path):
 def test_an_image_too_small_is_found_before_training(cache_mb, tmp_path):
     folder(tmp_path / "d", TRAIN)
     write(tmp_path / "d" / "small.png", solid(1, 7))
-    with pytest.raises(InputError, match=r"small\.png is 7×7"):
+    with pytest.raises(InputError, match=r"smallest small\.png with 7×7"):
         Images(open_source(str(tmp_path / "d"), None, None)["train"], DataConfig(size=8, cache_mb=cache_mb), 3)
 
 
@@ -515,3 +515,17 @@ def test_a_subset_reads_what_it_names():
     part = whole.subset([7, 2, 5]).subset([2, 0])
     assert list(part.names) == ["5", "7"]
     assert [part.read(i).getpixel((0, 0)) for i in range(2)] == [5, 7]
+
+
+def test_hidden_files_are_no_data(tmp_path):
+    for name in ("a.png", "b.png", "c.png", "d.png", ".hidden.png"):
+        write(tmp_path / "d" / name, noise(8, 8))
+    names = open_source(str(tmp_path / "d"), None, None)
+    assert not any(".hidden" in name for collection in names.values() for name in collection.names)
+
+
+def test_numpy_s_advice_to_load_unsafely_is_not_passed_on(tmp_path):
+    (tmp_path / "text.npz").write_text("no array")
+    with pytest.raises(InputError, match="cannot be read") as error:
+        opened(tmp_path / "text.npz")
+    assert "pickle" not in str(error.value)

@@ -198,6 +198,8 @@ def test_saved_and_loaded_is_the_same(member, tmp_path):
 
 
 def test_from_pretrained_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder here, and not to be had from the hub"):
+        HQVAE.from_pretrained("runs/nobody-has-this")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         HQVAE.from_pretrained(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"config\.json"):

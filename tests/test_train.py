@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from hqvae.config import PRESETS, from_dict, override, preset
+from hqvae.data import open_images
 from hqvae.errors import InputError
 from hqvae.run import Run
 from hqvae.train import my_parts, train
+from hqvae.train.loop import refuse_unfit
 
 TINY = [
     "model.net.widths=[8]", "model.net.blocks=1", "data.size=16", "train.batch_size=8", "train.log_every=2", "train.validate_every=4",
@@ -193,7 +196,7 @@ def test_alarm_entries_say_what_and_what_to_do(pictures, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(pictures, tmp_path):
-    with pytest.raises(InputError, match="not finite at step 2; lower"):
+    with pytest.raises(InputError, match="not finite at step 2; start again"):
         train(tiny("sqvae", pictures, "train.lr=1e20", "train.precision=32-true"), str(tmp_path / "r"), accelerator="cpu")
 
 
@@ -227,3 +230,17 @@ def test_tensorboard_events_are_written(pictures, tmp_path):
     events = EventAccumulator(str(run.path / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("psnr")] == [2, 4, 6, 8]
     assert [e.value for e in events.Scalars("perplexity/3")] == pytest.approx([e["perplexity"][3] for e in run.entries("train")])
+
+
+def test_a_stride_larger_than_the_images_is_refused(pictures, tmp_path):
+    with pytest.raises(InputError, match=r"stride=64 is larger than the images, data\.size=16"):
+        train(tiny("sqvae", pictures, "model.levels.0.stride=64"), str(tmp_path / "r"), accelerator="cpu")
+    assert not (tmp_path / "r").exists()
+
+
+def test_fewer_validation_images_than_processes_are_refused(pictures):
+    config = tiny("sqvae", pictures)
+    data, images = open_images(config.data, 3, ("train", "validation"))
+    refuse_unfit(replace(config, data=data), images, 1)
+    with pytest.raises(InputError, match=r"validation image\(s\) cannot be shared by 999 processes"):
+        refuse_unfit(replace(config, data=data), images, 999)

@@ -29,11 +29,15 @@ def _layer(layer: LayerMeasures, measures: Measures) -> str:
     before = [other.psnr_after for other in measures.layers]
     index = measures.layers.index(layer)
     gain = layer.psnr_after - before[index - 1] if index else None
-    adds = f"adds {gain:.2f} dB to the layers before it" if gain is not None else f"alone gives {layer.psnr_after:.2f} dB"
+    adds = f"adds {_plain(gain)} dB to the layers before it" if gain is not None else f"alone gives {layer.psnr_after:.2f} dB"
     return (
         f"{layer.name} (stride {layer.stride}): its choices are worth {real:.2f} of {ideal:.2f} bits per position "
-        f"({layer.used} of {layer.codebook_size} codes used); it {adds}; with its codes shuffled, {layer.psnr_loss:.2f} dB are lost."
+        f"({layer.used} of {layer.codebook_size} codes used); it {adds}; with its codes shuffled, {_plain(layer.psnr_loss)} dB are lost."
     )
+
+
+def _plain(decibels: float) -> str:
+    return f"{round(decibels, 2) + 0.0:.2f}"  # no −0.00
 
 
 def _hints(measures: Measures, config: HQVAEConfig) -> list[str]:

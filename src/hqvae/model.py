@@ -353,5 +353,8 @@ def _folder_of(source: str) -> Path:
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors"]))
+        try:
+            return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors"]))
+        except Exception as error:  # of the hub's many classes: offline, no such repository, no right to read it
+            raise FileNotFoundError(f"{source}: no such folder here, and not to be had from the hub: {first_line(error)}") from error
     raise FileNotFoundError(f"{source}: no such folder, and not the name of a repository (owner/name) either")

@@ -46,8 +46,9 @@ class Run:
         if path.is_file():
             raise InputError(f"--out {str(path)!r} is a file; expected a new folder")
         if path.is_dir() and any(path.iterdir()):
-            what = "a run; continue it with --resume" if (path / "config.json").exists() else "files that are no run"
-            raise InputError(f"--out {str(path)!r} already holds {what}, or choose another folder")
+            run = (path / "config.json").exists()
+            what = "a run; continue it with --resume, or choose" if run else "files that are no run; choose"
+            raise InputError(f"--out {str(path)!r} already holds {what} another folder")
 
     @classmethod
     def create(cls, path: str | Path, config: Config) -> "Run":

@@ -49,6 +49,14 @@ class DataConfig:
     workers: int = Field(default=4, ge=0)
 
 
+class TooSmall(Exception):
+    """An image whose shorter side is below `data.size`."""
+
+    def __init__(self, name: str, picture: Image.Image):
+        super().__init__(f"{name} with {picture.width}×{picture.height}")
+        self.side = min(picture.size)
+
+
 class Images(torch.utils.data.Dataset):
     """One split, decoded: `images[indices, draws]` is a uint8 batch [B, C, size, size]; broken images are left out.
 
@@ -63,6 +71,7 @@ class Images(torch.utils.data.Dataset):
         fits = len(collection) * channels * config.size**2 * (1.5 if config.crop == "random" else 1) <= config.cache_mb * 2**20
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             checked = list(pool.map(self._try_decode if fits else self._try_header, range(len(collection))))
+        self._refuse_small([c for c in checked if isinstance(c, TooSmall)], len(checked))
         broken = [(collection.names[i], str(c)) for i, c in enumerate(checked) if isinstance(c, Exception)]
         if broken:
             shown = "; ".join(f"{name} ({why})" for name, why in broken[:5])
@@ -71,6 +80,15 @@ class Images(torch.utils.data.Dataset):
         if not self.kept:
             raise InputError(f"none of the {len(collection)} images of this split can be read")
         self.cache = self._pack([c for c in checked if isinstance(c, np.ndarray)]) if fits else None
+
+    def _refuse_small(self, small: list["TooSmall"], count: int) -> None:
+        """Raises InputError that speaks of all of them: to enlarge pictures would make up what they do not show."""
+        if small:
+            least = min(small, key=lambda one: one.side)
+            raise InputError(
+                f"{len(small)} of {count} images are smaller than data.size={self.size}, the smallest {least}; "
+                f"take them out, or choose data.size={max(2, least.side)} (for evaluate: --size {max(2, least.side)})"
+            )
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -91,16 +109,12 @@ class Images(torch.utils.data.Dataset):
     def _try_decode(self, i: int) -> np.ndarray | Exception:
         try:
             return self._decode(i)
-        except InputError:
-            raise
         except Exception as error:  # a broken file may raise anything from PIL's plug-ins
             return error
 
     def _try_header(self, i: int) -> Exception | None:
         try:
             _check_size(self.collection.read(i), self.collection.names[i], self.size)
-        except InputError:
-            raise
         except Exception as error:
             return error
         return None
@@ -180,7 +194,4 @@ def _own_size(collection: Collection) -> int:
 def _check_size(picture: Image.Image, name: str, size: int) -> None:
     side = min(picture.size)
     if side < size:
-        raise InputError(
-            f"image {name} is {picture.width}×{picture.height}, smaller than data.size={size}; "
-            f"choose data.size={side} or less (for evaluate: --size {side})"
-        )
+        raise TooSmall(name, picture)

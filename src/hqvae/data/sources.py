@@ -117,7 +117,7 @@ def split(
 def _folder(root: Path) -> dict[str, Collection]:
     groups: dict[str, list[Path]] = {}
     named = {p.name: _SYNONYMS[p.name.lower()] for p in root.iterdir() if p.is_dir() and p.name.lower() in _SYNONYMS}
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()):
+    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and p.name[0] != "."):
         top = path.relative_to(root).parts[0]
         if named and top not in named:
             continue
@@ -180,7 +180,8 @@ def _npz(path: Path) -> dict[str, Collection]:
             raise ValueError("it holds a single array; write it with np.savez")
         images = {name: arrays[name] for name in arrays.files if arrays[name].dtype == np.uint8 and arrays[name].ndim in (3, 4)}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as .npz: {error}") from error
+        why = "it is no such file" if "pickle" in str(error) else error  # NumPy's advice to load it unsafely is none to follow
+        raise InputError(f"{path} cannot be read as .npz: {why}") from error
     out: dict[str, Collection] = {}
     for name, array in images.items():
         key = _SYNONYMS.get(name.lower().removeprefix("x_").removesuffix("_images"), "train")

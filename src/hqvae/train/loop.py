@@ -19,7 +19,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from hqvae.config import Config
-from hqvae.data import Order, open_images, to_signal, training_batches
+from hqvae.data import Images, Order, open_images, to_signal, training_batches
 from hqvae.errors import InputError, NotFinite
 from hqvae.model import Elbo
 from hqvae.quantize import Noise
@@ -52,11 +52,25 @@ def train(config: Config, out: str, resume: bool = False, accelerator: str = "au
         Run.refuse_used(out)
     data, images = open_images(config.data, config.model.channels, ("train", "validation"))
     config = replace(config, data=data)
+    refuse_unfit(config, images, fabric.world_size)
     training = assemble(fabric, config, out, resume, images)
     with training.run.in_use() if fabric.global_rank == 0 else nullcontext():
         if resume:
             restore(training)
         return training.run if loop(training, config, parts) else None
+
+
+def refuse_unfit(config: Config, images: dict[str, Images], processes: int) -> None:
+    """Raises InputError where model, data and processes do not go together."""
+    stride, size = config.model.levels[0].stride, images["train"].size
+    if stride > size:
+        raise InputError(f"model.levels.0.stride={stride} is larger than the images, data.size={size}; expected at most {size}")
+    validated = min(len(images["validation"]), config.train.validation_images)
+    if validated < processes:
+        raise InputError(
+            f"{validated} validation image(s) cannot be shared by {processes} processes, which need one each; "
+            f"raise data.validation or train.validation_images, or take --devices {validated}"
+        )
 
 
 def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
@@ -124,7 +138,7 @@ def refuse_broken(outs: Sequence[Elbo], step: int) -> None:
 
 
 def broken(what: str, step: int) -> InputError:
-    return InputError(f"{what} at step {step}; lower train.lr or set train.clip=1, and go on with --resume")
+    return InputError(f"{what} at step {step}; start again in another folder with a lower train.lr, or with train.clip=1")
 
 
 def descend(training: Training) -> None:
