@@ -185,12 +185,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/quantizer"))
+    parser.add_argument("--keep", action="store_true", help="add to the sizes that OUT.json has")
     parser.add_argument("--peak", nargs=2, metavar=("NAME", "K"), help="print one contender's memory, and no more")
     arguments = parser.parse_args()
     if arguments.peak:
         print(peak_bytes(arguments.peak[0], int(arguments.peak[1]), arguments.device))
         return
     results: dict[int, dict[str, dict[str, float]]] = {}
+    if arguments.keep:
+        results = {int(codes): row for codes, row in json.loads(arguments.out.with_suffix(".json").read_text())["by K"].items()}
     for codes in map(int, arguments.sizes.split(",")):
         results[codes] = measure(codes, arguments.rounds, arguments.device)
         print(f"K = {codes}, N = {rows_of(codes)}")

@@ -31,7 +31,7 @@ FEWEST_ROWS = 64  # of a block: fewer make the products slow, at K = 65 536 too
 def _compiled() -> ModuleType | None:
     try:
         return importlib.import_module("hqvae.quantize.compiled")
-    except ImportError:  # no Numba for this platform: plain torch serves
+    except (ImportError, RuntimeError):  # no Numba for this platform, or no folder where it may keep what it compiled
         return None
 
 
