@@ -109,8 +109,9 @@ def _forward(
 
 @triton.jit
 def _slopes(
-    scores,
-    pull,
+    z,
+    grad_out,
+    b,
     k,
     codes,
     hashes,
@@ -125,7 +126,8 @@ def _slopes(
     inner_ptr,
     grad_ptr,
 ):
-    """(y, ∂L/∂logits, x) of a tile, zero where there is no row or no code."""
+    """(y, ∂L/∂logits, x) of a tile, the first two zero where there is no row or no code."""
+    scores, pull = _scores(z, b, k, codes), tl.dot(grad_out, tl.trans(b), input_precision=PRECISION)
     precision, sharpness = tl.load(scale_ptr), tl.load(scale_ptr + 1)
     row = n < count
     top, norm = tl.load(top_ptr + n, mask=row, other=0.0)[:, None], tl.load(log_norm_ptr + n, mask=row, other=0.0)[:, None]
@@ -152,10 +154,9 @@ def _pull_rows(
     for first in range(0, codes, CODES):
         k = first + tl.arange(0, CODES)
         b = _tile(codebook_ptr, k, d, codes, width)
-        scores, pull = _scores(z, b, k, codes), tl.dot(grad_out, tl.trans(b), input_precision=PRECISION)
         _, slope, x = _slopes(
-            scores, pull, k, codes, hashes, n, count, scale_ptr, code_bits_ptr, top_ptr, entropy_ptr, log_norm_ptr, log_mass_ptr, inner_ptr,
-            grad_ptr,
+            z, grad_out, b, k, codes, hashes, n, count, scale_ptr, code_bits_ptr, top_ptr, entropy_ptr, log_norm_ptr, log_mass_ptr,
+            inner_ptr, grad_ptr,
         )  # fmt: skip
         moment += tl.sum(slope * x, 1)
         grad_z += tl.dot(slope, b, input_precision=PRECISION)
@@ -177,10 +178,9 @@ def _pull_codes(
         n = first + tl.arange(0, ROWS)
         z, grad_out = _tile(z_ptr, n, d, count, width), _tile(grad_out_ptr, n, d, count, width)
         hashes = tl.load(row_bits_ptr + n, mask=n < count, other=0)
-        scores, pull = _scores(z, b, k, codes), tl.dot(grad_out, tl.trans(b), input_precision=PRECISION)
         y, slope, _ = _slopes(
-            scores, pull, k, codes, hashes, n, count, scale_ptr, code_bits_ptr, top_ptr, entropy_ptr, log_norm_ptr, log_mass_ptr, inner_ptr,
-            grad_ptr,
+            z, grad_out, b, k, codes, hashes, n, count, scale_ptr, code_bits_ptr, top_ptr, entropy_ptr, log_norm_ptr, log_mass_ptr,
+            inner_ptr, grad_ptr,
         )  # fmt: skip
         from_y += tl.dot(tl.trans(y), grad_out, input_precision=PRECISION)
         from_slope += tl.dot(tl.trans(slope), z, input_precision=PRECISION)
