@@ -97,7 +97,7 @@ def test_what_fails_half_way_leaves_what_was_there(run, error, old):
     path.parent.mkdir()
     if old is not None:
         path.write_text(old)
-    with pytest.raises(type(error)), run._whole(path) as temporary:
+    with pytest.raises(type(error)), whole(path) as temporary:
         temporary.write_text("ne")
         raise error
     assert [(p.name, p.read_text()) for p in path.parent.iterdir()] == ([] if old is None else [("x.json", old)])
@@ -105,7 +105,7 @@ def test_what_fails_half_way_leaves_what_was_there(run, error, old):
 
 def test_nothing_shows_before_it_is_whole(run):
     path = run.path / "new" / "x.json"
-    with run._whole(path) as temporary:
+    with whole(path) as temporary:
         temporary.write_text("new")
         assert not path.exists() and temporary.parent == path.parent
     assert [(p.name, p.read_text()) for p in path.parent.iterdir()] == [("x.json", "new")]

@@ -146,6 +146,55 @@ def doctor(run: str, *, data: str | None = None, split: str = "test", limit: int
 
 
 @app.command
+def compare(
+    spec: str, *settings: Annotated[str, Parameter(allow_leading_hyphen=False)], data: str = "photos", out: str, split: str | None = None,
+    seeds: int | None = None, jobs: int = 1, accelerator: str = "auto", devices: int = 1, nodes: int = 1,
+) -> int:  # fmt: skip
+    """Train several systems with several seeds at equal rate; prints tables, writes OUT/report.html.
+
+    Started again, it goes on where it was stopped; started several times at once, its processes share the runs.
+
+    Examples:
+
+        hqvae compare experiments/residual.yaml --data cifar10/ --out runs/residual
+
+        hqvae compare my.yaml --data ~/pictures --out runs/mine --split validation --seeds 1 train.steps=500
+
+    Parameters
+    ----------
+    spec
+        YAML file of systems, cases and settings; `experiments/` of the repository has some, docs/compare.md says how they read.
+    settings
+        key=value for every run, over what the spec says.
+    data
+        Data as for train.
+    out
+        Folder of the comparison: runs, results, report.
+    split
+        Images that the figures are of; what the spec says when not given. Tune on validation, read test once.
+    seeds
+        Only the first so many of the spec's seeds.
+    jobs
+        Runs at a time.
+    accelerator
+        auto, cpu or cuda.
+    devices
+        Devices of this machine for each run (DDP).
+    nodes
+        Machines for each run.
+    """
+    from hqvae.compare import Machine, read_spec
+    from hqvae.compare import compare as run_comparison
+
+    chosen = read_spec(spec).narrowed(split, seeds, settings)
+    missing = run_comparison(chosen, data, out, Machine(accelerator, devices, nodes, jobs))
+    print(f"{out}/report.html, {out}/report.json")
+    for sentence in missing:
+        print(f"! {sentence}")
+    return 1 if missing else 0
+
+
+@app.command
 def presets(name: str | None = None) -> int:
     """List the presets, or every key of one with its value.
 

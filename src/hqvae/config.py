@@ -127,6 +127,11 @@ def override(config: Config, settings: list[str]) -> Config:
     return from_dict(tree)
 
 
+def setting(key: str, value: Any) -> str:
+    """A plain value as the `key=value` that `override` reads back."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """The config as plain JSON values."""
     return _CONFIG.dump_python(config, mode="json")

@@ -70,6 +70,11 @@ class HQVAEConfig:
                 raise ValueError(f"strides go coarse to fine and each is a multiple of the next, but {fine.stride} follows {coarse.stride}")
         return levels
 
+    @property
+    def bits_per_point(self) -> float:
+        """The rate: Σ_l log2 K_l / stride_l^axes, bits per pixel or sample point, before any entropy coding."""
+        return sum(level.layers * math.log2(level.codebook_size) / level.stride**self.axes for level in self.levels)
+
 
 class Elbo(NamedTuple):
     """The terms of one batch.

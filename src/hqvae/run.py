@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from matplotlib.figure import Figure
@@ -97,14 +97,8 @@ class Run:
         Raises InputError when another process holds it.
         """
         with (self.path / "config.json").open("rb") as held:
-            try:
-                import fcntl
-
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:  # no such locks on Windows
-                pass
-            except OSError as error:
-                raise InputError(f"run {str(self.path)!r} is in use: another process is training into it") from error
+            if not lock(held):
+                raise InputError(f"run {str(self.path)!r} is in use: another process is training into it")
             yield
 
     # ------------------------------------------------------------------------------------------------ writing
@@ -135,22 +129,22 @@ class Run:
         """Drop the log's lines past a step, and a torn last one: the resumed run writes them again."""
         if self.log_path.exists():
             lines = [line for line, entry in self._lines() if entry["step"] <= step]
-            with self._whole(self.log_path) as temporary:
+            with whole(self.log_path) as temporary:
                 temporary.write_text("".join(line + "\n" for line in lines))
 
     def write_json(self, name: str, value: Any) -> Path:
-        with self._whole(self.path / name) as temporary:
+        with whole(self.path / name) as temporary:
             temporary.write_text(json.dumps(value, indent=2) + "\n")
         return self.path / name
 
     def save_figure(self, name: str, figure: Figure) -> Path:
         """A picture in the report."""
-        with self._whole(self.path / "report" / name) as temporary:
+        with whole(self.path / "report" / name) as temporary:
             figure.savefig(temporary, format=name.rsplit(".", 1)[1])
         return self.path / "report" / name
 
     def save_model(self, model: HQVAE) -> None:
-        with self._whole(self.path / "model.safetensors") as temporary:
+        with whole(self.path / "model.safetensors") as temporary:
             try:
                 save_model(model, str(temporary))
             except SafetensorError as error:  # says the system's reason in its text only
@@ -170,7 +164,7 @@ class Run:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the state of step `state["step"]`, then drop all but the newest checkpoints."""
-        with self._whole(self.path / "checkpoints" / f"{state['step']:09d}.pt") as temporary:
+        with whole(self.path / "checkpoints" / f"{state['step']:09d}.pt") as temporary:
             torch.save(state, buffer := io.BytesIO())  # torch's own file writer hides why the system refused
             temporary.write_bytes(buffer.getbuffer())
         for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
@@ -190,18 +184,32 @@ class Run:
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("*.pt"))
 
-    @contextmanager
-    def _whole(self, path: Path) -> Iterator[Path]:
-        """A temporary path that becomes `path` when the block succeeds, and disappears when it does not."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        try:
-            yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block succeeds, and disappears when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def lock(held: IO[Any]) -> bool:
+    """Take the lock of an open file, until it is closed or the process ends, however it ends; False when another has it."""
+    try:
+        import fcntl
+
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # no such locks on Windows
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,41 @@
+"""Several systems × several seeds at equal rate → one report: which reconstructs better, which uses its codebooks."""
+
+from pathlib import Path
+
+from hqvae.data import open_images
+from hqvae.errors import InputError
+from hqvae.screen import Steps
+
+from .jobs import Folder, Grid, Machine
+from .report import Place, print_tables, write_report
+from .spec import Entry, Spec, entries, read_spec
+
+__all__ = ["Entry", "Machine", "Spec", "compare", "entries", "read_spec"]
+
+
+def compare(spec: Spec, data: str, out: str, machine: Machine = Machine()) -> list[str]:
+    """Train and measure every run of `spec` that is not done yet, then write the report into the folder `out` and print its tables.
+
+    Args:
+        spec: systems, cases and seeds
+        data: as `hqvae train --data` takes it
+        out: a new folder, or that of a comparison to go on with; several processes may work on one
+        machine: accelerator, devices, nodes, and how many runs at a time
+
+    Returns what is missing: a sentence per run that has no figures, because it failed or another process is at it. Raises InputError
+    for a spec, data or folder that cannot be used, before anything is written.
+    """
+    if machine.jobs < 1:
+        raise InputError(f"jobs={machine.jobs}: expected at least 1")
+    if Path(out).is_file():
+        raise InputError(f"--out {out!r} is a file; expected a folder")
+    grid = entries(spec, data)
+    images = open_images(grid[0].config.data, grid[0].config.model.channels, (spec.split,))[1][spec.split]
+    folder = Folder(out)
+    done = sum(folder.result(entry, spec.split) is not None for entry in grid)
+    with Steps(len(grid), done, quiet=False) as screen:
+        missing = Grid(folder, grid, spec.split, machine).work(screen)
+    results = [result for entry in grid if (result := folder.result(entry, spec.split)) is not None]
+    rows = write_report(spec, grid, results, missing, Place(folder, machine, images))
+    print_tables(spec, grid, rows)
+    return missing

@@ -1,0 +1,292 @@
+"""Comparisons: what is refused as none, what the statistics mean, and that runs are done once, go on where cut, and are shared."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from hqvae.cli import main
+from hqvae.compare import entries, read_spec
+from hqvae.compare.spec import bits_per_point
+from hqvae.compare.summary import Estimate, apart, summarise, verdicts
+from hqvae.errors import InputError
+from hqvae.model import HQVAE
+from hqvae.run import lock
+
+SPECS = sorted((Path(__file__).parent.parent / "experiments").rglob("*.yaml"))
+SETTINGS = {"train.steps": 4, "train.batch_size": 8, "train.log_every": 1, "train.validate_every": 2, "train.precision": "32-true",
+            "model.net.widths": [8], "model.net.blocks": 0, "model.levels.0.codebook_size": 8, "model.levels.0.dim": 4}  # fmt: skip
+SYSTEMS = {"SQ": {"preset": "sqvae"}, "VQ": {"preset": "vqvae"}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "toy.npz"
+    images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    np.savez(path, x_train=images, x_test=images[:8], x_val=images[8:16])
+    return str(path)
+
+
+def written(folder, **changes):
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump({"settings": SETTINGS, "systems": SYSTEMS, "seeds": [0, 1], **changes}))
+    return str(path)
+
+
+REFUSED = {
+    "unknown field": ({"sistems": {}}, ["sistems", "unexpected"]),
+    "unknown preset": ({"systems": {"SQ": {"preset": "sqvea"}}}, ["SQ: preset 'sqvea'", "did you mean 'sqvae'"]),
+    "unknown key": ({"settings": {"train.stepz": 3}}, ["train.stepz", "did you mean 'steps'"]),
+    "no system": ({"systems": {}}, ["systems"]),
+    "same seed twice": ({"seeds": [0, 0]}, ["seeds", "[0, 0]"]),
+    "unknown reference": ({"reference": "SQVAE"}, ["reference 'SQVAE'", "did you mean 'SQ'"]),
+    "another rate": (
+        {"systems": {"SQ": {"preset": "sqvae"}, "VQ": {"preset": "vqvae", "settings": {"model.levels.0.codebook_size": 16}}}},
+        ["0.1875 bits per sample point", "0.25", "equal rates"],
+    ),
+    "another net": (
+        {"systems": {"SQ": {"preset": "sqvae"}, "VQ": {"preset": "vqvae", "settings": {"model.net.widths": [16]}}}},
+        ["model.net.widths.0=8", "VQ, seed 0 has 16", "no comparison"],
+    ),
+    "another length": (
+        {"systems": {"SQ": {"preset": "sqvae"}, "VQ": {"preset": "vqvae", "settings": {"train.steps": 5}}}},
+        ["train.steps=4", "VQ, seed 0 has 5", "no comparison"],
+    ),
+    "a codebook that a quantizer cannot have": (
+        {"systems": {"FSQ": {"preset": "vqvae", "settings": {
+            "model.quantizer.kind": "other", "model.quantizer.name": "fsq", "model.levels.0.codebook_size": 12}}}},
+        ["FSQ", "codebook_size=12", "powers of two"],
+    ),
+    "two of one name": ({"systems": {"SQ!": {"preset": "sqvae"}, "sq": {"preset": "sqvae"}}}, ["'sq-seed0'", "rename"]),
+    "no such split": ({"split": "tets"}, ["split", "tets"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_comparison_is_refused_before_anything_is_written(case, data, tmp_path, capsys):
+    changes, words = REFUSED[case]
+    assert main(["compare", written(tmp_path, **changes), "--data", data, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in words), said
+    assert said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nowhere.yaml"], "'nowhere.yaml' does not exist"),
+        (["{spec}", "--seeds", "3"], "seeds=3: the spec has 2"),
+        (["{spec}", "--split", "tset"], "split 'tset' does not exist; did you mean 'test'"),
+        (["{spec}", "--jobs", "0"], "jobs=0"),
+        (["{spec}", "train.stepz=1"], "did you mean 'steps'"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, words, data, tmp_path, capsys):
+    spec = written(tmp_path)
+    assert main(["compare", *[a.format(spec=spec) for a in arguments], "--data", data, "--out", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_spec_are_refused(tmp_path):
+    for text, words in (("a: [1", "not readable YAML"), ("- 1", "no mapping"), ("title: t", "systems")):
+        (tmp_path / "s.yaml").write_text(text)
+        with pytest.raises(InputError, match=words):
+            read_spec(str(tmp_path / "s.yaml"))
+    with pytest.raises(InputError, match=re.escape("did you mean 's.yaml'")):
+        read_spec(str(tmp_path / "ss.yaml"))
+
+
+def test_settings_of_the_command_win_over_those_of_the_system(tmp_path, data):
+    spec = read_spec(written(tmp_path, cases={"a": {"train.lr": 0.5}})).narrowed(None, 1, ["train.lr=0.25", "train.steps=9"])
+    assert {(e.config.train.lr, e.config.train.steps, e.config.train.seed) for e in entries(spec, data)} == {(0.25, 9, 0)}
+
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+
+def test_an_estimate_is_mean_and_standard_error():
+    estimate = Estimate.of([1.0, 2.0, 3.0, 6.0])
+    assert estimate.mean == 3 and estimate.error == pytest.approx(np.std([1, 2, 3, 6], ddof=1) / 2)
+    assert Estimate.of([4.0]) == Estimate(4.0, None, 1) and not Estimate.of([4.0]).clear
+    assert Estimate(1.0, 0.49, 3).clear and Estimate(-1.0, 0.49, 3).clear and not Estimate(1.0, 0.51, 3).clear
+    assert apart(Estimate(-1.234, 0.5, 3)) == "−1.23 ± 0.50"
+
+
+def result(system, seed, rmse, perplexity=4.0):
+    layer = {"level": 0, "layer": 0, "codebook_size": 8, "used": 6, "perplexity": perplexity, "psnr_after": 20.0}
+    measures = {"rmse": rmse, "psnr": 20.0, "ssim": None, "bits_per_dim": 5.0, "layers": [layer, {**layer, "layer": 1, "perplexity": 7.0}]}
+    return {"case": "", "system": system, "seed": seed, "measures": measures, "images_per_second": 100.0}
+
+
+def test_differences_are_paired_by_seed(tmp_path):
+    """Seeds differ by ten, systems by 0.5 within every seed: the pairing sees the half, to the digit."""
+    spec = read_spec(written(tmp_path, seeds=[0, 1, 2]))
+    results = [result(system, seed, 10.0 * seed + (system == "VQ") / 2) for seed in (0, 1, 2) for system in ("SQ", "VQ")]
+    ours, theirs = summarise(spec, results)
+    assert ours.difference is None and theirs.difference == Estimate(0.5, 0.0, 3) and theirs.difference.clear
+    assert theirs.figures["rmse"].error > 5
+    assert "ssim" not in ours.figures and ours.figures["perplexity_share"].mean == 0.5
+    assert verdicts(spec, [ours, theirs])[0] == "SQ has lower RMSE than VQ (+0.50 ± 0.00)."
+    assert "layer 0, has a perplexity of 4 of 8" in verdicts(spec, [ours, theirs])[1]
+
+
+def test_a_missing_seed_is_left_out_of_the_pairs(tmp_path):
+    results = [result("SQ", 0, 1.0), result("VQ", 0, 3.0), result("VQ", 1, 100.0)]
+    rows = summarise(read_spec(written(tmp_path)), results)
+    assert [row.seeds for row in rows] == [(0,), (0, 1)] and rows[1].difference == Estimate(2.0, None, 1)
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+def command(*arguments):
+    return subprocess.Popen([sys.executable, "-m", "hqvae.cli", "compare", *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def figures(out):
+    report = json.loads((out / "report.json").read_text())
+    return {(r["case"], r["system"], r["seed"]): r["measures"]["rmse"] for r in report["results"]}
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare")
+    systems = {"SQ": {"preset": "rsqvae"}, "VQ": {"preset": "rqvae"}}
+    spec = written(
+        out, cases={"L = 1": {"model.levels.0.layers": 1}, "L = 2": {"model.levels.0.layers": 2}}, systems=systems, title="A <b>"
+    )
+    assert main(["compare", spec, "--data", data, "--out", str(out / "c"), "--seeds", "1", "--jobs", "2", "--accelerator", "cpu"]) == 0
+    return spec, out / "c"
+
+
+def test_a_comparison_leaves_tables_and_a_page_that_opens_offline(finished, data, capsys):
+    spec, out = finished
+    assert main(["compare", spec, "--data", data, "--out", str(out), "--seeds", "1", "--accelerator", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "L = 1 (test split, 0.1875 bits per pixel)" in shown and "Δ RMSE to SQ" in shown and "use of the codebooks" in shown
+    page = (out / "report.html").read_text()
+    assert "<h1>A &lt;b&gt;</h1>" in page
+    assert page.count('src="data:image/png;base64,') == 7 == len(list((out / "pictures").glob("*.png")))  # 3 a case, 1 over the cases
+    assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page and "<script" not in page
+    report = json.loads((out / "report.json").read_text())
+    assert len(report["rows"]) == 4 and len(report["results"]) == 4 and report["missing"] == []
+    for row, rate in zip(report["results"], (3, 3, 6, 6)):
+        assert row["measures"]["bits_per_pixel"] == rate / 16
+        assert row["protocol"]["split"] == "test" and row["protocol"]["images"] == 8
+
+
+def test_what_is_done_is_not_done_again_and_more_seeds_are_added(finished, data, tmp_path, capsys):
+    spec, out = finished
+    before = {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
+    old = figures(out)
+    narrower = yaml.safe_load(Path(spec).read_text())
+    narrower["cases"].pop("L = 2")
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(narrower))
+    assert main(["compare", str(tmp_path / "one.yaml"), "--data", data, "--out", str(out), "--accelerator", "cpu"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    new = figures(out)
+    assert len(new) == 4 and all(new[key] == rmse for key, rmse in old.items() if key[0] == "L = 1")
+    assert "± " in capsys.readouterr().out
+    assert main(["compare", spec, "train.lr=0.5", "--data", data, "--out", str(out), "--accelerator", "cpu"]) == 2
+    assert "of another config: train.lr is 0.001 there and 0.5 here" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_is_named_and_the_others_count(data, tmp_path, capsys):
+    systems = {"SQ": {"preset": "sqvae"}, "wild": {"preset": "vqvae", "settings": {"train.lr": 1e30}}}
+    spec = written(tmp_path, systems=systems, seeds=[0])
+    assert main(["compare", spec, "--data", data, "--out", str(tmp_path / "c"), "--accelerator", "cpu"]) == 1
+    shown = capsys.readouterr().out
+    assert "! wild, seed 0 failed: " in shown and "lower train.lr" in shown
+    assert list(figures(tmp_path / "c")) == [("", "SQ", 0)]
+    assert "wild, seed 0 failed" in (tmp_path / "c" / "report.html").read_text()
+
+
+def test_a_run_that_another_process_has_claimed_is_left_to_it(data, tmp_path, capsys):
+    (tmp_path / "c" / "runs").mkdir(parents=True)
+    with (tmp_path / "c" / "runs" / "vq-seed0.log").open("ab") as held:
+        assert lock(held)
+        spec = written(tmp_path, seeds=[0])
+        assert main(["compare", spec, "--data", data, "--out", str(tmp_path / "c"), "--accelerator", "cpu"]) == 1
+    assert "! VQ, seed 0: another process is at it" in capsys.readouterr().out
+    assert list(figures(tmp_path / "c")) == [("", "SQ", 0)]
+
+
+def test_a_comparison_that_is_stopped_goes_on_and_ends_the_same(data, tmp_path):
+    """Stopped politely, then killed: what the children of the killed one are still at is waited for."""
+    settings = {**SETTINGS, "train.steps": 300, "train.validate_every": 20}
+    spec = written(tmp_path, seeds=[0], settings=settings, systems={"SQ": SYSTEMS["SQ"]})
+    arguments = [spec, "--data", data, "--accelerator", "cpu"]
+    assert command(*arguments, "--out", str(tmp_path / "whole")).wait(200) == 0
+    cut = tmp_path / "cut"
+    for how, least in ((signal.SIGINT, 1), (signal.SIGKILL, 100)):
+        process, deadline = command(*arguments, "--out", str(cut)), time.time() + 100
+        while max((int(path.stem) for path in cut.rglob("checkpoints/*.pt")), default=0) < least and time.time() < deadline:
+            time.sleep(0.01)
+        process.send_signal(how)
+        process.communicate(timeout=60)
+        assert process.returncode == (130 if how == signal.SIGINT else -9)
+        assert not list((cut / "results").glob("*"))  # stopped in the middle, not after the end
+    assert "--resume" in (cut / "runs" / "sq-seed0.log").read_text()
+    deadline = time.time() + 100
+    while command(*arguments, "--out", str(cut)).wait(200) == 1 and time.time() < deadline:
+        time.sleep(0.5)
+    assert figures(cut) == figures(tmp_path / "whole")
+
+
+# ------------------------------------------------------------------------------------------------ experiments/
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_the_specs_of_experiments_are_comparisons_at_equal_rate(path):
+    spec = read_spec(str(path))
+    grid = entries(spec, "photos")
+    assert len(grid) == len(spec.systems) * len(spec.cases) * len(spec.seeds)
+    for case in spec.cases:
+        assert len({round(bits_per_point(entry), 9) for entry in grid if entry.case == case}) == 1
+    assert grid[0].config.model.quantizer.kind == "stochastic" and spec.ours == grid[0].system
+    assert {entry.config.model.quantizer.kind for entry in grid} > {"stochastic"}
+
+
+LATENTS = {  # published sizes of the latents
+    "celebahq256": [(32, 32), (64, 64)],
+    "ffhq256": [(8, 8)] * 4,
+    "ffhq1024": [(32, 32), (64, 64), (128, 128)],
+    "imagenet256": [(32, 32), (64, 64)],
+}
+
+
+@pytest.mark.parametrize("name", LATENTS)
+def test_large_specs_have_the_published_latents(name):
+    path = next(path for path in SPECS if path.stem == name)
+    for entry in entries(read_spec(str(path)), "photos"):
+        with torch.device("meta"):  # shapes without weights
+            model = HQVAE(entry.config.model)
+            side = entry.config.data.size
+            features = model.features(torch.zeros(1, 3, side, side))
+        assert [tuple(features[layer.level].shape[2:]) for layer in model.layers] == LATENTS[name], entry.title
+
+
+@pytest.mark.parametrize("name", LATENTS)
+def test_large_specs_train_on_a_small_folder(name, tmp_path):
+    """The loader's part: pictures of other sizes in sub-folders, brought to the published side."""
+    from PIL import Image
+
+    from hqvae.data import in_order, open_images
+
+    path = next(path for path in SPECS if path.stem == name)
+    entry = entries(read_spec(str(path)), str(tmp_path / "pictures"))[0]
+    side = entry.config.data.size
+    for index in range(4):
+        place = tmp_path / "pictures" / f"class{index % 2}" / f"{index}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side + 7 * index, side + 3), (index * 40, 9, 9)).save(place)
+    _, images = open_images(entry.config.data, 3, ("train",))
+    assert [tuple(batch.shape) for batch in in_order(images["train"], 1, 2)] == [(1, 3, side, side)] * 2
