@@ -11,6 +11,7 @@ from hqvae.data import SPLITS, Images, in_order, open_images, to_signal
 from hqvae.errors import InputError, nearest_name
 from hqvae.measure import Finding, Measures, findings, measure
 from hqvae.model import HQVAE
+from hqvae.perceptual import Perceptual
 from hqvae.pictures import grid
 from hqvae.run import Run, versions
 from hqvae.screen import table
@@ -62,7 +63,8 @@ def evaluate(
     trained = opened.config.data
     config = replace(trained, source=trained.source if source is None else source, size=trained.size if size is None else size)
     data, images = open_images(config, model.config.channels, (split,))
-    measures = measure(model, in_order(images[split], batch_size, limit), device, shuffle_images)
+    perceptual = Perceptual.at_hand(device) if model.config.axes == 2 else None
+    measures = measure(model, in_order(images[split], batch_size, limit), device, shuffle_images, perceptual=perceptual)
     found = findings(measures, model.config)
     weights = hashlib.sha256((opened.path / "model.safetensors").read_bytes()).hexdigest()
     protocol = {
@@ -100,19 +102,13 @@ def reconstructions(model: HQVAE, images: Images, device: torch.device) -> list[
 def print_report(report: Report, title: str) -> None:
     """The measures as two tables on standard output."""
     m = report.measures
-    table(
-        f"{title}: {m.images} images, {report.protocol['split']} split of {report.protocol['data']['source']}",
-        ["RMSE (0–255)", "PSNR dB", "SSIM", "bits/dim (−ELBO)", "rate bits/pixel"],
-        [
-            [
-                f"{m.rmse:.2f}",
-                f"{m.psnr:.2f}",
-                "–" if m.ssim is None else f"{m.ssim:.4f}",
-                f"{m.bits_per_dim:.3f}",
-                f"{m.bits_per_pixel:.4f}",
-            ]
-        ],
-    )
+    figures = {
+        "RMSE (0–255)": f"{m.rmse:.2f}", "PSNR dB": f"{m.psnr:.2f}", "SSIM": "–" if m.ssim is None else f"{m.ssim:.4f}",
+        **({"LPIPS": f"{m.lpips:.4f}"} if m.lpips is not None else {}), **({"rFID": f"{m.rfid:.2f}"} if m.rfid is not None else {}),
+        "bits/dim (−ELBO)": f"{m.bits_per_dim:.3f}", "rate bits/pixel": f"{m.bits_per_pixel:.4f}",
+    }  # fmt: skip
+    where = f"{report.protocol['split']} split of {report.protocol['data']['source']}"
+    table(f"{title}: {m.images} images, {where}", list(figures), [list(figures.values())])
     rows = []
     for layer in m.layers:
         rows.append([

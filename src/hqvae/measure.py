@@ -10,6 +10,7 @@ from torch import Tensor
 from hqvae.data import to_signal
 from hqvae.metrics import Mean, Usage, psnr, ssim
 from hqvae.model import HQVAE, HQVAEConfig
+from hqvae.perceptual import Perceptual
 from hqvae.quantize import LOG_S2_RANGE, Noise
 
 LEVELS_8BIT = 127.5  # one unit of a signal in [−1, 1], in 8-bit levels
@@ -53,6 +54,7 @@ class Measures:
     """A model over a split. RMSE in 8-bit levels, PSNR and SSIM are means over images; rate in bits per pixel (per sample point).
 
     bits_per_dim: −ELBO by true draws, per 8-bit sample, with σ² fitted to the split and uniform dequantization
+    lpips, rfid: where their networks' weights are at hand (`Perceptual.at_hand`)
     loss: the training objective in evaluation mode, whose fall a plateau schedule watches
     shuffled_images: how many images the ablation used
     """
@@ -67,6 +69,8 @@ class Measures:
     loss: float
     shuffled_images: int
     layers: tuple[LayerMeasures, ...]
+    lpips: float | None = None
+    rfid: float | None = None
 
 
 class _LayerSums:
@@ -77,11 +81,17 @@ class _LayerSums:
 
 @torch.no_grad()
 def measure(
-    model: HQVAE, batches: Iterable[Tensor], device: torch.device | str = "cpu", shuffle_images: int = 1000, seed: int = 0
+    model: HQVAE,
+    batches: Iterable[Tensor],
+    device: torch.device | str = "cpu",
+    shuffle_images: int = 1000,
+    seed: int = 0,
+    perceptual: Perceptual | None = None,
 ) -> Measures:
     """Measure a model (put into evaluation mode) on batches of uint8 images; sums over the processes of a distributed run.
 
-    `shuffle_images` limits the ablation, which costs one decoding per layer; everything else is over all images.
+    `shuffle_images` limits the ablation, which costs one decoding per layer; everything else is over all images. `perceptual`, for
+    one process only, measures with networks of its own.
     """
     model.eval()
     layers = [_LayerSums(layer.quantizer.codebook_size) for layer in model.layers]
@@ -94,6 +104,8 @@ def measure(
         square.add(error)
         peak.add(psnr(error))
         similar = ssim(x, out.reconstruction.clamp(-1, 1))
+        if perceptual is not None:
+            perceptual.add(x, out.reconstruction)
         if similar is not None:
             structure.add(similar)
         terms.add(out.fit.sum(1) - out.entropy.sum(1))
@@ -117,6 +129,7 @@ def measure(
         loss=float(model.likelihood(torch.tensor([square.value() * out.size]), out.size)) + terms.value(),
         shuffled_images=layers[0].shuffled.everywhere(),
         layers=tuple(_layer_measures(model, index, sums) for index, sums in enumerate(layers)),
+        **(dict(zip(("lpips", "rfid"), perceptual.values())) if perceptual is not None else {}),
     )  # fmt: skip
 
 
