@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from hqvae.config import PRESETS, preset
-from hqvae.data import DataConfig, Images, Order, in_order, to_signal, training_batches
+from hqvae.data import IMAGE, DataConfig, Images, Order, in_order, to_signal, training_batches
 from hqvae.data.sources import Collection
 from hqvae.measure import measure
 from hqvae.model import HQVAE
@@ -87,7 +87,7 @@ def evaluation(images: Images, only_forward: bool) -> Callable[[], None]:
     model = HQVAE(preset("vqvae").model).eval()
 
     def whole() -> None:
-        measure(model, in_order(images, BATCH, BATCH), shuffle_images=1)
+        measure(model, map(to_signal, in_order(images, BATCH, BATCH)), IMAGE, shuffle_images=1)
 
     def forward() -> None:
         with torch.no_grad():

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hqvae.data import DataConfig, Images, Order, in_order, open_images, to_signal, training_batches
-from hqvae.data.sources import Collection, _hub, open_source, split
+from hqvae.data import DataConfig, Images, Order, in_order, open_data, to_signal, training_batches
+from hqvae.data.sources import IMAGE_MEDIUM, Collection, _hub, open_source, split
 from hqvae.errors import InputError
 
 TRAIN, TEST = list(range(0, 120, 10)), [200, 201, 202]  # the one grey value that each image is filled with
@@ -97,7 +97,7 @@ def values_of(images, chosen=ALL):
 
 
 def opened(source, channels=3, **config):
-    return open_images(DataConfig(source=str(source), **config), channels)
+    return open_data(DataConfig(source=str(source), **config), channels)
 
 
 def one(path, channels=3, **config):
@@ -163,19 +163,19 @@ def test_a_hub_data_set_is_read_as_the_library_gives_it(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folders(tmp_path / "d", "train", "test")
-    collections = _hub(str(tmp_path / "d"), None)
+    collections = _hub(str(tmp_path / "d"), None, IMAGE_MEDIUM)
     assert {name: len(part) for name, part in collections.items()} == {"train": len(TRAIN), "test": len(TEST)}
     assert sorted(collections["test"].read(i).getpixel((0, 0))[0] for i in range(3)) == TEST
-    assert len(_hub(str(tmp_path / "d"), "image")["train"]) == len(TRAIN)
+    assert len(_hub(str(tmp_path / "d"), "image", IMAGE_MEDIUM)["train"]) == len(TRAIN)
     with pytest.raises(InputError, match="no image column 'imagee'; did you mean 'image'"):
-        _hub(str(tmp_path / "d"), "imagee")
+        _hub(str(tmp_path / "d"), "imagee", IMAGE_MEDIUM)
 
 
 def test_a_hub_data_set_that_cannot_be_loaded_is_named(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     with pytest.raises(InputError, match="nothing-there"):
-        _hub(str(tmp_path / "nothing-there"), None)
+        _hub(str(tmp_path / "nothing-there"), None, IMAGE_MEDIUM)
 
 
 def test_photos_of_one_split_are_in_no_other():
@@ -327,7 +327,7 @@ def test_a_broken_row_is_named_by_its_own_file(tmp_path, caplog):
 
     tables(tmp_path / "d", False)
     parquet.write_table(Table.from_pydict({"picture": [png(solid(1)), b"no image"]}), tmp_path / "d" / "train-00002-of-00003.parquet")
-    open_images(DataConfig(source=str(tmp_path / "d"), column="picture", validation=0.01), 3, ("train", "validation"))
+    open_data(DataConfig(source=str(tmp_path / "d"), column="picture", validation=0.01), 3, ("train", "validation"))
     assert "train-00002-of-00003.parquet row 1" in caplog.text
 
 
@@ -391,7 +391,7 @@ REFUSED = {
     "wrong column": (whole_table, {"column": "pictur"}, r"no column 'pictur'; did you mean 'picture'"),
     "column without images": (whole_table, {"column": "label"}, r"column 'label' of d\.parquet holds int64"),
     "image too small": (WHOLE_SOURCES["folder"], {"size": 9}, r"of 10 images are .* data\.size=9, the smallest .* 8×8; .* data\.size=8 "),
-    "too few to cut": (lambda tmp: folder(tmp / "d", TRAIN[:2]), {}, r"2 images are too few to cut test and validation from; at least 3"),
+    "too few to cut": (lambda tmp: folder(tmp / "d", TRAIN[:2]), {}, r"2 items are too few to cut test and validation from; at least 3"),
     "no train split": (lambda tmp: npz(tmp / "d.npz", x_test=TEST), {}, r"splits test but no train split"),
     "split without data": (npz_with_empty_test, {}, r"d\.npz' has no image in its test split"),
     "arrays of other kinds": (floats, {}, r"d\.npz has no uint8 array .* it holds x_train"),
@@ -408,7 +408,7 @@ def test_data_that_cannot_be_used_is_named(name, tmp_path):
 
 def test_an_unknown_split_is_named(tmp_path):
     with pytest.raises(InputError, match="split 'tset' is not one of train, validation, test"):
-        open_images(DataConfig(source=str(folder(tmp_path / "d", TRAIN))), 3, ("tset",))
+        open_data(DataConfig(source=str(folder(tmp_path / "d", TRAIN))), 3, ("tset",))
 
 
 @pytest.mark.parametrize("cache_mb", [0, 16])

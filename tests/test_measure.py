@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import build, signals
 
+from hqvae.data import IMAGE, to_signal
 from hqvae.doctor import diagnose
 from hqvae.measure import LayerMeasures, Measures, findings, measure
 from hqvae.model import HQVAEConfig
@@ -19,13 +20,17 @@ def eight_bit(count=10, seed=3):
     return ((signals(count, seed=seed) + 1) * 127.5).round().to(torch.uint8)
 
 
+def measured(model, batches, **options):
+    return measure(model, map(to_signal, batches), IMAGE, **options)
+
+
 def in_batches(images, size):
     return [images[i : i + size] for i in range(0, len(images), size)]
 
 
 def test_no_figure_depends_on_the_batch_size(member):
     """But for the noise of the draws and shuffles, which is a function of the batch: the bound is compared loosely."""
-    one, many = (measure(member, in_batches(eight_bit(), size)) for size in (10, 3))
+    one, many = (measured(member, in_batches(eight_bit(), size)) for size in (10, 3))
     for key in ("images", "rmse", "psnr", "ssim", "bits_per_pixel", "loss"):
         assert getattr(one, key) == pytest.approx(getattr(many, key), rel=1e-4), key
     assert one.bits_per_dim == pytest.approx(many.bits_per_dim, abs=0.15)
@@ -36,7 +41,7 @@ def test_no_figure_depends_on_the_batch_size(member):
 
 def test_figures_have_their_textbook_values(member):
     images = eight_bit()
-    found, x = measure(member, [images]), images.float() / 127.5 - 1
+    found, x = measured(member, [images]), images.float() / 127.5 - 1
     x_hat = member.decode(member.encode(x)).clamp(-1, 1)
     error = (x - x_hat).square().flatten(1).mean(1)
     assert found.rmse == pytest.approx(127.5 * error.mean().sqrt().item(), rel=1e-5)
@@ -53,7 +58,7 @@ def test_figures_have_their_textbook_values(member):
 
 def test_bits_per_dim_of_a_deterministic_model_is_rate_plus_gaussian():
     model, images = build("ema", "residual").eval(), eight_bit()
-    found, x = measure(model, [images]), images.float() / 127.5 - 1
+    found, x = measured(model, [images]), images.float() / 127.5 - 1
     error = (x - model(x).reconstruction).square().mean().item() + (2 / 255) ** 2 / 12
     expected = 0.5 * math.log2(2 * math.pi * math.e * error) + math.log2(127.5) + found.bits_per_pixel / 3
     assert found.bits_per_dim == pytest.approx(expected, rel=1e-5)
@@ -64,7 +69,7 @@ def test_a_layer_that_always_says_the_same_carries_nothing():
     model = build("ema", "two").eval()
     with torch.no_grad():
         model.layers[1].quantizer.codebook[1:] += 1e6
-    found = measure(model, [eight_bit()])
+    found = measured(model, [eight_bit()])
     dead, alive = found.layers[1], found.layers[0]
     assert dead.perplexity == pytest.approx(1) and dead.used == 1 and dead.psnr_loss == pytest.approx(0, abs=1e-6)
     assert alive.used > 1
@@ -73,7 +78,7 @@ def test_a_layer_that_always_says_the_same_carries_nothing():
 
 
 def test_ablation_counts_only_the_images_it_used():
-    found = measure(build("ema", "one"), in_batches(eight_bit(), 2), shuffle_images=4)
+    found = measured(build("ema", "one"), in_batches(eight_bit(), 2), shuffle_images=4)
     assert found.shuffled_images == 4 and found.images == 10
 
 
@@ -121,7 +126,7 @@ def test_the_doctor_says_every_problem_with_a_remedy():
 
 
 def test_every_measure_is_finite(member):
-    found = dataclasses.asdict(measure(member, [eight_bit()]))
+    found = dataclasses.asdict(measured(member, [eight_bit()]))
     numbers = [v for v in found.values() if isinstance(v, float)] + [v for one in found["layers"] for v in one.values()]
     assert all(math.isfinite(number) for number in numbers)
 

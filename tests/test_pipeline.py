@@ -33,7 +33,7 @@ def test_train_evaluate_doctor(name, folder, tmp_path, capsys):
     report = json.loads((tmp_path / name / "report" / "report.json").read_text())
     layers = sum(level.layers for level in PRESETS[name].model.levels)
     assert len(report["measures"]["layers"]) == layers
-    assert set(report["protocol"]) == {"data", "split", "images", "broken", "device", "dtype", "model_sha256", "versions"}
+    assert set(report["protocol"]) == {"data", "split", "images", "unit", "broken", "device", "dtype", "model_sha256", "versions"}
     with Image.open(tmp_path / name / "report" / "reconstructions.png") as picture:
         assert picture.width > 200 and picture.height > 100 * (layers + 1) * 0.9
     assert main(["doctor", run, "--accelerator", "cpu"]) == 0

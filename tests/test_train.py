@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from hqvae.config import PRESETS, from_dict, override, preset
-from hqvae.data import open_images
+from hqvae.data import open_data
 from hqvae.errors import InputError
 from hqvae.run import Run
 from hqvae.train import my_parts, train
@@ -233,14 +233,14 @@ def test_tensorboard_events_are_written(pictures, tmp_path):
 
 
 def test_a_stride_larger_than_the_images_is_refused(pictures, tmp_path):
-    with pytest.raises(InputError, match=r"stride=64 is larger than the images, data\.size=16"):
+    with pytest.raises(InputError, match=r"stride=64 is larger than the images, which have 16×16 points"):
         train(tiny("sqvae", pictures, "model.levels.0.stride=64"), str(tmp_path / "r"), accelerator="cpu")
     assert not (tmp_path / "r").exists()
 
 
 def test_fewer_validation_images_than_processes_are_refused(pictures):
     config = tiny("sqvae", pictures)
-    data, images = open_images(config.data, 3, ("train", "validation"))
+    data, images = open_data(config.data, 3, ("train", "validation"))
     refuse_unfit(replace(config, data=data), images, 1)
     with pytest.raises(InputError, match=r"validation image\(s\) cannot be shared by 999 processes"):
         refuse_unfit(replace(config, data=data), images, 999)

@@ -7,7 +7,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as config
 
-from hqvae.data import DataConfig
+from hqvae.data import DataConfig, SoundConfig
 from hqvae.errors import InputError, nearest_name
 from hqvae.model import HQVAEConfig, Level
 from hqvae.quantize import EMAConfig, StochasticConfig
@@ -80,17 +80,24 @@ class Config:
     """Everything a run depends on."""
 
     model: HQVAEConfig = HQVAEConfig()
-    data: DataConfig = DataConfig()
+    data: DataConfig | SoundConfig = Field(default=DataConfig(), discriminator="kind")
     train: TrainConfig = TrainConfig()
 
 
 _CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
-_KINDS = ("stochastic", "ema", "other", "normal", "data")
+_KINDS = ("stochastic", "ema", "other", "normal", "data", "images", "sounds", "mel", "wave")
 _ONE = (Level(stride=4, codebook_size=512),)
 _TWO = (Level(stride=8, codebook_size=512), Level(stride=4, codebook_size=512))
 _DEEP = (Level(stride=4, layers=4, codebook_size=256),)
 _DEEP_SHARED = (Level(stride=4, layers=4, codebook_size=256, shared=True),)
 _HYBRID = (Level(stride=8, layers=2, codebook_size=256), Level(stride=4, layers=2, codebook_size=256))
+
+_SOUNDS = SoundConfig()
+
+
+def _mel(quantizer: StochasticConfig | EMAConfig, level: Level) -> Config:
+    return Config(model=HQVAEConfig(levels=(level,), quantizer=quantizer, channels=1), data=_SOUNDS)
+
 
 PRESETS: dict[str, Config] = {
     "vqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=EMAConfig())),
@@ -101,6 +108,10 @@ PRESETS: dict[str, Config] = {
     "sqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=StochasticConfig(), progressive=1.0)),
     "rsqvae": Config(model=HQVAEConfig(levels=_DEEP, quantizer=StochasticConfig())),
     "hqvae": Config(model=HQVAEConfig(levels=_HYBRID, quantizer=StochasticConfig(), progressive=1.0)),
+    # Sounds as log-mel spectra [1, 80, 344]: latents of 20 × 86, small codebooks, as the paper's experiment on sounds.
+    "sqvae-mel": _mel(StochasticConfig(), Level(stride=4, codebook_size=512)),
+    "rsqvae-mel": _mel(StochasticConfig(), Level(stride=4, layers=4, codebook_size=8)),
+    "rqvae-mel": _mel(EMAConfig(restart=True), Level(stride=4, layers=4, codebook_size=8, shared=True)),
 }
 
 
@@ -149,7 +160,9 @@ def explain(error: ValidationError) -> str:
     """A validation error in one sentence: which key, what it got, what it expected."""
     first = error.errors()[0]
     loc = first["loc"]  # below a field that has kinds, pydantic names the kind too; it is no key
-    where = ".".join(str(part) for before, part in zip(("", *loc), loc) if before not in ("quantizer", "start") or part not in _KINDS)
+    where = ".".join(
+        str(part) for before, part in zip(("", *loc), loc) if before not in ("quantizer", "start", "data", "front") or part not in _KINDS
+    )
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{where}: {message}" if first["type"] == "value_error" else f"{where}={json.dumps(first['input'], default=str)}: {message}"

@@ -1,13 +1,14 @@
 """A run and a split → distortion, rate, use and ablation of every layer: a table, `report/report.json`, a picture."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from hqvae.config import to_dict
-from hqvae.data import SPLITS, Images, in_order, open_images, to_signal
+from hqvae.data import SPLITS, DataConfig, Items, Sounds, in_order, open_data
 from hqvae.errors import InputError, nearest_name
 from hqvae.measure import Finding, Measures, findings, measure
 from hqvae.model import HQVAE
@@ -16,7 +17,7 @@ from hqvae.pictures import grid
 from hqvae.run import Run, versions
 from hqvae.screen import table
 
-_PICTURES = 10
+_PICTURES, _SOUNDS = 10, 3
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,31 @@ def evaluate(
     device = pick_device(accelerator)
     model = opened.load_model().to(device)
     trained = opened.config.data
-    config = replace(trained, source=trained.source if source is None else source, size=trained.size if size is None else size)
-    data, images = open_images(config, model.config.channels, (split,))
+    config = trained if source is None else replace(trained, source=source)
+    if size is not None:
+        if not isinstance(config, DataConfig):
+            raise InputError(f"size={size}: run {run!r} is of sounds, which have none")
+        config = replace(config, size=size)
+    data, splits = open_data(config, model.config.channels, (split,), model.config.axes)
+    items = splits[split]
     perceptual = Perceptual.at_hand(device) if model.config.axes == 2 else None
-    measures = measure(model, in_order(images[split], batch_size, limit), device, shuffle_images, perceptual=perceptual)
+    measures = measure(
+        model, (items.signal(b, device) for b in in_order(items, batch_size, limit)), items.form, shuffle_images, perceptual=perceptual
+    )
     found = findings(measures, model.config)
     weights = hashlib.sha256((opened.path / "model.safetensors").read_bytes()).hexdigest()
     protocol = {
         "data": to_dict(replace(opened.config, data=data))["data"], "split": split, "images": measures.images,
-        "broken": len(images[split].collection) - len(images[split]), "device": str(device), "dtype": "float32",
+        "unit": items.form.unit, "broken": len(items.collection) - len(items.kept), "device": str(device), "dtype": "float32",
         "model_sha256": weights, "versions": versions(),
     }  # fmt: skip
     report = Report(measures, found, protocol)
     opened.write_json("report/report.json", asdict(report))
-    if model.config.axes == 2 and model.config.channels in (1, 3):
-        opened.save_figure("reconstructions.png", grid(reconstructions(model, images[split], device)))
+    rows = reconstructions(model, items, device)
+    if model.config.axes == 2:
+        opened.save_figure("reconstructions.png", grid(rows, spectra=items.form.per_second is not None))
+    if isinstance(items, Sounds):
+        save_sounds(opened, items, rows)
     return report
 
 
@@ -88,10 +99,10 @@ def pick_device(accelerator: str) -> torch.device:
 
 
 @torch.no_grad()
-def reconstructions(model: HQVAE, images: Images, device: torch.device) -> list[tuple[str, torch.Tensor]]:
+def reconstructions(model: HQVAE, items: Items, device: torch.device) -> list[tuple[str, torch.Tensor]]:
     """Rows of a picture: originals, then reconstructions from the first 1, 2 … L layers; images spread over the split."""
-    count = min(_PICTURES, len(images))
-    x = to_signal(next(in_order(images, count, count)), device)
+    count = min(_PICTURES if items.form.per_second is None else _SOUNDS, len(items))
+    x = items.signal(next(in_order(items, count, count)), device)
     codes = model.encode(x)
     rows = [("original", x)]
     for layers in range(1, len(codes) + 1):
@@ -99,16 +110,37 @@ def reconstructions(model: HQVAE, images: Images, device: torch.device) -> list[
     return rows
 
 
+def save_sounds(run: Run, items: Sounds, rows: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """`report/sounds/`: every row's sounds as the front end gives them back; the original's are the best that it can do."""
+    for label, signals in rows:
+        for number, sound in enumerate(items.front.inverse(signals.cpu())):
+            run.save_sound(f"{number}-{label.replace(' ', '-')}.wav", sound[0].numpy(), items.rate)
+
+
+def _or_none(figure: float | None, digits: int) -> str | None:
+    return None if figure is None else f"{figure:.{digits}f}"
+
+
 def print_report(report: Report, title: str) -> None:
     """The measures as two tables on standard output."""
     m = report.measures
     figures = {
-        "RMSE (0–255)": f"{m.rmse:.2f}", "PSNR dB": f"{m.psnr:.2f}", "SSIM": "–" if m.ssim is None else f"{m.ssim:.4f}",
-        **({"LPIPS": f"{m.lpips:.4f}"} if m.lpips is not None else {}), **({"rFID": f"{m.rfid:.2f}"} if m.rfid is not None else {}),
-        "bits/dim (−ELBO)": f"{m.bits_per_dim:.3f}", "rate bits/pixel": f"{m.bits_per_pixel:.4f}",
-    }  # fmt: skip
+        f"RMSE ({report.protocol['unit']})": f"{m.rmse:.{2 if m.rmse > 2 else 4}f}",
+        "PSNR dB": f"{m.psnr:.2f}",
+        "SSIM": _or_none(m.ssim, 4),
+        "LPIPS": _or_none(m.lpips, 4),
+        "rFID": _or_none(m.rfid, 2),
+        "bits/dim (−ELBO)": f"{m.bits_per_dim:.3f}",
+        "rate bits/pixel": f"{m.bits_per_pixel:.4f}" if m.bits_per_second is None else None,
+        "rate bits/s": _or_none(m.bits_per_second, 0),
+    }
+    noun = "images" if m.bits_per_second is None else "segments"
     where = f"{report.protocol['split']} split of {report.protocol['data']['source']}"
-    table(f"{title}: {m.images} images, {where}", list(figures), [list(figures.values())])
+    table(
+        f"{title}: {m.images} {noun}, {where}",
+        [name for name, f in figures.items() if f is not None],
+        [[f for f in figures.values() if f is not None]],
+    )
     rows = []
     for layer in m.layers:
         rows.append([

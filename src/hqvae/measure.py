@@ -1,4 +1,4 @@
-"""A model and images → distortion, rate, and use and ablation of every layer; and what these numbers mean in words."""
+"""A model and signals → distortion, rate, and use and ablation of every layer; and what these numbers mean in words."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hqvae.data import to_signal
+from hqvae.data import Form
 from hqvae.metrics import Mean, Usage, psnr, ssim
 from hqvae.model import HQVAE, HQVAEConfig
 from hqvae.perceptual import Perceptual
 from hqvae.quantize import LOG_S2_RANGE, Noise
 
-LEVELS_8BIT = 127.5  # one unit of a signal in [−1, 1], in 8-bit levels
-DEQUANTIZATION = (2 / 255) ** 2 / 12  # variance of the uniform noise that makes an 8-bit sample continuous
 COLLAPSED = 0.1  # a layer whose hard perplexity is below this share of K
 CARRIES_NOTHING = 0.01  # a layer whose shuffled codes raise the squared error by less than this share
 UNIFORM = 0.95  # a posterior whose entropy is above this share of log K
@@ -51,9 +49,10 @@ class LayerMeasures:
 
 @dataclass(frozen=True)
 class Measures:
-    """A model over a split. RMSE in 8-bit levels, PSNR and SSIM are means over images; rate in bits per pixel (per sample point).
+    """A model over a split. RMSE in the unit of the signal's form; PSNR and SSIM are means over signals; rate per pixel (sample point).
 
-    bits_per_dim: −ELBO by true draws, per 8-bit sample, with σ² fitted to the split and uniform dequantization
+    bits_per_dim: −ELBO by true draws, per stored sample (8-bit for images), with σ² fitted to the split and uniform dequantization;
+        of continuous signals the density's, per unit of the form
     lpips, rfid: where their networks' weights are at hand (`Perceptual.at_hand`)
     loss: the training objective in evaluation mode, whose fall a plateau schedule watches
     shuffled_images: how many images the ablation used
@@ -71,6 +70,7 @@ class Measures:
     layers: tuple[LayerMeasures, ...]
     lpips: float | None = None
     rfid: float | None = None
+    bits_per_second: float | None = None
 
 
 class _LayerSums:
@@ -81,14 +81,9 @@ class _LayerSums:
 
 @torch.no_grad()
 def measure(
-    model: HQVAE,
-    batches: Iterable[Tensor],
-    device: torch.device | str = "cpu",
-    shuffle_images: int = 1000,
-    seed: int = 0,
-    perceptual: Perceptual | None = None,
+    model: HQVAE, batches: Iterable[Tensor], form: Form, shuffle_images: int = 1000, seed: int = 0, perceptual: Perceptual | None = None
 ) -> Measures:
-    """Measure a model (put into evaluation mode) on batches of uint8 images; sums over the processes of a distributed run.
+    """Measure a model (put into evaluation mode) on batches of signals; sums over the processes of a distributed run.
 
     `shuffle_images` limits the ablation, which costs one decoding per layer; everything else is over all images. `perceptual`, for
     one process only, measures with networks of its own.
@@ -96,8 +91,7 @@ def measure(
     model.eval()
     layers = [_LayerSums(layer.quantizer.codebook_size) for layer in model.layers]
     square, peak, structure, latent, drawn, terms, seen = Mean(), Mean(), Mean(), Mean(), Mean(), Mean(), 0
-    for number, batch in enumerate(batches):
-        x = to_signal(batch, device)
+    for number, x in enumerate(batches):
         features, noise = model.features(x), Noise.of(seed, number)
         out = model(x, features=features)
         error = _error(x, out.reconstruction)
@@ -118,17 +112,18 @@ def measure(
             sums.s2 = float(out.variance[index])
         seen += len(x)
     if not seen:
-        raise ValueError("no image to measure on")
-    sigma2, points = drawn.value() + DEQUANTIZATION, x[0, 0].numel()
+        raise ValueError("no signal to measure on")
+    sigma2, points = drawn.value() + form.step**2 / 12, x[0, 0].numel()
+    rate = out.capacity / math.log(2) / points
     nats = out.size / 2 * math.log(2 * math.pi * math.e * sigma2) + latent.value()
     return Measures(
-        images=square.everywhere(), rmse=_rmse(square), psnr=peak.value(),
+        images=square.everywhere(), rmse=_rmse(square, form), psnr=peak.value(),
         ssim=structure.value() if structure.count else None,
-        bits_per_dim=nats / (out.size * math.log(2)) + math.log2(LEVELS_8BIT),
-        bits_per_pixel=out.capacity / math.log(2) / points, sigma2=sigma2,
+        bits_per_dim=nats / (out.size * math.log(2)) + math.log2(1 / form.step if form.step else form.scale),
+        bits_per_pixel=rate, bits_per_second=rate * form.per_second if form.per_second else None, sigma2=sigma2,
         loss=float(model.likelihood(torch.tensor([square.value() * out.size]), out.size)) + terms.value(),
         shuffled_images=layers[0].shuffled.everywhere(),
-        layers=tuple(_layer_measures(model, index, sums) for index, sums in enumerate(layers)),
+        layers=tuple(_layer_measures(model, index, sums, form) for index, sums in enumerate(layers)),
         **(dict(zip(("lpips", "rfid"), perceptual.values())) if perceptual is not None else {}),
     )  # fmt: skip
 
@@ -152,7 +147,7 @@ def _add_layer(sums: _LayerSums, model: HQVAE, x: Tensor, codes: Sequence[Tensor
     sums.kept_psnr.add(psnr(error))
 
 
-def _layer_measures(model: HQVAE, index: int, sums: _LayerSums) -> LayerMeasures:
+def _layer_measures(model: HQVAE, index: int, sums: _LayerSums, form: Form) -> LayerMeasures:
     layer = model.layers[index]
     return LayerMeasures(
         level=layer.level, layer=sum(other.level == layer.level for other in model.layers[:index]),
@@ -160,8 +155,8 @@ def _layer_measures(model: HQVAE, index: int, sums: _LayerSums) -> LayerMeasures
         codebook_size=layer.quantizer.codebook_size,
         perplexity=sums.usage.perplexity(), used=sums.usage.used(),
         entropy_bits=sums.entropy.value() / math.log(2), s2=sums.s2,
-        rmse_after=_rmse(sums.after), psnr_after=sums.after_psnr.value(),
-        rmse_shuffled=_rmse(sums.shuffled), psnr_loss=sums.kept_psnr.value() - sums.shuffled_psnr.value(),
+        rmse_after=_rmse(sums.after, form), psnr_after=sums.after_psnr.value(),
+        rmse_shuffled=_rmse(sums.shuffled, form), psnr_loss=sums.kept_psnr.value() - sums.shuffled_psnr.value(),
     )  # fmt: skip
 
 
@@ -170,8 +165,8 @@ def _error(x: Tensor, x_hat: Tensor) -> Tensor:
     return (x - x_hat.float().clamp(-1, 1)).square().flatten(1).mean(1)
 
 
-def _rmse(square: Mean) -> float:
-    return LEVELS_8BIT * math.sqrt(square.value())
+def _rmse(square: Mean, form: Form) -> float:
+    return form.scale * math.sqrt(square.value())
 
 
 _AGAINST_COLLAPSE = {

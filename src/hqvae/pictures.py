@@ -9,15 +9,18 @@ from torch import Tensor
 _ROW_INCHES = 0.9
 
 
-def grid(rows: Sequence[tuple[str, Tensor]]) -> Figure:
-    """One labelled row of images `[B, C, H, W]` in [−1, 1] per entry, pixels shown as they are."""
-    columns = len(rows[0][1])
-    figure = Figure(figsize=(1.3 + _ROW_INCHES * columns, 0.1 + _ROW_INCHES * len(rows)), dpi=120)
+def grid(rows: Sequence[tuple[str, Tensor]], spectra: bool = False) -> Figure:
+    """One labelled row of images `[B, C, H, W]` in [−1, 1] per entry, pixels shown as they are; `spectra` with low bands at the bottom."""
+    columns, (height, width) = len(rows[0][1]), rows[0][1].shape[2:]
+    figure = Figure(figsize=(1.3 + _ROW_INCHES * columns * min(4.0, width / height), 0.1 + _ROW_INCHES * len(rows)), dpi=120)
     axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.03})
     for (label, images), line in zip(rows, axes):
         pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
         for picture, place in zip(pixels, line):
-            place.imshow(picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            place.imshow(
+                picture if picture.shape[2] == 3 else picture[..., 0], cmap="magma" if spectra else "gray", vmin=0, vmax=1,
+                interpolation="nearest", origin="lower" if spectra else "upper", aspect="auto" if spectra else "equal",
+            )  # fmt: skip
             place.set_axis_off()
         line[0].text(-0.08, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
     figure.subplots_adjust(left=1.3 / figure.get_figwidth(), right=0.995, bottom=0.005, top=0.995)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
@@ -142,6 +143,14 @@ class Run:
         with whole(self.path / "report" / name) as temporary:
             figure.savefig(temporary, format=name.rsplit(".", 1)[1])
         return self.path / "report" / name
+
+    def save_sound(self, name: str, samples: np.ndarray, rate: int) -> Path:
+        """A sound [T] in [−1, 1] among the report's, 16-bit WAV."""
+        import soundfile
+
+        with whole(self.path / "report" / "sounds" / name) as temporary:
+            soundfile.write(temporary, samples, rate, subtype="PCM_16", format="WAV")
+        return self.path / "report" / "sounds" / name
 
     def save_model(self, model: HQVAE) -> None:
         with whole(self.path / "model.safetensors") as temporary:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hqvae.data import open_images
+from hqvae.data import open_data
 from hqvae.errors import InputError
 from hqvae.screen import Steps
 
@@ -30,12 +30,13 @@ def compare(spec: Spec, data: str, out: str, machine: Machine = Machine()) -> li
     if Path(out).is_file():
         raise InputError(f"--out {out!r} is a file; expected a folder")
     grid = entries(spec, data)
-    images = open_images(grid[0].config.data, grid[0].config.model.channels, (spec.split,))[1][spec.split]
+    first = grid[0].config
+    items = open_data(first.data, first.model.channels, (spec.split,), first.model.axes)[1][spec.split]
     folder = Folder(out)
     done = sum(folder.result(entry, spec.split) is not None for entry in grid)
     with Steps(len(grid), done, quiet=False) as screen:
         missing = Grid(folder, grid, spec.split, machine).work(screen)
     results = [result for entry in grid if (result := folder.result(entry, spec.split)) is not None]
-    rows = write_report(spec, grid, results, missing, Place(folder, machine, images))
+    rows = write_report(spec, grid, results, missing, Place(folder, machine, items))
     print_tables(spec, grid, rows)
     return missing

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hqvae.data import Images, in_order, to_signal
+from hqvae.data import Items, in_order
 from hqvae.pictures import grid
 from hqvae.run import Run
 
@@ -90,10 +90,10 @@ def traces(runs: Sequence[tuple[str, Run]]) -> Figure:
 
 
 @torch.no_grad()
-def side_by_side(runs: Sequence[tuple[str, Run]], images: Images) -> Figure:
+def side_by_side(runs: Sequence[tuple[str, Run]], items: Items) -> Figure:
     """Originals, and a row of reconstructions per system."""
-    count = min(_PICTURES, len(images))
-    x = to_signal(next(in_order(images, count, count)), torch.device("cpu"))
+    count = min(_PICTURES, len(items))
+    x = items.signal(next(in_order(items, count, count)))
     rows: list[tuple[str, Tensor]] = [("original", x)]
     for name, run in runs:
         rows.append((name, run.load_model()(x).reconstruction))

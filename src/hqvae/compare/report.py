@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hqvae.data import Images
+from hqvae.data import Items
 from hqvae.run import versions, whole
 from hqvae.screen import table
 
@@ -31,11 +31,11 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px }
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs are, what they were trained on, and the images that pictures show."""
+    """Where the runs are, what they were trained on, and the signals that pictures show."""
 
     folder: Folder
     machine: Machine
-    images: Images
+    items: Items
 
 
 _FIGURES = {
@@ -107,7 +107,7 @@ def _pictures(spec: Spec, entries: Sequence[Entry], rows: Sequence[Row], place: 
         figures[case] = [
             ("layers", "PSNR after each layer, and codebook use of each layer", by_layer(spec, group)),
             ("traces", "codebook use, s² and entropy during training, first seed", traces(runs)),
-            ("reconstructions", "originals and reconstructions, first seed", side_by_side(runs, place.images)),
+            ("reconstructions", "originals and reconstructions, first seed", side_by_side(runs, place.items)),
         ]
     found: dict[str | None, list[tuple[str, str]]] = {}
     for of_case, drawn in figures.items():

@@ -1,7 +1,48 @@
-"""Data: a name or a path → splits of images → batches."""
+"""Data: a name or a path → splits of images or sounds → batches."""
 
-from .batches import Order, in_order, to_signal, training_batches
-from .images import DataConfig, Images, open_images
-from .sources import SPLITS
+from collections.abc import Sequence
 
-__all__ = ["SPLITS", "DataConfig", "Images", "Order", "in_order", "open_images", "to_signal", "training_batches"]
+from hqvae.errors import InputError
+
+from .batches import Order, in_order, training_batches
+from .images import DataConfig, Images, resolved
+from .items import IMAGE, Form, Items, to_signal
+from .sounds import SOUND_MEDIUM, MelConfig, SoundConfig, Sounds, WaveConfig, front_of
+from .sources import IMAGE_MEDIUM, SPLITS, open_source, split
+
+__all__ = [
+    "IMAGE", "SPLITS", "DataConfig", "Form", "Images", "Items", "MelConfig", "Order", "SoundConfig", "Sounds", "WaveConfig",
+    "front_of", "in_order", "open_data", "to_signal", "training_batches",
+]  # fmt: skip
+
+AnyDataConfig = DataConfig | SoundConfig
+
+
+def open_data(
+    config: AnyDataConfig, channels: int, wanted: Sequence[str] = SPLITS, axes: int = 2
+) -> tuple[AnyDataConfig, dict[str, Items]]:
+    """(the config with what it left open resolved, the wanted splits).
+
+    Raises InputError for data that cannot be used, also by a model of so many channels and axes.
+    """
+    for name in wanted:
+        if name not in SPLITS:
+            raise InputError(f"split {name!r} is not one of {', '.join(SPLITS)}")
+    sounds = isinstance(config, SoundConfig)
+    needed = front_of(config).axes if isinstance(config, SoundConfig) else 2
+    if axes != needed:
+        kind = f"sounds with data.front.kind={config.front.kind}" if isinstance(config, SoundConfig) else "images"
+        raise InputError(f"model.axes={axes}: {kind} have {needed}")
+    if channels not in ((1,) if sounds else (1, 3)):
+        kinds = "sounds have 1 channel" if sounds else "images have 1 channel (grey) or 3 (colour)"
+        raise InputError(f"model.channels={channels}: {kinds}")
+    size = None if isinstance(config, SoundConfig) else config.size
+    found = open_source(config.source, config.column, size, SOUND_MEDIUM if sounds else IMAGE_MEDIUM)
+    collections = split(found, config.validation, config.test, config.seed, wanted)
+    empty = [name for name in wanted if not len(collections[name])]
+    if empty:
+        raise InputError(f"data {config.source!r} has no {'sound' if sounds else 'image'} in its {empty[0]} split")
+    if isinstance(config, SoundConfig):
+        return config, {name: Sounds(collections[name], config) for name in wanted}
+    config = resolved(config, collections, wanted)
+    return config, {name: Images(collections[name], config, channels) for name in wanted}

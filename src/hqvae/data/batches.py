@@ -6,10 +6,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Shaped
 from torch import Tensor
 
-from .images import Images
+from .items import Items
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def _shuffle(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class _Share:
-    """The part [first, first + size) of every global batch from step `start` on, as keys of `Images`."""
+    """The part [first, first + size) of every global batch from step `start` on, as keys of `Items`."""
 
     def __init__(self, order: Order, start: int, stop: int, parts: Sequence[slice]):
         self.order, self.start, self.stop, self.parts = order, start, stop, parts
@@ -52,27 +52,22 @@ class _Share:
                 yield indices[part], draws[part]
 
 
-def training_batches(images: Images, order: Order, start: int, stop: int, parts: Sequence[slice]) -> Iterator[UInt8[Tensor, "B C *S"]]:
+def training_batches(items: Items, order: Order, start: int, stop: int, parts: Sequence[slice]) -> Iterator[Shaped[Tensor, "B C *S"]]:
     """For each step from `start` to `stop`, the given parts of its global batch (one per accumulated batch of this process)."""
-    workers = 0 if images.cache is not None else images.config.workers
+    workers = 0 if items.cache is not None else items.config.workers
     return iter(
         torch.utils.data.DataLoader(
-            images, sampler=_Share(order, start, stop, parts), batch_size=None, num_workers=workers,
+            items, sampler=_Share(order, start, stop, parts), batch_size=None, num_workers=workers,
             prefetch_factor=4 if workers else None, pin_memory=torch.cuda.is_available(),
         )
     )  # fmt: skip
 
 
-def in_order(images: Images, batch: int, limit: int | None = None, rank: int = 0, world: int = 1) -> Iterator[UInt8[Tensor, "B C *S"]]:
-    """Images in order, each exactly once, dealt to `world` processes; the last batch may be short.
+def in_order(items: Items, batch: int, limit: int | None = None, rank: int = 0, world: int = 1) -> Iterator[Shaped[Tensor, "B C *S"]]:
+    """Items in order, each exactly once, dealt to `world` processes; the last batch may be short.
 
     With a `limit`, so many of them, spread evenly over the split: neighbours are often alike.
     """
-    mine = np.linspace(0, len(images) - 1, min(len(images), limit or len(images))).round().astype(int)[rank::world]
+    mine = np.linspace(0, len(items) - 1, min(len(items), limit or len(items))).round().astype(int)[rank::world]
     for start in range(0, len(mine), batch):
-        yield images[mine[start : start + batch], None]
-
-
-def to_signal(batch: UInt8[Tensor, "B C *S"], device: torch.device | str = "cpu") -> Float[Tensor, "B C *S"]:
-    """uint8 0 … 255 → float −1 … 1, on the device."""
-    return batch.to(device, non_blocking=True).float().div_(127.5).sub_(1.0)
+        yield items[mine[start : start + batch], None]

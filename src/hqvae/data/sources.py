@@ -1,4 +1,4 @@
-"""Where images come from: a name or path → the collections of its splits, not yet decoded.
+"""Where images and sounds come from: a name or path → the collections of its splits, not yet decoded.
 
 A collection is a list of names and a way to read the i-th one. Splits that the source itself has (folders `train`/`test`,
 `train.parquet`, `x_train`, a hub data set's splits) are kept; missing ones are cut from the training items by the seed.
@@ -21,15 +21,29 @@ from hqvae.errors import InputError, first_line, nearest_name
 SPLITS = ("train", "validation", "test")
 _SYNONYMS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
              "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+
+
+@dataclass(frozen=True)
+class Medium:
+    """What a data set holds: its name for messages, its files' endings, how one is opened, and the hub library's name for it."""
+
+    noun: str
+    suffixes: frozenset[str]
+    open: Callable[[Path | io.BytesIO], Any]
+    feature: str
+
+
+IMAGE_MEDIUM = Medium(
+    "image", frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}), Image.open, "Image"
+)
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Images by number: `names[i]` for messages, `read(i)` for the picture (raises OSError or ValueError when it is broken)."""
+    """Items by number: `names[i]` for messages, `read(i)` for what the medium opens (raises OSError or ValueError when it is broken)."""
 
     names: Sequence[str]
-    read: Callable[[int], Image.Image]
+    read: Callable[[int], Any]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -38,46 +52,52 @@ class Collection:
         return Collection([self.names[i] for i in indices], partial(_read_chosen, self.read, list(indices)))
 
 
-def _read_chosen(read: Callable[[int], Image.Image], chosen: list[int], i: int) -> Image.Image:
+def _read_chosen(read: Callable[[int], Any], chosen: list[int], i: int) -> Any:
     return read(chosen[i])
 
 
-def _read_file(paths: list[Path], i: int) -> Image.Image:
-    return Image.open(paths[i])
+def _read_file(medium: Medium, paths: list[Path], i: int) -> Any:
+    return medium.open(paths[i])
 
 
-def _read_cell(cells: Any, i: int) -> Image.Image:
-    return Image.open(io.BytesIO(cells[i].as_py() or b""))
+def _read_cell(medium: Medium, cells: Any, i: int) -> Any:
+    return medium.open(io.BytesIO(cells[i].as_py() or b""))
 
 
 def _read_array(array: np.ndarray, i: int) -> Image.Image:
     return Image.fromarray(array[i].squeeze())
 
 
-def open_source(source: str, column: str | None, size: int | None) -> dict[str, Collection]:
+def open_source(source: str, column: str | None, size: int | None, medium: Medium = IMAGE_MEDIUM) -> dict[str, Collection]:
     """The collections that `source` itself declares, by split; a source without splits is all `train`.
 
     Args:
-        source: `photos`, an image folder, a Parquet file or a folder of them, an `.npz`, or the name of a hub data set
-        column: name of the image column of a table, found by itself when None
+        source: a folder of files, a Parquet file or a folder of them, or the name of a hub data set; for pictures also `photos`
+            and an `.npz`
+        column: name of the column of a table, found by itself when None
         size: side of the crops that `photos` is cut into
+        medium: pictures or sounds
     """
+    pictures = medium is IMAGE_MEDIUM
     if source == "photos":
+        if not pictures:
+            raise InputError(f"data 'photos' holds images, and this preset is for {medium.noun}s; name a folder of them with --data")
         return _photos(size or 64)
     path = Path(source).expanduser()
     if path.is_dir():
         tables = sorted(path.rglob("*.parquet"))
-        return _tables(tables, column) if tables else _folder(path)
+        return _tables(tables, column, medium) if tables else _folder(path, medium)
     if path.is_file():
         if path.suffix == ".parquet":
-            return _tables([path], column)
-        if path.suffix == ".npz":
+            return _tables([path], column, medium)
+        if path.suffix == ".npz" and pictures:
             return _npz(path)
-        raise InputError(f"data {source!r} is a {path.suffix or 'bare'} file; expected a folder, .parquet or .npz")
+        kinds = "a folder, .parquet or .npz" if pictures else "a folder or .parquet"
+        raise InputError(f"data {source!r} is a {path.suffix or 'bare'} file; expected {kinds}")
     if source.startswith((".", "/", "~")) or path.suffix or source.count("/") > 1 or not _could_be_hub(source):
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(f"data {source!r} does not exist; {nearest_name(path.name, [*beside, 'photos'])}")
-    return _hub(source, column)
+        raise InputError(f"data {source!r} does not exist; {nearest_name(path.name, [*beside, *['photos'] * pictures])}")
+    return _hub(source, column, medium)
 
 
 def _could_be_hub(source: str) -> bool:
@@ -103,7 +123,7 @@ def split(
     cuts = {name: max(1, round(counts[name] * len(train))) for name in missing}
     if sum(cuts.values()) >= len(train):
         raise InputError(
-            f"{len(train)} images are too few to cut {' and '.join(missing)} from; at least {sum(cuts.values()) + 1} are needed"
+            f"{len(train)} items are too few to cut {' and '.join(missing)} from; at least {sum(cuts.values()) + 1} are needed"
         )
     order, start, out = np.random.default_rng(seed).permutation(len(train)), 0, dict(collections)
     for name in missing:
@@ -114,21 +134,22 @@ def split(
     return out
 
 
-def _folder(root: Path) -> dict[str, Collection]:
+def _folder(root: Path, medium: Medium) -> dict[str, Collection]:
     groups: dict[str, list[Path]] = {}
     named = {p.name: _SYNONYMS[p.name.lower()] for p in root.iterdir() if p.is_dir() and p.name.lower() in _SYNONYMS}
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and p.name[0] != "."):
+    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in medium.suffixes and p.is_file() and p.name[0] != "."):
         top = path.relative_to(root).parts[0]
         if named and top not in named:
             continue
         groups.setdefault(named.get(top, "train"), []).append(path)
     if not groups:
-        raise InputError(f"folder {str(root)!r} holds no image (looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and below)")
-    return {name: Collection([str(p.relative_to(root)) for p in paths], partial(_read_file, paths))
+        looked = ", ".join(sorted(medium.suffixes))
+        raise InputError(f"folder {str(root)!r} holds no {medium.noun} (looked for {looked} in it and below)")
+    return {name: Collection([str(p.relative_to(root)) for p in paths], partial(_read_file, medium, paths))
             for name, paths in groups.items()}  # fmt: skip
 
 
-def _tables(paths: list[Path], column: str | None) -> dict[str, Collection]:
+def _tables(paths: list[Path], column: str | None, medium: Medium) -> dict[str, Collection]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -140,7 +161,7 @@ def _tables(paths: list[Path], column: str | None) -> dict[str, Collection]:
     for name, files in groups.items():
         try:
             schema = pq.read_schema(files[0])
-            chosen = _image_column(files[0], {f.name: f.type for f in schema}, column)
+            chosen = _bytes_column(files[0], {f.name: f.type for f in schema}, column, medium.noun)
             parts = [pq.read_table(file, columns=[chosen]) for file in files]
             cells = pa.concat_tables(parts)[chosen]
         except pa.ArrowException as error:
@@ -148,29 +169,29 @@ def _tables(paths: list[Path], column: str | None) -> dict[str, Collection]:
         if pa.types.is_struct(cells.type):
             cells = pa.chunked_array([chunk.field("bytes") for chunk in cells.chunks])
         names = [f"{file.name} row {i}" for file, part in zip(files, parts) for i in range(len(part))]
-        out[name] = Collection(names, partial(_read_cell, cells))
+        out[name] = Collection(names, partial(_read_cell, medium, cells))
     return out
 
 
-def _image_column(path: Path, types: dict, column: str | None) -> str:
+def _bytes_column(path: Path, types: dict, column: str | None, noun: str) -> str:
     import pyarrow as pa
 
-    def holds_images(kind: pa.DataType) -> bool:
+    def holds_bytes(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind):
             return any(field.name == "bytes" for field in kind)
         return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
-    images = [name for name, kind in types.items() if holds_images(kind)]
+    fitting = [name for name, kind in types.items() if holds_bytes(kind)]
     if column is not None and column not in types:
         raise InputError(f"{path.name} has no column {column!r}; {nearest_name(column, types)}")
-    if column is not None and column not in images:
-        raise InputError(f"column {column!r} of {path.name} holds {types[column]}, not images")
-    if column is None and len(images) != 1:
+    if column is not None and column not in fitting:
+        raise InputError(f"column {column!r} of {path.name} holds {types[column]}, not {noun}s")
+    if column is None and len(fitting) != 1:
         raise InputError(
-            f"{path.name} has {len(images)} image columns ({', '.join(images) or 'its columns: ' + ', '.join(types)}); "
+            f"{path.name} has {len(fitting)} {noun} columns ({', '.join(fitting) or 'its columns: ' + ', '.join(types)}); "
             "name one with data.column=NAME"
         )
-    return column or images[0]
+    return column or fitting[0]
 
 
 def _npz(path: Path) -> dict[str, Collection]:
@@ -196,7 +217,7 @@ def _npz(path: Path) -> dict[str, Collection]:
     return out
 
 
-def _hub(name: str, column: str | None) -> dict[str, Collection]:
+def _hub(name: str, column: str | None, medium: Medium) -> dict[str, Collection]:
     try:
         import datasets
     except ImportError as error:
@@ -207,17 +228,18 @@ def _hub(name: str, column: str | None) -> dict[str, Collection]:
         raise InputError(f"data {name!r} is no file or folder, and loading it from the hub failed: {first_line(error)}") from error
     out = {}
     for key, table in loaded.items():
-        images = [n for n, feature in table.features.items() if isinstance(feature, datasets.Image)]
-        if column is not None and column not in images:
-            raise InputError(f"{name} has no image column {column!r}; {nearest_name(column, images)}")
-        if not images:
-            raise InputError(f"{name} has no image column; its columns: {', '.join(table.features)}")
-        chosen = column or images[0]
-        raw = table.cast_column(chosen, datasets.Image(decode=False))
+        kind = getattr(datasets, medium.feature)
+        fitting = [n for n, feature in table.features.items() if isinstance(feature, kind)]
+        if column is not None and column not in fitting:
+            raise InputError(f"{name} has no {medium.noun} column {column!r}; {nearest_name(column, fitting)}")
+        if not fitting:
+            raise InputError(f"{name} has no {medium.noun} column; its columns: {', '.join(table.features)}")
+        chosen = column or fitting[0]
+        raw = table.cast_column(chosen, kind(decode=False))  # their decoders are left aside: one way to decode, whatever the source
 
-        def read(i: int, raw=raw, chosen=chosen) -> Image.Image:
+        def read(i: int, raw=raw, chosen=chosen) -> Any:
             cell = raw[i][chosen]
-            return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
+            return medium.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
 
         if key.lower() in _SYNONYMS or len(loaded) == 1:
             out[_SYNONYMS.get(key.lower(), "train")] = Collection([f"{name} {key} row {i}" for i in range(len(table))], read)

@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hqvae.config import Config, TrainConfig
-from hqvae.data import Images, Order, to_signal
+from hqvae.data import Items, Order
 from hqvae.errors import InputError, first_line
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE
@@ -43,7 +43,7 @@ class Training:
     config: TrainConfig
     fabric: Fabric
     run: Run
-    images: dict[str, Images]
+    splits: dict[str, Items]
     total: int
     model: HQVAE
     wrapped: Any  # what Fabric makes of the model
@@ -89,15 +89,16 @@ def open_run(fabric: Fabric, config: Config, out: str, resume: bool) -> Run:
     return run if fabric.global_rank == 0 else Run.open(out)
 
 
-def assemble(fabric: Fabric, config: Config, out: str, resume: bool, images: dict[str, Images]) -> Training:
+def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: dict[str, Items]) -> Training:
     """Weights, optimiser and schedules at step 0, codebooks started from the first global batch: the same in every process."""
     settings = config.train
-    count = len(images["train"])
+    items = splits["train"]
+    count = len(items)
     total = settings.steps if settings.epochs is None else max(1, round(settings.epochs * count / settings.batch_size))
     torch.manual_seed(settings.seed)
     model = HQVAE(config.model)
-    first = images["train"][Order(count, settings.batch_size, settings.seed).at(0)]
-    model.start_from(to_signal(first), Noise.of(settings.seed, _START))
+    first = items[Order(count, settings.batch_size, settings.seed).at(0)]
+    model.start_from(items.signal(first), Noise.of(settings.seed, _START))
     if config.model.axes == 2:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
@@ -112,7 +113,7 @@ def assemble(fabric: Fabric, config: Config, out: str, resume: bool, images: dic
     run = open_run(fabric, config, out, resume)
     writer = writer_of(str(run.path / "tensorboard")) if writer_of and fabric.global_rank == 0 else None
     schedule, progress = make_schedule(optimizer, settings, total), Progress(usage)
-    return Training(settings, fabric, run, images, total, model, wrapped, optimizer, schedule, average, progress, writer)
+    return Training(settings, fabric, run, splits, total, model, wrapped, optimizer, schedule, average, progress, writer)
 
 
 def tensorboard_writer() -> Any:
@@ -148,10 +149,10 @@ def make_schedule(
 
 
 def describe(training: Training) -> str:
-    model, images = training.model, training.images["train"]
+    model = training.model
     layers = ", ".join(f"stride {level.stride}: {level.layers} × {level.codebook_size} codes" for level in model.config.levels)
     weights = sum(p.numel() for p in model.parameters()) / 1e6
-    return f"{model.config.quantizer.kind} [{layers}], {weights:.2f} M weights, {len(images)} images of {images.config.size}²"
+    return f"{model.config.quantizer.kind} [{layers}], {weights:.2f} M weights, {training.splits['train'].describe()}"
 
 
 def save(training: Training) -> None:

@@ -19,7 +19,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from hqvae.config import Config
-from hqvae.data import Images, Order, open_images, to_signal, training_batches
+from hqvae.data import Items, Order, open_data, training_batches
 from hqvae.errors import InputError, NotFinite
 from hqvae.model import Elbo
 from hqvae.quantize import Noise
@@ -44,48 +44,49 @@ def train(config: Config, out: str, resume: bool = False, accelerator: str = "au
 
     Raises InputError for data, folder or settings that cannot be used, before anything is written.
     """
-    if config.model.axes != 2:
-        raise InputError(f"model.axes={config.model.axes}: images have 2 axes")
     fabric = make_fabric(config.train, accelerator, devices, nodes)
     parts = my_parts(config.train, fabric.global_rank, fabric.world_size)
     if not resume:
         Run.refuse_used(out)
-    data, images = open_images(config.data, config.model.channels, ("train", "validation"))
+    data, splits = open_data(config.data, config.model.channels, ("train", "validation"), config.model.axes)
     config = replace(config, data=data)
-    refuse_unfit(config, images, fabric.world_size)
-    training = assemble(fabric, config, out, resume, images)
+    refuse_unfit(config, splits, fabric.world_size)
+    training = assemble(fabric, config, out, resume, splits)
     with training.run.in_use() if fabric.global_rank == 0 else nullcontext():
         if resume:
             restore(training)
         return training.run if loop(training, config, parts) else None
 
 
-def refuse_unfit(config: Config, images: dict[str, Images], processes: int) -> None:
+def refuse_unfit(config: Config, splits: dict[str, Items], processes: int) -> None:
     """Raises InputError where model, data and processes do not go together."""
-    stride, size = config.model.levels[0].stride, images["train"].size
-    if stride > size:
-        raise InputError(f"model.levels.0.stride={stride} is larger than the images, data.size={size}; expected at most {size}")
-    validated = min(len(images["validation"]), config.train.validation_images)
+    stride, shape, noun = config.model.levels[0].stride, splits["train"].shape[1:], splits["train"].medium.noun
+    if stride > min(shape):
+        sides = "×".join(map(str, shape))
+        raise InputError(
+            f"model.levels.0.stride={stride} is larger than the {noun}s, which have {sides} points; expected at most {min(shape)}"
+        )
+    validated = min(len(splits["validation"]), config.train.validation_images)
     if validated < processes:
         raise InputError(
-            f"{validated} validation image(s) cannot be shared by {processes} processes, which need one each; "
+            f"{validated} validation {noun}(s) cannot be shared by {processes} processes, which need one each; "
             f"raise data.validation or train.validation_images, or take --devices {validated}"
         )
 
 
 def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
     """From the step where the training stands to the last one; False when it was asked to stop before."""
-    fabric, images = training.fabric, training.images
-    order = Order(len(images["train"]), config.train.batch_size, config.train.seed)
+    fabric, items = training.fabric, training.splits["train"]
+    order = Order(len(items), config.train.batch_size, config.train.seed)
     progress, total = training.progress, training.total
-    batches = training_batches(images["train"], order, progress.step, total, parts)
+    batches = training_batches(items, order, progress.step, total, parts)
     with interruptible() as stop, Steps(total, progress.step, quiet=fabric.global_rank > 0) as screen:
         screen.say(f"{describe(training)} → {training.run.path}")
         progress.since, progress.since_step = time.perf_counter(), progress.step
         while progress.step < total:
             temperature = torch.tensor(config.train.temperature.at(progress.step / total))  # a tensor: a compiled model takes any
             noise = Noise.of(config.train.seed, progress.step)
-            signals = [to_signal(next(batches), fabric.device) for _ in parts]
+            signals = [items.signal(next(batches), fabric.device) for _ in parts]
             try:
                 outs = gradients(training, signals, temperature, [noise._replace(samples=part.start) for part in parts])
             except NotFinite as error:

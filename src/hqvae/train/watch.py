@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hqvae.data import in_order, to_signal
+from hqvae.data import in_order
 from hqvae.measure import Measures, findings, measure
 from hqvae.metrics import Usage
 from hqvae.model import Elbo
@@ -16,7 +16,7 @@ from hqvae.screen import Steps
 
 from .assemble import Training
 
-_PICTURES = 8
+_PICTURES, _SPECTRA = 8, 2
 
 
 def log_step(training: Training, outs: Sequence[Elbo], temperature: float, screen: Steps) -> None:
@@ -43,10 +43,10 @@ def log_step(training: Training, outs: Sequence[Elbo], temperature: float, scree
 def validate(training: Training, screen: Steps) -> None:
     """Measure on validation images; log it, with an alarm for every layer that collapsed or carries nothing; refresh the pictures."""
     fabric, config, run, step = training.fabric, training.config, training.run, training.progress.step
-    images, size = training.images["validation"], max(1, config.batch_size // fabric.world_size)
+    items, size = training.splits["validation"], max(1, config.batch_size // fabric.world_size)
     started = time.perf_counter()
-    batches = in_order(images, size, config.validation_images, fabric.global_rank, fabric.world_size)
-    measures = measure(training.evaluated, batches, fabric.device, shuffle_images=128)
+    batches = in_order(items, size, config.validation_images, fabric.global_rank, fabric.world_size)
+    measures = measure(training.evaluated, (items.signal(b, fabric.device) for b in batches), items.form, shuffle_images=128)
     if isinstance(training.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
         training.schedule.step(measures.loss)
     if fabric.global_rank == 0:
@@ -74,12 +74,13 @@ def validate(training: Training, screen: Steps) -> None:
 
 
 def refresh_pictures(training: Training, measures: Measures) -> None:
-    images, model = training.images["validation"], training.evaluated
-    if model.config.axes == 2 and model.config.channels in (1, 3):
-        x = to_signal(next(in_order(images, _PICTURES, _PICTURES)), training.fabric.device)
+    items, model = training.splits["validation"], training.evaluated
+    if model.config.axes == 2:
+        count = _PICTURES if items.form.per_second is None else _SPECTRA
+        x = items.signal(next(in_order(items, count, count)), training.fabric.device)
         with torch.no_grad():
             rows = [("original", x), (f"step {training.progress.step}", model(x).reconstruction)]
-        training.run.save_figure("training-reconstructions.png", grid(rows))
+        training.run.save_figure("training-reconstructions.png", grid(rows, spectra=items.form.per_second is not None))
     entries = training.run.entries("train")
     if entries:
         layers = measures.layers

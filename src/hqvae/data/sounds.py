@@ -1,0 +1,227 @@
+"""Sounds decoded to mono int16, resampled, cut into segments, and seen as log-mel spectra or as they are."""
+
+import math
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int16
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as config
+from torch import Tensor
+
+from hqvae.errors import InputError
+from hqvae.spectra import griffin_lim, mel_filters, stft, unmel
+
+from .items import Form, Items, SourceConfig, to_signal
+from .sources import Collection, Medium
+
+
+@config(frozen=True, config=ConfigDict(extra="forbid"))
+class MelConfig:
+    """Log-mel spectra: log of mel magnitudes, not below `floor`, brought to [−1, 1] by the range that magnitudes can have.
+
+    Args:
+        n_fft: samples of a window
+        hop: samples from one frame to the next
+        mels: number of mel bands, the height of the spectrum
+        low, high: hertz, of the lowest and the highest band's end
+        floor: smallest magnitude
+    """
+
+    kind: Literal["mel"] = "mel"
+    n_fft: int = Field(default=1024, ge=16)
+    hop: int = Field(default=256, ge=1)
+    mels: int = Field(default=80, ge=1)
+    low: float = Field(default=0.0, ge=0)
+    high: float = Field(default=8000.0, gt=0)
+    floor: float = Field(default=1e-5, gt=0)
+
+
+@config(frozen=True, config=ConfigDict(extra="forbid"))
+class WaveConfig:
+    """The waveform as it is."""
+
+    kind: Literal["wave"] = "wave"
+
+
+@config(frozen=True, config=ConfigDict(extra="forbid"))
+class SoundConfig(SourceConfig):
+    """Sounds, and how they are prepared; the fields of `SourceConfig`, and:
+
+    Args:
+        rate: samples per second that everything is resampled to
+        seconds: length of a segment; in training it begins anywhere, else the segments tile every sound
+        loudness: dB below full scale that every whole sound's root mean square is brought to (silence stays); None leaves it
+        front: what a model sees
+    """
+
+    kind: Literal["sounds"] = "sounds"
+    rate: int = Field(default=22050, ge=100)
+    seconds: float = Field(default=4.0, gt=0)
+    loudness: float | None = Field(default=None, le=0)
+    front: MelConfig | WaveConfig = Field(default=MelConfig(), discriminator="kind")
+
+
+def open_sound(source: Path | BytesIO) -> Any:
+    """An open `soundfile.SoundFile`: header read, samples not yet. Raises its error for what is no sound."""
+    try:
+        import soundfile
+    except ImportError as error:
+        raise InputError("sounds need soundfile and soxr: pip install 'hqvae[audio]'") from error
+    return soundfile.SoundFile(source)
+
+
+SOUND_MEDIUM = Medium("sound", frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"}), open_sound, "Audio")
+
+
+class LogMel:
+    """The log-mel front end: `forward` and `inverse`, sounds [B, 1, T] ↔ spectra [B, 1, mels, T/hop] in [−1, 1].
+
+    A magnitude can be no larger than a full-scale sound's in every bin at once; between that and the floor lies the range.
+    """
+
+    axes = 2
+
+    def __init__(self, config: MelConfig, rate: int):
+        if config.high > rate / 2 or config.low >= config.high:
+            raise InputError(
+                f"data.front: low={config.low:g} and high={config.high:g} Hz; expected low < high ≤ data.rate/2 = {rate / 2:g}"
+            )
+        self.config, self.filters = config, mel_filters(rate, config.n_fft, config.mels, config.low, config.high)
+        empty = int((self.filters.sum(1) == 0).sum())
+        if empty:
+            raise InputError(
+                f"data.front: {empty} of mels={config.mels} bands hold no bin of n_fft={config.n_fft}; take fewer or a larger n_fft"
+            )
+        top = math.log(float(self.filters.sum(1).max()) * config.n_fft / 2)
+        bottom = math.log(config.floor)
+        self.middle, self.half = (top + bottom) / 2, (top - bottom) / 2
+        self.form = Form(scale=self.half, unit="log-mel", step=0.0, per_second=config.mels * rate / config.hop)
+
+    def samples(self, wished: int) -> int:
+        """The segment's length nearest below: whole hops."""
+        return wished // self.config.hop * self.config.hop
+
+    def shape(self, samples: int) -> tuple[int, ...]:
+        return (1, self.config.mels, samples // self.config.hop)
+
+    def forward(self, sound: Float[Tensor, "B 1 T"]) -> Float[Tensor, "B 1 M N"]:
+        spectrum = stft(sound[:, 0], self.config.n_fft, self.config.hop).abs()
+        mel = torch.einsum("mf,bfn->bmn", self.filters.to(spectrum.device), spectrum)
+        return ((mel.clamp(min=self.config.floor).log() - self.middle) / self.half)[:, None]
+
+    def inverse(self, signal: Float[Tensor, "B 1 M N"]) -> Float[Tensor, "B 1 T"]:
+        """A sound with nearly this spectrum: bins from bands by `unmel`, phases by Griffin and Lim."""
+        mel = (signal[:, 0].float() * self.half + self.middle).exp()
+        return griffin_lim(unmel(mel, self.filters.to(mel.device)), self.config.n_fft, self.config.hop)[:, None]
+
+
+class Wave:
+    """The waveform front end: both ways the same."""
+
+    axes = 1
+
+    def __init__(self, config: WaveConfig, rate: int):
+        self.form = Form(scale=1.0, unit="amplitude", step=1 / 32768, per_second=float(rate))
+
+    def samples(self, wished: int) -> int:
+        return wished
+
+    def shape(self, samples: int) -> tuple[int, ...]:
+        return (1, samples)
+
+    def forward(self, sound: Float[Tensor, "B 1 T"]) -> Float[Tensor, "B 1 T"]:
+        return sound
+
+    def inverse(self, signal: Float[Tensor, "B 1 T"]) -> Float[Tensor, "B 1 T"]:
+        return signal.float().clamp(-1, 1)
+
+
+def front_of(config: SoundConfig) -> LogMel | Wave:
+    """What makes signals of sounds, and sounds of signals."""
+    front = config.front
+    return LogMel(front, config.rate) if isinstance(front, MelConfig) else Wave(front, config.rate)
+
+
+class Sounds(Items):
+    """One split of sounds, all channels averaged to one: raw batches are int16 segments [B, 1, T].
+
+    An item is a segment. The segments tile each sound, the last one drawn back to its end; a sound shorter than a segment is
+    followed by silence. With draws a segment begins anywhere in its sound instead.
+    """
+
+    medium = SOUND_MEDIUM
+
+    def __init__(self, collection: Collection, config: SoundConfig):
+        self.front = front_of(config)
+        self.form, self.samples = self.front.form, self.front.samples(round(config.seconds * config.rate))
+        least = config.front.n_fft // 2 + 1 if isinstance(config.front, MelConfig) else 1
+        if self.samples < least:
+            raise InputError(f"data.seconds={config.seconds:g} is too short: {self.samples} samples, and a spectrum needs {least}")
+        self.shape, self.rate, self.loudness = self.front.shape(self.samples), config.rate, config.loudness
+        lengths = [self._length(collection, i) for i in range(len(collection))]
+        super().__init__(collection, config, fits=2 * sum(lengths) <= config.cache_mb * 2**20)
+        whole = [len(sound) for sound in self.cache] if self.cache is not None else [lengths[i] for i in self.kept]
+        self.tiles = [(k, start) for k, length in enumerate(whole) for start in self._starts(length)]
+        self.seconds = sum(whole) / config.rate
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def describe(self) -> str:
+        return f"{len(self.kept)} sounds of {self.seconds / 60:.1f} minutes in {len(self)} segments of {self.samples / self.rate:.3g} s"
+
+    def __getitem__(self, key: tuple[np.ndarray, np.ndarray | None]) -> Int16[Tensor, "B 1 T"]:
+        indices, draws = key
+        batch = np.zeros((len(indices), 1, self.samples), np.int16)
+        for j, index in enumerate(indices):
+            k, start = self.tiles[int(index)]
+            sound = self.item(k)
+            if draws is not None:
+                start = int(draws[j, 0] * (max(0, len(sound) - self.samples) + 1))
+            segment = sound[start : start + self.samples]
+            batch[j, 0, : len(segment)] = segment
+        return torch.from_numpy(batch)
+
+    def signal(self, batch: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        return self.front.forward(to_signal(batch, device))
+
+    def check(self, i: int) -> None:
+        with self.collection.read(i) as file:
+            if not file.frames:
+                raise ValueError("it holds no sample")
+
+    def decode(self, i: int) -> np.ndarray:
+        """[T] int16 at `rate`: channels averaged, resampled, brought to `loudness`, clipped to full scale."""
+        import soxr
+
+        with self.collection.read(i) as file:
+            samples = file.read(dtype="float32", always_2d=True).mean(1)
+            rate = file.samplerate
+        if not len(samples):
+            raise ValueError("it holds no sample")
+        if not np.isfinite(samples).all():
+            raise ValueError("it holds samples that are not finite")
+        if rate != self.rate:
+            samples = soxr.resample(samples, rate, self.rate, quality="HQ")
+        power = float(np.square(samples, dtype=np.float64).mean()) if len(samples) else 0.0
+        if self.loudness is not None and power > 0:
+            samples = samples * (10 ** (self.loudness / 20) / math.sqrt(power))
+        return (samples * 32768).round().clip(-32768, 32767).astype(np.int16)
+
+    def _length(self, collection: Collection, i: int) -> int:
+        try:
+            with collection.read(i) as file:
+                return math.ceil(file.frames * self.rate / file.samplerate)
+        except InputError:
+            raise
+        except Exception:  # counted and named with the other broken ones
+            return 0
+
+    def _starts(self, length: int) -> Sequence[int]:
+        last = max(0, length - self.samples)
+        return [*range(0, last, self.samples), last]

@@ -1,0 +1,247 @@
+"""Sounds: any rate, channels and length in, segments out; what is broken is named; the same commands as for images."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from hqvae.cli import main
+from hqvae.config import PRESETS, override, preset
+from hqvae.data import MelConfig, Order, SoundConfig, WaveConfig, in_order, open_data, training_batches
+from hqvae.data.sounds import LogMel
+from hqvae.errors import InputError
+from hqvae.model import HQVAE
+
+RATE = 8000
+WAVE = {"rate": RATE, "seconds": 0.1, "front": WaveConfig()}  # segments of 800 samples
+
+
+def tone(seconds=0.25, hertz=440.0, rate=RATE, loud=0.5):
+    return loud * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def write(path, samples, rate=RATE, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate, **options)
+
+
+def opened(folder, channels=1, axes=1, wanted=("train",), **config):
+    return open_data(SoundConfig(source=str(folder), **{**WAVE, "validation": 0.01, "test": 0.01, **config}), channels, wanted, axes)[1]
+
+
+def one(folder, **config):
+    """The single sound of `folder/train`, in one batch of its tiles."""
+    sounds = opened(folder, **config)["train"]
+    return torch.cat(list(in_order(sounds, 64)))[:, 0].float() / 32768
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Splits of their own, so that none is cut off."""
+    for split in ("test", "validation"):
+        write(tmp_path / split / "other.wav", tone())
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["wav", "flac", "ogg", "mp3"])
+def test_every_kind_of_file_is_read(name, folder):
+    write(folder / "train" / f"a.{name}", tone(0.4))
+    found = one(folder)
+    assert found.shape == (4, 800)
+    assert (found.square().mean(1).sqrt()[:3] - 0.5 / np.sqrt(2)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("rate", [4000, 11025, 16000, 44100])
+def test_any_rate_becomes_the_one_that_is_asked_for(rate, folder):
+    write(folder / "train" / "a.wav", tone(0.3, rate=rate), rate, subtype="FLOAT")
+    found = one(folder).flatten()
+    expected = torch.from_numpy(tone(0.3))
+    assert len(found) == 2400 and (found - expected)[200:-200].abs().max() < 5e-3
+
+
+def test_channels_are_averaged(folder):
+    write(folder / "train" / "a.wav", np.stack([tone(0.1), -tone(0.1), tone(0.1)], 1), subtype="FLOAT")
+    assert torch.allclose(one(folder)[0], torch.from_numpy(tone(0.1)).float() / 3, atol=1e-4)
+
+
+def test_segments_tile_a_sound_and_the_last_ends_with_it(folder):
+    ramp = np.arange(2100) / 4000
+    write(folder / "train" / "a.wav", ramp, subtype="FLOAT")
+    found = one(folder) * 4000
+    assert [round(float(tile[0])) for tile in found] == [0, 800, 1300] and round(float(found[2, -1])) == 2099
+
+
+def test_short_sounds_are_followed_by_silence(folder):
+    write(folder / "train" / "a.wav", np.array([0.5]), subtype="FLOAT")
+    found = one(folder)
+    assert found.shape == (1, 800) and found[0, 0] == 0.5 and not found[0, 1:].any()
+
+
+def test_training_segments_begin_anywhere(folder):
+    write(folder / "train" / "a.wav", np.arange(8000) / 10000, subtype="FLOAT")
+    sounds = opened(folder)["train"]
+    batches = training_batches(sounds, Order(len(sounds), 5, 0), 0, 40, [slice(0, 5)])
+    starts = torch.cat([batch[:, 0, 0] for batch in batches]).float() / 32768 * 10000
+    assert starts.min() < 400 and starts.max() > 6800 and len(starts.round().unique()) > 150
+
+
+def test_loudness_is_brought_to_the_level_asked_for(folder):
+    write(folder / "train" / "a.wav", tone(0.1, loud=0.01), subtype="FLOAT")
+    assert one(folder, loudness=-20.0).square().mean().sqrt() == pytest.approx(0.1, rel=0.01)
+    assert one(folder).square().mean().sqrt() == pytest.approx(0.01 / np.sqrt(2), rel=0.01)
+
+
+def test_odd_samples_are_a_documented_result(folder):
+    """Silence stays silence, also under a loudness; what is beyond full scale is clipped; a constant stays."""
+    write(folder / "train" / "a.wav", np.zeros(800), subtype="FLOAT")
+    assert not one(folder, loudness=-20.0).any()
+    write(folder / "train" / "a.wav", np.full(800, 3.0), subtype="FLOAT")
+    assert (one(folder) > 0.9999).all()
+
+
+def test_broken_sounds_are_counted_named_and_left_out(folder, caplog):
+    write(folder / "train" / "good.wav", tone())
+    (folder / "train" / "text.wav").write_text("this is no sound")
+    write(folder / "train" / "nan.wav", np.array([0.0, np.nan]), subtype="FLOAT")
+    write(folder / "train" / "empty.wav", np.zeros(0))
+    (folder / "train" / "torn.flac").write_bytes(b"fLaC\0\0\0\x22torn")
+    assert len(opened(folder)["train"].kept) == 1
+    (message,) = caplog.messages
+    assert message.startswith("4 of 5 sounds are broken")
+    assert all(name in message for name in ("text.wav", "nan.wav (it holds samples that are not finite)", "empty.wav (it holds no sample)"))
+
+
+def test_uncached_sounds_are_the_same(folder):
+    for number in range(3):
+        write(folder / "train" / f"{number}.wav", tone(0.2 + 0.05 * number, 300 + 100 * number, rate=16000), 16000)
+    kept, again = opened(folder)["train"], opened(folder, cache_mb=0, workers=0)["train"]
+    assert again.cache is None and len(again) == len(kept)
+    for one_batch, other in zip(in_order(kept, 4), in_order(again, 4)):
+        assert torch.equal(one_batch, other)
+
+
+def test_sounds_in_parquet(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    write(tmp_path / "a.wav", tone())
+    cell = {"bytes": (tmp_path / "a.wav").read_bytes(), "path": "a.wav"}
+    for split in ("train", "test", "validation"):
+        parquet.write_table(pa.table({"audio": [cell, cell]}), tmp_path / f"{split}.parquet")
+    sounds = open_data(SoundConfig(source=str(tmp_path), **WAVE), 1, ("train",), 1)[1]["train"]
+    assert len(sounds.kept) == 2
+
+
+# ------------------------------------------------------------------------------------------------ log-mel
+
+
+def test_log_mel_lies_between_minus_one_and_one():
+    front = LogMel(MelConfig(), 22050)
+    assert front.shape(front.samples(4 * 22050)) == (1, 80, 344)
+    generator = torch.Generator().manual_seed(0)
+    loud = torch.cat([torch.ones(1, 1, 8192), torch.rand(1, 1, 8192, generator=generator).round() * 2 - 1])
+    assert front.forward(loud).max() <= 1
+    assert (front.forward(torch.zeros(1, 1, 8192)) + 1).abs().max() < 1e-5
+    assert front.form.per_second == pytest.approx(80 * 22050 / 256)
+
+
+def test_one_unit_of_the_form_is_a_natural_log_of_magnitude():
+    front = LogMel(MelConfig(), 22050)
+    sound = torch.from_numpy(tone(0.5, rate=22050, loud=0.5)).float()[None, None]
+    louder = (front.forward(sound) - front.forward(sound / np.e)) * front.form.scale
+    heard = front.forward(sound / np.e) > -0.9
+    assert torch.allclose(louder[heard], torch.ones(int(heard.sum())), atol=1e-3)
+
+
+def test_a_sound_comes_back_from_its_spectrum():
+    front = LogMel(MelConfig(), 22050)
+    sound = torch.from_numpy(tone(0.5, 440, 22050) + tone(0.5, 1330, 22050, 0.3)).float()[None, None]
+    sound = sound[..., : front.samples(sound.shape[-1])]
+    again = front.inverse(front.forward(sound))
+    assert again.shape == sound.shape
+    spectrum = front.forward(sound)
+    apart = (front.forward(again) - spectrum) * front.form.scale
+    heard = spectrum > spectrum.max() - 3 / front.form.scale  # all but the feet of the lines, which bands smear
+    assert apart[heard].abs().mean() < 0.15
+
+
+REFUSED = {
+    "a model of images": (["model.channels=3"], "model.channels=3: sounds have 1 channel"),
+    "a model of another number of axes": (["model.axes=1"], "model.axes=1: sounds with data.front.kind=mel have 2"),
+    "a segment shorter than a window": (["data.seconds=0.01"], "data.seconds=0.01 is too short"),
+    "bands above half the rate": (["data.rate=8000"], "expected low < high ≤ data.rate/2 = 4000"),
+    "more bands than bins": (["data.front.mels=400"], "bands hold no bin of n_fft=1024"),
+    "a size": (["data.size=32"], "data.size"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_go_with_sounds_is_refused(case, folder, capsys):
+    settings, words = REFUSED[case]
+    write(folder / "train" / "a.wav", tone())
+    assert main(["train", "sqvae-mel", *settings, "--data", str(folder), "--out", str(folder / "run")]) == 2
+    assert words in capsys.readouterr().err and not (folder / "run").exists()
+
+
+def test_images_and_sounds_are_not_taken_for_each_other(folder, capsys):
+    for name, words in (
+        ("sqvae", "holds no image (looked for"),
+        ("sqvae-mel", "data 'photos' holds images, and this preset is for sounds"),
+    ):
+        data = str(folder) if name == "sqvae" else "photos"
+        assert main(["train", name, "--data", data, "--out", str(folder / "run")]) == 2
+        assert words in capsys.readouterr().err
+
+
+MEL = [name for name, config in PRESETS.items() if isinstance(config.data, SoundConfig)]
+
+
+@pytest.mark.parametrize("name", MEL)
+def test_train_evaluate_and_resume_from_the_command(name, folder, capsys):
+    write(folder / "train" / "a.wav", tone(1.5, rate=22050), 22050)
+    write(folder / "test" / "b.wav", tone(0.7, rate=22050), 22050)
+    settings = [
+        "model.net.widths=[8]",
+        "data.seconds=0.4",
+        "train.batch_size=2",
+        "train.steps=4",
+        "train.log_every=2",
+        "data.front.mels=20",
+    ]
+    run = folder / "run"
+    words = ["train", name, "--data", str(folder), "--out", str(run), "--accelerator", "cpu", *settings]
+    assert main(words) == 0 and main([*words, "--resume"]) == 0
+    assert main(["evaluate", str(run), "--accelerator", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "RMSE (log-mel)" in shown and "rate bits/s" in shown and "segments, test split" in shown
+    measures = json.loads((run / "report" / "report.json").read_text())["measures"]
+    config = override(preset(name), settings).model
+    layers, frames = config.levels[0].layers, int(0.4 * 22050) // 256
+    codes = layers * (20 // 4) * math.ceil(frames / 4)
+    assert measures["bits_per_second"] == pytest.approx(codes * math.log2(config.levels[0].codebook_size) / (frames * 256 / 22050))
+    sounds = sorted(path.name for path in (run / "report" / "sounds").iterdir())
+    assert sum(path.startswith("0-") for path in sounds) == layers + 1 and "0-original.wav" in sounds
+    samples, rate = soundfile.read(run / "report" / "sounds" / "0-original.wav")
+    assert rate == 22050 and len(samples) == int(0.4 * 22050) // 256 * 256 and np.abs(samples).max() > 0.1
+    assert (run / "report" / "reconstructions.png").stat().st_size > 1000
+    assert main(["evaluate", str(run), "--size", "9", "--accelerator", "cpu"]) == 2
+    assert "is of sounds" in capsys.readouterr().err
+
+
+def test_the_mel_presets_have_the_papers_latent():
+    with torch.device("meta"):
+        for name in MEL:
+            model = HQVAE(preset(name).model)
+            assert {tuple(h.shape[2:]) for h in model.features(torch.zeros(1, 1, 80, 344))} == {(20, 86)}
+
+
+def test_without_the_extra_the_way_out_is_named(folder, monkeypatch):
+    import sys
+
+    write(folder / "train" / "a.wav", tone())
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(InputError, match=r"pip install 'hqvae\[audio\]'"):
+        opened(folder)
