@@ -321,6 +321,17 @@ def test_broken_images_are_counted_named_and_left_out(tmp_path, caplog):
     assert "train/a.png" in warning and "train/b.png" in warning
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_with_channels_first_are_the_same_images(channels, tmp_path):
+    last = np.random.default_rng(0).integers(0, 256, (8, 9, 10, channels), dtype=np.uint8)
+    found = []
+    for name, array in (("last", last), ("first", last.transpose(0, 3, 1, 2))):
+        np.savez(tmp_path / f"{name}.npz", x_train=array, x_test=array, x_val=array)
+        images = open_data(DataConfig(source=str(tmp_path / f"{name}.npz"), size=8), channels)[1]["train"]
+        found.append(next(in_order(images, 8)))
+    assert torch.equal(*found)
+
+
 def test_a_broken_row_is_named_by_its_own_file(tmp_path, caplog):
     parquet = pytest.importorskip("pyarrow.parquet")
     from pyarrow import Table

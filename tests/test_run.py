@@ -196,11 +196,12 @@ TORN = {
 
 
 @pytest.mark.parametrize("kind", TORN)
-def test_a_torn_checkpoint_is_passed_over(kind, run):
+def test_a_torn_checkpoint_is_passed_over(kind, run, caplog):
     saved(run, 1, 2)
     newest = run.path / "checkpoints" / "000000002.pt"
     newest.write_bytes(TORN[kind](newest.read_bytes()))
     assert run.load_checkpoint()["step"] == 1
+    assert "000000002.pt cannot be read" in caplog.text
     (run.path / "checkpoints" / "000000001.pt").write_bytes(newest.read_bytes())
     with pytest.raises(InputError, match="none of the checkpoints"):  # starting over by itself would lose what is there
         run.load_checkpoint()

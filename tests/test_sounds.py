@@ -227,6 +227,8 @@ def test_train_evaluate_and_resume_from_the_command(name, folder, capsys):
     samples, rate = soundfile.read(run / "report" / "sounds" / "0-original.wav")
     assert rate == 22050 and len(samples) == int(0.4 * 22050) // 256 * 256 and np.abs(samples).max() > 0.1
     assert (run / "report" / "reconstructions.png").stat().st_size > 1000
+    assert main(["doctor", str(run), "--accelerator", "cpu"]) == 0
+    assert "segments of sound at" in capsys.readouterr().out
     assert main(["evaluate", str(run), "--size", "9", "--accelerator", "cpu"]) == 2
     assert "is of sounds" in capsys.readouterr().err
 

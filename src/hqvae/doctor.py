@@ -9,10 +9,7 @@ from hqvae.model import HQVAEConfig
 
 def diagnose(measures: Measures, found: list[Finding], config: HQVAEConfig) -> list[str]:
     """Paragraphs, one thought each: the whole, every layer, every problem with its remedy, and what to look at next."""
-    said = [
-        f"{measures.images} images at {measures.bits_per_pixel:.3f} bits per pixel: PSNR {measures.psnr:.2f} dB, "
-        f"−ELBO {measures.bits_per_dim:.3f} bits per dimension."
-    ]
+    said = [f"{measures.images} {_amount(measures)}: PSNR {measures.psnr:.2f} dB, −ELBO {measures.bits_per_dim:.3f} bits per dimension."]
     said += [_layer(layer, measures) for layer in measures.layers]
     said += [f"PROBLEM {finding.layer} {finding.kind}: {finding.what}. TRY: {finding.advice}." for finding in found]
     said += _hints(measures, config)
@@ -22,6 +19,12 @@ def diagnose(measures: Measures, found: list[Finding], config: HQVAEConfig) -> l
             f"(shuffling it costs more than {CARRIES_NOTHING:.0%} of the squared error)."
         )
     return said
+
+
+def _amount(measures: Measures) -> str:
+    if measures.bits_per_second is not None:
+        return f"segments of sound at {measures.bits_per_second:.0f} bits per second"
+    return f"images at {measures.bits_per_pixel:.3f} bits per pixel"
 
 
 def _layer(layer: LayerMeasures, measures: Measures) -> str:

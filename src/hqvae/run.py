@@ -11,6 +11,7 @@ Every file appears whole or not at all: written beside its place, flushed to dis
 
 import io
 import json
+import logging
 import os
 import pickle
 import re
@@ -29,6 +30,7 @@ from hqvae.config import Config, difference, from_dict, to_dict
 from hqvae.errors import InputError, first_line
 from hqvae.model import HQVAE
 
+log = logging.getLogger("hqvae")
 KEPT_CHECKPOINTS = 2
 
 
@@ -184,8 +186,8 @@ class Run:
         for path in reversed(self._checkpoints()):  # a disk may tear even a finished file; the one before it still serves
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
-            except (RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.UnpicklingError):
-                continue
+            except (RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.UnpicklingError) as error:
+                log.warning("checkpoint %s cannot be read (%s); the one before it takes its place", path, first_line(error))
         if self._checkpoints():
             raise InputError(f"none of the checkpoints in {self.path / 'checkpoints'} can be read; delete them to start over")
         return None

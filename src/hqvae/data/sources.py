@@ -65,7 +65,10 @@ def _read_cell(medium: Medium, cells: Any, i: int) -> Any:
 
 
 def _read_array(array: np.ndarray, i: int) -> Image.Image:
-    return Image.fromarray(array[i].squeeze())
+    picture = array[i]
+    if picture.ndim == 3 and picture.shape[0] in (1, 3, 4) and picture.shape[2] not in (1, 3, 4):  # channels first, as tensors are kept
+        picture = np.ascontiguousarray(picture.transpose(1, 2, 0))
+    return Image.fromarray(picture.squeeze())
 
 
 def open_source(source: str, column: str | None, size: int | None, medium: Medium = IMAGE_MEDIUM) -> dict[str, Collection]:
@@ -213,7 +216,9 @@ def _npz(path: Path) -> dict[str, Collection]:
         out[key] = Collection([f"{name}[{i}]" for i in range(len(array))],
                               partial(_read_array, array))  # fmt: skip
     if not out:
-        raise InputError(f"{path.name} has no uint8 array [N, H, W] or [N, H, W, C]; it holds {', '.join(arrays.files) or 'nothing'}")
+        raise InputError(
+            f"{path.name} has no uint8 array [N, H, W], [N, H, W, C] or [N, C, H, W]; it holds {', '.join(arrays.files) or 'nothing'}"
+        )
     return out
 
 
