@@ -122,8 +122,15 @@ def test_an_estimate_is_mean_and_standard_error():
 
 def result(system, seed, rmse, perplexity=4.0):
     layer = {"level": 0, "layer": 0, "codebook_size": 8, "used": 6, "perplexity": perplexity, "psnr_after": 20.0}
-    measures = {"rmse": rmse, "psnr": 20.0, "ssim": None, "bits_per_dim": 5.0, "layers": [layer, {**layer, "layer": 1, "perplexity": 7.0}]}
-    return {"case": "", "system": system, "seed": seed, "measures": measures, "images_per_second": 100.0}
+    measures = {
+        "rmse": rmse,
+        "psnr": 20.0,
+        "ssim": None,
+        "bits_per_dim": 5.0,
+        "bits_per_pixel": 0.5,
+        "layers": [layer, {**layer, "layer": 1, "perplexity": 7.0}],
+    }
+    return {"case": "", "system": system, "seed": seed, "measures": measures, "images_per_second": 100.0, "protocol": {"unit": "0–255"}}
 
 
 def test_differences_are_paired_by_seed(tmp_path):

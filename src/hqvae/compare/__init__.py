@@ -38,5 +38,5 @@ def compare(spec: Spec, data: str, out: str, machine: Machine = Machine()) -> li
         missing = Grid(folder, grid, spec.split, machine).work(screen)
     results = [result for entry in grid if (result := folder.result(entry, spec.split)) is not None]
     rows = write_report(spec, grid, results, missing, Place(folder, machine, items))
-    print_tables(spec, grid, rows)
+    print_tables(spec, rows)
     return missing

@@ -17,7 +17,7 @@ from .spec import Entry, Spec
 from .summary import Estimate, Row
 
 _DPI = 90
-_PICTURES = 10
+_PICTURES, _SPECTRA = 10, 2
 
 
 def over_cases(spec: Spec, rows: Sequence[Row]) -> Figure:
@@ -30,7 +30,7 @@ def over_cases(spec: Spec, rows: Sequence[Row]) -> Figure:
         if mine:
             _line(left, [places[row.case] for row in mine], [row.figures["rmse"] for row in mine], system, spec)
             _line(right, [places[row.case] for row in mine], [row.figures["perplexity_share"] for row in mine], system, spec)
-    for axes, title in ((left, "RMSE (0–255)"), (right, "perplexity / K of the least used layer")):
+    for axes, title in ((left, f"RMSE ({rows[0].unit})"), (right, "perplexity / K of the least used layer")):
         axes.set_xticks(range(len(places)), list(places), fontsize=8)
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
@@ -92,12 +92,12 @@ def traces(runs: Sequence[tuple[str, Run]]) -> Figure:
 @torch.no_grad()
 def side_by_side(runs: Sequence[tuple[str, Run]], items: Items) -> Figure:
     """Originals, and a row of reconstructions per system."""
-    count = min(_PICTURES, len(items))
+    count = min(_PICTURES if items.form.per_second is None else _SPECTRA, len(items))
     x = items.signal(next(in_order(items, count, count)))
     rows: list[tuple[str, Tensor]] = [("original", x)]
     for name, run in runs:
         rows.append((name, run.load_model()(x).reconstruction))
-    return grid(rows)
+    return grid(rows, spectra=items.form.per_second is not None)
 
 
 def finished(entries: Sequence[Entry], folder: Folder, case: str) -> list[tuple[str, Run]]:

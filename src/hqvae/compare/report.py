@@ -16,7 +16,7 @@ from hqvae.screen import table
 
 from .figures import by_layer, finished, over_cases, side_by_side, traces
 from .jobs import Folder, Machine, train_command
-from .spec import Entry, Spec, bits_per_point, plain
+from .spec import Entry, Spec, plain
 from .summary import Row, apart, shown, summarise, verdicts
 
 _STYLE = """
@@ -39,7 +39,7 @@ class Place:
 
 
 _FIGURES = {
-    "RMSE (0–255)": ("rmse", 2), "PSNR dB": ("psnr", 2), "SSIM": ("ssim", 4), "LPIPS": ("lpips", 4), "rFID": ("rfid", 2),
+    "RMSE": ("rmse", 2), "PSNR dB": ("psnr", 2), "SSIM": ("ssim", 4), "LPIPS": ("lpips", 4), "rFID": ("rfid", 2),
     "bits/dim": ("bits_per_dim", 3), "images/s": ("images_per_second", 0),
 }  # fmt: skip
 
@@ -58,27 +58,27 @@ def tables(spec: Spec, rows: Sequence[Row]) -> list[tuple[list[str], list[list[s
         for row in rows
     ]  # fmt: skip
     return [
-        (["system", *kinds, f"Δ RMSE to {spec.ours}"], figures),
+        (["system", *(f"RMSE ({rows[0].unit})" if head == "RMSE" else head for head in kinds), f"Δ RMSE to {spec.ours}"], figures),
         (["system", "seeds", "perplexity of each layer", "perplexity / K, least used layer", "codes used there"], use),
     ]
 
 
-def print_tables(spec: Spec, entries: Sequence[Entry], rows: Sequence[Row]) -> None:
+def print_tables(spec: Spec, rows: Sequence[Row]) -> None:
     """Two tables per case on standard output, then the verdicts."""
     for case in spec.cases:
         group = [row for row in rows if row.case == case]
         if group:
             figures, use = tables(spec, group)
-            table(heading(spec, entries, case), *figures)
+            table(heading(spec, case, group), *figures)
             table("use of the codebooks", *use)
     for sentence in verdicts(spec, rows):
         print(sentence)
 
 
-def heading(spec: Spec, entries: Sequence[Entry], case: str) -> str:
-    rates = {bits_per_point(entry) for entry in entries if entry.case == case}
-    rate = f"{rates.pop():.4g} bits per pixel" if len(rates) == 1 else "rates differ"
-    return f"{spec.title}{': ' if case else ''}{case} ({spec.split} split, {rate})"
+def heading(spec: Spec, case: str, rows: Sequence[Row]) -> str:
+    """Title, case, split and rate; `rows` are those of the case."""
+    rates = sorted({row.rate for row in rows})
+    return f"{spec.title}{': ' if case else ''}{case} ({spec.split} split, {rates[0] if len(rates) == 1 else 'rates differ'})"
 
 
 def write_report(
@@ -136,7 +136,7 @@ def _page(spec: Spec, entries: Sequence[Entry], rows: Sequence[Row], missing: Se
     for case in spec.cases:
         group = [row for row in rows if row.case == case]
         if group:
-            parts.append(f"<h2>{escape(heading(spec, entries, case))}</h2>")
+            parts.append(f"<h2>{escape(heading(spec, case, group))}</h2>")
             parts += [_table(heads, cells, spec.ours) for heads, cells in tables(spec, group)]
             parts += [_image(*picture) for picture in pictures.get(case, [])]
     first = [entry for entry in entries if entry.seed == spec.seeds[0]]

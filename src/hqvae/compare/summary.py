@@ -53,6 +53,7 @@ class LayerRow:
 class Row:
     """One system in one case.
 
+    unit, rate: what RMSE is in, and the rate with its unit
     figures: those of FIGURES that there are; `perplexity_share` and `used_share` are of K, of the layer where it is lowest
     difference: paired difference of RMSE to the reference system (positive: worse than it); None for the reference itself, and
         where no seed has both
@@ -60,6 +61,8 @@ class Row:
 
     case: str
     system: str
+    unit: str
+    rate: str
     seeds: tuple[int, ...]
     figures: dict[str, Estimate]
     layers: tuple[LayerRow, ...]
@@ -79,7 +82,7 @@ def summarise(spec: Spec, results: Sequence[dict[str, Any]]) -> list[Row]:
             shared = [seed for seed in mine if (spec.ours, seed) in by_seed]
             apart = [mine[seed]["measures"]["rmse"] - by_seed[spec.ours, seed]["measures"]["rmse"] for seed in shared]
             rows.append(Row(
-                case, system, tuple(mine),
+                case, system, *_unit_and_rate(next(iter(mine.values()))), tuple(mine),
                 {name: Estimate.of([one[name] for one in each]) for name in FIGURES if all(name in one for one in each)},
                 _layers([result["measures"]["layers"] for result in mine.values()]),
                 Estimate.of(apart) if apart and system != spec.ours else None,
@@ -123,6 +126,13 @@ def apart(difference: Estimate | None) -> str:
     return "–" if difference is None else ("+" if difference.mean >= 0 else "−") + shown(
         Estimate(abs(difference.mean), difference.error, difference.count), 2
     )  # fmt: skip
+
+
+def _unit_and_rate(result: dict[str, Any]) -> tuple[str, str]:
+    measures = result["measures"]
+    if measures.get("bits_per_second") is not None:
+        return result["protocol"]["unit"], f"{measures['bits_per_second']:.0f} bits/s"
+    return result["protocol"]["unit"], f"{measures['bits_per_pixel']:.4g} bits per pixel"
 
 
 def _figures(result: dict[str, Any]) -> dict[str, float]:

@@ -31,7 +31,8 @@ def log_step(training: Training, outs: Sequence[Elbo], temperature: float, scree
         "images_per_second": images / (time.perf_counter() - progress.since),
     }  # fmt: skip
     share, worst = min((u / usage.counts.numel(), i) for i, (u, usage) in enumerate(zip(used, progress.usage)))
-    screen.show(progress.step, f"{entry['bits_per_dim']:.3f} bits/dim  {entry['psnr']:.2f} dB  {entry['images_per_second']:.0f} {training.splits['train'].medium.noun}s/s  "
+    noun = training.splits["train"].medium.noun
+    screen.show(progress.step, f"{entry['bits_per_dim']:.3f} bits/dim  {entry['psnr']:.2f} dB  {entry['images_per_second']:.0f} {noun}s/s  "
                 f"worst use: layer {worst} {share:.0%}")  # fmt: skip
     if fabric.global_rank == 0:
         training.run.log(entry)
