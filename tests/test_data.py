@@ -321,6 +321,21 @@ def test_broken_images_are_counted_named_and_left_out(tmp_path, caplog):
     assert "train/a.png" in warning and "train/b.png" in warning
 
 
+def test_sub_folders_can_be_splits(tmp_path):
+    """As in data sets of folds, at any depth; a fold that is not there is named."""
+    for fold in range(1, 5):
+        folder(tmp_path / "audio" / f"fold{fold}", [10 * fold, 10 * fold + 1])
+    held = {"validation_folders": ("fold3",), "test_folders": ("fold4", "fold1")}
+    _, images = opened(tmp_path, size=8, **held)
+    assert {name: values_of(split) for name, split in images.items()} == {
+        "train": [20, 21],
+        "validation": [30, 31],
+        "test": [10, 11, 40, 41],
+    }
+    with pytest.raises(InputError, match="no sub-folder 'fold9' with images; did you mean 'fold"):
+        opened(tmp_path, size=8, test_folders=("fold9",))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_arrays_with_channels_first_are_the_same_images(channels, tmp_path):
     last = np.random.default_rng(0).integers(0, 256, (8, 9, 10, channels), dtype=np.uint8)

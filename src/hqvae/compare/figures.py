@@ -63,7 +63,7 @@ def traces(runs: Sequence[tuple[str, Run]]) -> Figure:
     histories = [(name, run.entries("train"), [level.codebook_size for level in run.config.model.levels for _ in range(level.layers)])
                  for name, run in runs]  # fmt: skip
     figure = Figure(figsize=(max(4.0, 2.1 * len(runs)), 5.4), dpi=_DPI, layout="constrained")
-    panels = figure.subplots(3, len(runs), squeeze=False, sharex="col")
+    panels = figure.subplots(3, len(runs), squeeze=False)
     for column, (name, entries, sizes) in enumerate(histories):
         steps = [entry["step"] for entry in entries]
         for row, values in enumerate(
@@ -73,13 +73,15 @@ def traces(runs: Sequence[tuple[str, Run]]) -> Figure:
             stochastic = values.size and (row == 0 or (_array(entries, "s2") > 0).all())
             for index in range(len(sizes)) if stochastic else ():
                 axes.plot(steps, values[:, index], linewidth=1, label=f"layer {index + 1}")
-            axes.tick_params(labelsize=6)
+            axes.tick_params(which="both", labelsize=6)
             axes.grid(alpha=0.3)
             axes.set_visible(bool(stochastic))
         panels[0, column].set_title(name, fontsize=7)
         panels[0, column].set_ylim(0, 1)
         if panels[1, column].get_visible():
             panels[1, column].set_yscale("log")
+    for axes in panels.flat:
+        axes.set_xlabel("step", fontsize=6)
     for row, title in enumerate(("perplexity / K", "s²", "entropy of P̂ (nats per signal)")):
         shown = next((axes for axes in panels[row] if axes.get_visible()), None)
         if shown is not None:

@@ -37,7 +37,7 @@ def open_data(
         kinds = "sounds have 1 channel" if sounds else "images have 1 channel (grey) or 3 (colour)"
         raise InputError(f"model.channels={channels}: {kinds}")
     size = None if isinstance(config, SoundConfig) else config.size
-    found = open_source(config.source, config.column, size, SOUND_MEDIUM if sounds else IMAGE_MEDIUM)
+    found = open_source(config.source, config.column, size, SOUND_MEDIUM if sounds else IMAGE_MEDIUM, config.held)
     collections = split(found, config.validation, config.test, config.seed, wanted)
     empty = [name for name in wanted if not len(collections[name])]
     if empty:

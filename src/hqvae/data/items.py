@@ -29,6 +29,7 @@ class SourceConfig:
         source: a folder, Parquet, a hub data set's name; for images also `photos` and `.npz`
         column: of a table, the one with the images or sounds
         validation, test: share of the training items cut off where the source has no such split
+        validation_folders, test_folders: names of sub-folders that are those splits: `[fold9]`, `[fold10]`
         seed: of that cut
         cache_mb: decoded items are kept in memory up to this; beyond, they are decoded as they are needed
         workers: processes that decode when the items are not kept
@@ -38,9 +39,16 @@ class SourceConfig:
     column: str | None = None
     validation: float = Field(default=0.05, gt=0, lt=0.5)
     test: float = Field(default=0.1, gt=0, lt=0.5)
+    validation_folders: tuple[str, ...] = ()
+    test_folders: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
     cache_mb: int = Field(default=4096, ge=0)
     workers: int = Field(default=4, ge=0)
+
+    @property
+    def held(self) -> dict[str, str]:
+        """Sub-folder → its split."""
+        return {**dict.fromkeys(self.validation_folders, "validation"), **dict.fromkeys(self.test_folders, "test")}
 
 
 @dataclass(frozen=True)

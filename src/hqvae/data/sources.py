@@ -7,7 +7,7 @@ A collection is a list of names and a way to read the i-th one. Splits that the 
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,9 @@ def _read_array(array: np.ndarray, i: int) -> Image.Image:
     return Image.fromarray(picture.squeeze())
 
 
-def open_source(source: str, column: str | None, size: int | None, medium: Medium = IMAGE_MEDIUM) -> dict[str, Collection]:
+def open_source(
+    source: str, column: str | None, size: int | None, medium: Medium = IMAGE_MEDIUM, held: Mapping[str, str] | None = None
+) -> dict[str, Collection]:
     """The collections that `source` itself declares, by split; a source without splits is all `train`.
 
     Args:
@@ -80,6 +82,7 @@ def open_source(source: str, column: str | None, size: int | None, medium: Mediu
         column: name of the column of a table, found by itself when None
         size: side of the crops that `photos` is cut into
         medium: pictures or sounds
+        held: of a folder of files, sub-folders (at any depth) → the split that they are
     """
     pictures = medium is IMAGE_MEDIUM
     if source == "photos":
@@ -89,7 +92,7 @@ def open_source(source: str, column: str | None, size: int | None, medium: Mediu
     path = Path(source).expanduser()
     if path.is_dir():
         tables = sorted(path.rglob("*.parquet"))
-        return _tables(tables, column, medium) if tables else _folder(path, medium)
+        return _tables(tables, column, medium) if tables else _folder(path, medium, held or {})
     if path.is_file():
         if path.suffix == ".parquet":
             return _tables([path], column, medium)
@@ -137,14 +140,19 @@ def split(
     return out
 
 
-def _folder(root: Path, medium: Medium) -> dict[str, Collection]:
+def _folder(root: Path, medium: Medium, held: Mapping[str, str]) -> dict[str, Collection]:
     groups: dict[str, list[Path]] = {}
     named = {p.name: _SYNONYMS[p.name.lower()] for p in root.iterdir() if p.is_dir() and p.name.lower() in _SYNONYMS}
     for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in medium.suffixes and p.is_file() and p.name[0] != "."):
-        top = path.relative_to(root).parts[0]
-        if named and top not in named:
+        folders = path.relative_to(root).parts[:-1]
+        found = next((held[name] for name in folders if name in held), None)
+        if found is None and named and (not folders or folders[0] not in named):
             continue
-        groups.setdefault(named.get(top, "train"), []).append(path)
+        groups.setdefault(found or (named[folders[0]] if named else "train"), []).append(path)
+    absent = [name for name in held if not any(name in path.relative_to(root).parts[:-1] for paths in groups.values() for path in paths)]
+    if absent and groups:
+        beside = {name for paths in groups.values() for path in paths for name in path.relative_to(root).parts[:-1]}
+        raise InputError(f"folder {str(root)!r} has no sub-folder {absent[0]!r} with {medium.noun}s; {nearest_name(absent[0], beside)}")
     if not groups:
         looked = ", ".join(sorted(medium.suffixes))
         raise InputError(f"folder {str(root)!r} holds no {medium.noun} (looked for {looked} in it and below)")
