@@ -226,6 +226,23 @@ def test_a_run_that_another_process_has_claimed_is_left_to_it(data, tmp_path, ca
     assert list(figures(tmp_path / "c")) == [("", "SQ", 0)]
 
 
+def test_what_goes_wrong_in_one_run_of_ours_stops_the_others_at_once(data, tmp_path, monkeypatch):
+    """An error of the program itself is not swallowed, and does not wait for hours of other runs."""
+    begun = []
+
+    def broken(grid, entry, screen):
+        if begun:  # the second waits to be told to stop, and none after it would begin
+            assert grid.stopping.wait(30)
+            return None
+        begun.append(entry.name)
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr("hqvae.compare.jobs.Grid._train_and_measure", broken)
+    with pytest.raises(RuntimeError, match="no such thing"):
+        main(["compare", written(tmp_path, seeds=list(range(9))), "--data", data, "--out", str(tmp_path / "c"), "--accelerator", "cpu"])
+    assert len(begun) == 1
+
+
 def test_a_comparison_that_is_stopped_goes_on_and_ends_the_same(data, tmp_path):
     """Stopped politely, then killed: what the children of the killed one are still at is waited for."""
     settings = {**SETTINGS, "train.steps": 300, "train.validate_every": 20}

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,12 +90,17 @@ class Grid:
         left = [entry for entry in self.entries if self.folder.result(entry, self.split) is None]
         (self.folder.path / "runs").mkdir(parents=True, exist_ok=True)
         with self._stoppable(), ThreadPoolExecutor(self.machine.jobs) as pool:
-            outcomes = [future.result() for future in [pool.submit(self._one, entry, screen) for entry in left]]
+            futures = [pool.submit(self._train_and_measure, entry, screen) for entry in left]
+            try:
+                outcomes = [future.result() for future in as_completed(futures)]
+            except BaseException:
+                self.stop(signal.SIGINT)  # nothing more is begun, and what runs writes its checkpoint
+                raise
         if self.stopping.is_set():
             raise KeyboardInterrupt
         return [sentence for sentence in outcomes if sentence]
 
-    def _one(self, entry: Entry, screen: Steps) -> str | None:
+    def _train_and_measure(self, entry: Entry, screen: Steps) -> str | None:
         """Train and evaluate one run, unless somebody else does; why it has no figures, None when it has."""
         place, started = f"[{self.entries.index(entry) + 1}/{len(self.entries)}] {entry.title}", time.perf_counter()
         if self.stopping.is_set():
@@ -144,17 +149,20 @@ class Grid:
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
         return f"{lines[-1].removeprefix('hqvae: ')} (all of it: {path})"
 
+    def stop(self, how: signal.Signals) -> None:
+        """Begin nothing more, and send this to what runs."""
+        self.stopping.set()
+        for child in list(self.children):
+            child.send_signal(how)
+
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
         """Ctrl-C and a polite kill are passed on to the runs, which write a checkpoint; a second one kills them."""
 
-        def stop(number: int, frame: Any) -> None:
-            again = self.stopping.is_set()
-            self.stopping.set()
-            for child in list(self.children):
-                child.send_signal(signal.SIGKILL if again else signal.SIGINT)
+        def asked(number: int, frame: Any) -> None:
+            self.stop(signal.SIGKILL if self.stopping.is_set() else signal.SIGINT)
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
