@@ -275,8 +275,11 @@ def test_the_specs_of_experiments_are_comparisons_at_equal_rate(path):
     assert len(grid) == len(spec.systems) * len(spec.cases) * len(spec.seeds)
     for case in spec.cases:
         assert len({round(bits_per_point(entry), 9) for entry in grid if entry.case == case}) == 1
-    assert grid[0].config.model.quantizer.kind == "stochastic" and spec.ours == grid[0].system
-    assert {entry.config.model.quantizer.kind for entry in grid} > {"stochastic"}
+    kinds = {entry.config.model.quantizer.kind for entry in grid}
+    if path.parent.name == "levers":
+        assert kinds == {"stochastic"} and spec.split == "validation"  # the test split is not for tuning
+    else:
+        assert kinds > {"stochastic"} and spec.ours == grid[0].system and grid[0].config.model.quantizer.kind == "stochastic"
 
 
 LATENTS = {  # published sizes of the latents
