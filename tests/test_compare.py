@@ -87,6 +87,11 @@ def test_what_is_no_comparison_is_refused_before_anything_is_written(case, data,
         (["{spec}", "--split", "tset"], "split 'tset' does not exist; did you mean 'test'"),
         (["{spec}", "--jobs", "0"], "jobs=0"),
         (["{spec}", "train.stepz=1"], "did you mean 'steps'"),
+        (["{spec}", "train.seed=1"], "train.seed cannot be set in a comparison, which has seeds for it"),
+        (["{spec}", "data.source=photos"], "data.source cannot be set in a comparison, which has --data for it"),
+        (["{spec}", "--accelerator", "gpu"], "accelerator 'gpu' does not exist"),
+        (["{spec}", "--devices", "0"], "devices=0: expected at least 1"),
+        (["{spec}", "model.levels.0.stride=16"], "model.levels.0.stride=16 is larger than the images; expected at most 8"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, words, data, tmp_path, capsys):
@@ -211,7 +216,7 @@ def test_a_run_that_fails_is_named_and_the_others_count(data, tmp_path, capsys):
     spec = written(tmp_path, systems=systems, seeds=[0])
     assert main(["compare", spec, "--data", data, "--out", str(tmp_path / "c"), "--accelerator", "cpu"]) == 1
     shown = capsys.readouterr().out
-    assert "! wild, seed 0 failed: " in shown and "lower train.lr" in shown
+    assert "! wild, seed 0 failed with code 2: " in shown and "lower train.lr" in shown
     assert list(figures(tmp_path / "c")) == [("", "SQ", 0)]
     assert "wild, seed 0 failed" in (tmp_path / "c" / "report.html").read_text()
 

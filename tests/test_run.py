@@ -11,7 +11,7 @@ from hqvae.config import PRESETS, override
 from hqvae.errors import InputError
 from hqvae.model import HQVAE, HQVAEConfig, Level
 from hqvae.nets import NetConfig
-from hqvae.run import KEPT_CHECKPOINTS, Run
+from hqvae.run import KEPT_CHECKPOINTS, Run, whole
 
 TINY = override(PRESETS["sqvae"], ["model.levels=[{stride: 4, codebook_size: 8, dim: 4}]", "model.net.widths=[8]", "model.net.blocks=0"])
 

@@ -110,7 +110,7 @@ def evaluate(
     from hqvae.evaluate import print_report
 
     print_report(run_evaluation(run, data, split, batch_size, limit, accelerator, shuffle_images, size), run)
-    print(f"{run}/report/report.json, {run}/report/reconstructions.png")
+    print(f"{run}/report/report.json, and pictures or sounds beside it")
     return 0
 
 
@@ -148,7 +148,7 @@ def doctor(run: str, *, data: str | None = None, split: str = "test", limit: int
 @app.command
 def compare(
     spec: str, *settings: Annotated[str, Parameter(allow_leading_hyphen=False)], data: str = "photos", out: str, split: str | None = None,
-    seeds: int | None = None, jobs: int = 1, accelerator: str = "auto", devices: int = 1, nodes: int = 1,
+    seeds: int | None = None, jobs: int = 1, accelerator: str = "auto", devices: int = 1,
 ) -> int:  # fmt: skip
     """Train several systems with several seeds at equal rate; prints tables, writes OUT/report.html.
 
@@ -175,19 +175,17 @@ def compare(
     seeds
         Only the first so many of the spec's seeds.
     jobs
-        Runs at a time.
+        Runs at a time, each on GPUs of its own where there are several.
     accelerator
         auto, cpu or cuda.
     devices
         Devices of this machine for each run (DDP).
-    nodes
-        Machines for each run.
     """
     from hqvae.compare import Machine, read_spec
     from hqvae.compare import compare as run_comparison
 
     chosen = read_spec(spec).narrowed(split, seeds, settings)
-    missing = run_comparison(chosen, data, out, Machine(accelerator, devices, nodes, jobs))
+    missing = run_comparison(chosen, data, out, Machine(accelerator, devices, jobs))
     print(f"{out}/report.html, {out}/report.json")
     for sentence in missing:
         print(f"! {sentence}")

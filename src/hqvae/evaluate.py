@@ -69,7 +69,7 @@ def evaluate(
         config = replace(config, size=size)
     data, splits = open_data(config, model.config.channels, (split,), model.config.axes)
     items = splits[split]
-    perceptual = Perceptual.at_hand(device) if model.config.axes == 2 else None
+    perceptual = Perceptual.at_hand(device) if items.form.per_second is None else None  # of pictures
     measures = measure(
         model, (items.signal(b, device) for b in in_order(items, batch_size, limit)), items.form, shuffle_images, perceptual=perceptual
     )

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from hqvae.errors import InputError, first_line
+
 VGG_WEIGHTS = "vgg16-397923af.pth"  # torchvision's
 INCEPTION_WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"  # pytorch-fid's port of the original network
 _CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # of VGG-16, between poolings
@@ -207,9 +209,13 @@ class Perceptual:
 
     def values(self) -> tuple[float | None, float | None]:
         """(mean LPIPS, rFID), None for what was not measured."""
-        frechet = float(self.frechet.compute()) if self.frechet is not None else None
+        enough = self.frechet is not None and int(self.frechet.real_features_num_samples) > 1  # a covariance needs two
+        frechet = float(self.frechet.compute()) if self.frechet is not None and enough else None
         return (self.total / self.count if self.count else None), frechet
 
 
 def _load(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several classes for torn files
+        raise InputError(f"weights {path} cannot be read: {first_line(error)}; delete them or put them there whole") from error

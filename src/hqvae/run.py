@@ -9,6 +9,7 @@
 Every file appears whole or not at all: written beside its place, flushed to disk, then moved.
 """
 
+import errno
 import io
 import json
 import logging
@@ -99,7 +100,7 @@ class Run:
 
         Raises InputError when another process holds it.
         """
-        with (self.path / "config.json").open("rb") as held:
+        with (self.path / "config.json").open("r+b") as held:  # writable, because network file systems ask for it
             if not lock(held):
                 raise InputError(f"run {str(self.path)!r} is in use: another process is training into it")
             yield
@@ -210,16 +211,21 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def lock(held: IO[Any]) -> bool:
-    """Take the lock of an open file, until it is closed or the process ends, however it ends; False when another has it."""
+def lock(held: IO[Any], wait: bool = False) -> bool:
+    """Take the lock of a file open for writing, until it is closed or the process ends, however it ends; False when another has it.
+
+    Raises InputError on a file system without locks.
+    """
     try:
         import fcntl
-
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:  # no such locks on Windows
         return True
-    except OSError:
-        return False
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise InputError(f"{held.name} cannot be locked: {error.strerror}; choose a folder on a file system with locks") from error
     return True
 
 

@@ -102,11 +102,12 @@ def side_by_side(runs: Sequence[tuple[str, Run]], items: Items) -> Figure:
     return grid(rows, spectra=items.form.per_second is not None)
 
 
-def finished(entries: Sequence[Entry], folder: Folder, case: str) -> list[tuple[str, Run]]:
+def finished(entries: Sequence[Entry], results: Sequence[dict[str, Any]], folder: Folder, case: str) -> list[tuple[str, Run]]:
     """One finished run per system of a case, that of the earliest seed."""
+    done = {(result["case"], result["system"], result["seed"]) for result in results}
     runs: dict[str, Run] = {}
     for entry in entries:
-        if entry.case == case and (folder.run(entry) / "model.safetensors").is_file():
+        if entry.case == case and (case, entry.system, entry.seed) in done:
             runs.setdefault(entry.system, Run.open(folder.run(entry)))
     return list(runs.items())
 

@@ -10,6 +10,7 @@ folder, divide the runs among themselves. What is cut off goes on from its check
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,8 +21,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import median
 from typing import IO, Any
+
+import torch
 
 from hqvae.config import difference, from_dict, to_dict
 from hqvae.errors import InputError
@@ -35,12 +39,20 @@ HQVAE_COMMAND = [sys.executable, "-m", "hqvae.cli"]
 
 @dataclass(frozen=True)
 class Machine:
-    """What every run is trained on: as `hqvae train` takes it. `jobs` runs at a time."""
+    """What a run is trained on, as `hqvae train` takes it; `jobs` runs at a time, each on GPUs of its own where there are several."""
 
     accelerator: str = "auto"
     devices: int = 1
-    nodes: int = 1
     jobs: int = 1
+
+    def environment(self, slot: int) -> dict[str, str]:
+        """What the `slot`-th of the runs at a time sets: its share of cores and of GPUs."""
+        share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))}
+        count = torch.cuda.device_count() if self.jobs > 1 and self.accelerator != "cpu" else 0
+        if count > 1:
+            named = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+            share["CUDA_VISIBLE_DEVICES"] = ",".join(named[(slot * self.devices + i) % count] for i in range(self.devices))
+        return share
 
 
 class Folder:
@@ -57,21 +69,28 @@ class Folder:
 
     def result(self, entry: Entry, split: str) -> dict[str, Any] | None:
         """A finished run's figures; None while there are none. Raises InputError when they are another config's."""
-        path = self._result(entry)
+        path = self._result(entry, split)
         if not path.is_file():
             return None
         saved = json.loads(path.read_text())
         changed = difference(from_dict(saved["config"]), entry.config)
         if changed:
             raise InputError(f"{path} is of another config: {changed}; choose another --out, or delete what is to be run again")
-        return saved if saved["protocol"]["split"] == split else None
+        return saved
 
-    def save_result(self, entry: Entry, result: dict[str, Any]) -> None:
-        with whole(self._result(entry)) as temporary:
+    def save_result(self, entry: Entry, split: str, result: dict[str, Any]) -> None:
+        with whole(self._result(entry, split)) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
 
-    def _result(self, entry: Entry) -> Path:
-        return self.path / "results" / f"{entry.name}.json"
+    def _result(self, entry: Entry, split: str) -> Path:
+        return self.path / "results" / f"{entry.name}.{split}.json"
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Two processes that finish together write their reports one after the other."""
+        with (self.path / "report.lock").open("ab") as held:
+            lock(held, wait=True)
+            yield
 
 
 class Grid:
@@ -81,6 +100,9 @@ class Grid:
         self.folder, self.entries, self.split, self.machine = folder, entries, split, machine
         self.stopping = threading.Event()
         self.children: set[subprocess.Popen[bytes]] = set()
+        self.slots: SimpleQueue[int] = SimpleQueue()
+        for slot in range(machine.jobs):
+            self.slots.put(slot)
 
     def work(self, screen: Steps) -> list[str]:
         """Do all runs that are left; a sentence for each that failed or that another process is at.
@@ -92,13 +114,16 @@ class Grid:
         with self._stoppable(), ThreadPoolExecutor(self.machine.jobs) as pool:
             futures = [pool.submit(self._train_and_measure, entry, screen) for entry in left]
             try:
-                outcomes = [future.result() for future in as_completed(futures)]
+                for done, future in enumerate(as_completed(futures), len(self.entries) - len(left) + 1):
+                    future.result()
+                    screen.move(done)
             except BaseException:
                 self.stop(signal.SIGINT)  # nothing more is begun, and what runs writes its checkpoint
                 raise
         if self.stopping.is_set():
             raise KeyboardInterrupt
-        return [sentence for sentence in outcomes if sentence]
+        outcomes = [(entry, future.result()) for entry, future in zip(left, futures)]
+        return [said for entry, said in outcomes if said and self.folder.result(entry, self.split) is None]
 
     def _train_and_measure(self, entry: Entry, screen: Steps) -> str | None:
         """Train and evaluate one run, unless somebody else does; why it has no figures, None when it has."""
@@ -112,23 +137,26 @@ class Grid:
                 return None
             again = (self.folder.run(entry) / "config.json").is_file()
             screen.say(f"{place}: {'goes on' if again else 'begins'}")
-            for command in (train_command(entry, self.folder, self.machine, again), self._evaluate_command(entry)):
-                code = self._run(command, log)
-                if self.stopping.is_set():
-                    return None
-                if code:
-                    screen.say(f"{place}: failed")
-                    return f"{entry.title} failed: {self._last_words(entry)}"
+            slot = self.slots.get()
+            try:
+                for command in (train_command(entry, self.folder, self.machine, again), self._evaluate_command(entry)):
+                    code = self._run(command, log, self.machine.environment(slot))
+                    if self.stopping.is_set():
+                        return None
+                    if code:
+                        screen.say(f"{place}: failed")
+                        return f"{entry.title} failed with code {code}: {self._last_words(entry)}"
+            finally:
+                self.slots.put(slot)
             result = result_of(entry, self.folder.run(entry))
-            self.folder.save_result(entry, result)
+            self.folder.save_result(entry, self.split, result)
             measures, minutes = result["measures"], (time.perf_counter() - started) / 60
-            screen.say(f"{place}: RMSE {measures['rmse']:.2f}, {measures['psnr']:.2f} dB, {minutes:.1f} minutes")
+            screen.say(f"{place}: RMSE {measures['rmse']:.4g}, {measures['psnr']:.2f} dB, {minutes:.1f} minutes")
             return None
 
-    def _run(self, command: list[str], log: IO[bytes]) -> int:
-        environment = dict(os.environ)
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.machine.jobs)))
-        log.write(f"$ {' '.join(command)}\n".encode())
+    def _run(self, command: list[str], log: IO[bytes], share: dict[str, str]) -> int:
+        environment = {**os.environ, **share}
+        log.write(f"$ {shlex.join(command)}\n".encode())
         log.flush()
         # In a session of their own: a terminal's Ctrl-C reaches them through us, once, and once only is a polite stop.
         child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
@@ -141,8 +169,8 @@ class Grid:
             self.children.discard(child)
 
     def _evaluate_command(self, entry: Entry) -> list[str]:
-        run = str(self.folder.run(entry))
-        return [*HQVAE_COMMAND, "evaluate", run, "--split", self.split, "--accelerator", self.machine.accelerator]
+        words = ["evaluate", str(self.folder.run(entry)), "--split", self.split, "--accelerator", self.machine.accelerator]
+        return [*HQVAE_COMMAND, *words, "--batch-size", str(min(64, entry.config.train.batch_size))]
 
     def _last_words(self, entry: Entry) -> str:
         path = self.folder.log(entry)
@@ -174,7 +202,7 @@ def train_command(entry: Entry, folder: Folder, machine: Machine, again: bool) -
     """The command of one run, that a person could type too."""
     data, out = entry.config.data.source, str(folder.run(entry))
     words = [*HQVAE_COMMAND, "train", entry.preset, *entry.settings, "--data", data, "--out", out, "--accelerator", machine.accelerator]
-    return [*words, "--devices", str(machine.devices), "--nodes", str(machine.nodes), *["--resume"] * again]
+    return [*words, "--devices", str(machine.devices), *["--resume"] * again]
 
 
 def result_of(entry: Entry, path: Path) -> dict[str, Any]:

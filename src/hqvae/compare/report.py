@@ -3,7 +3,8 @@
 import base64
 import io
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
@@ -31,15 +32,15 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px }
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs are, what they were trained on, and the signals that pictures show."""
+    """Where the runs are, what they were trained on, and the signals of each case, for pictures."""
 
     folder: Folder
     machine: Machine
-    items: Items
+    items: Mapping[str, Items]
 
 
 _FIGURES = {
-    "RMSE": ("rmse", 2), "PSNR dB": ("psnr", 2), "SSIM": ("ssim", 4), "LPIPS": ("lpips", 4), "rFID": ("rfid", 2),
+    "RMSE": ("rmse", None), "PSNR dB": ("psnr", 2), "SSIM": ("ssim", 4), "LPIPS": ("lpips", 4), "rFID": ("rfid", 2),
     "bits/dim": ("bits_per_dim", 3), "images/s": ("images_per_second", 0),
 }  # fmt: skip
 
@@ -91,24 +92,28 @@ def write_report(
         "verdicts": verdicts(spec, rows), "rows": [asdict(row) for row in rows], "results": list(results), "versions": versions(),
     }  # fmt: skip
     _write(place.folder, "report.json", json.dumps(everything, indent=1) + "\n")
-    _write(place.folder, "report.html", _page(spec, entries, rows, missing, place))
+    _write(place.folder, "report.html", _page(spec, entries, rows, missing, _pictures(spec, entries, results, rows, place), place))
     return rows
 
 
-def _pictures(spec: Spec, entries: Sequence[Entry], rows: Sequence[Row], place: Place) -> dict[str | None, list[tuple[str, str]]]:
+def _pictures(
+    spec: Spec, entries: Sequence[Entry], results: Sequence[dict[str, Any]], rows: Sequence[Row], place: Place
+) -> dict[str | None, list[tuple[str, str]]]:
     """Per case (None: over all of them) its pictures as (alternative text, base64 PNG), each also written into OUT/pictures."""
     figures: dict[str | None, list[tuple[str, str, Figure]]] = {}
     if len(spec.cases) > 1 and rows:
         figures[None] = [("cases", "RMSE and codebook use over the cases", over_cases(spec, rows))]
     for case in spec.cases:
-        group, runs = [row for row in rows if row.case == case], finished(entries, place.folder, case)
+        group, runs = [row for row in rows if row.case == case], finished(entries, results, place.folder, case)
         if not group or not runs:
             continue
         figures[case] = [
             ("layers", "PSNR after each layer, and codebook use of each layer", by_layer(spec, group)),
             ("traces", "codebook use, s² and entropy during training, first seed", traces(runs)),
-            ("reconstructions", "originals and reconstructions, first seed", side_by_side(runs, place.items)),
         ]
+        if runs[0][1].config.model.axes == 2:
+            words = "originals and reconstructions, first seed"
+            figures[case].append(("reconstructions", words, side_by_side(runs, place.items[case])))
     found: dict[str | None, list[tuple[str, str]]] = {}
     for of_case, drawn in figures.items():
         prefix = f"{plain(of_case)}-" if of_case else ""
@@ -121,8 +126,10 @@ def _pictures(spec: Spec, entries: Sequence[Entry], rows: Sequence[Row], place: 
     return found
 
 
-def _page(spec: Spec, entries: Sequence[Entry], rows: Sequence[Row], missing: Sequence[str], place: Place) -> str:
-    pictures = _pictures(spec, entries, rows, place)
+def _page(
+    spec: Spec, entries: Sequence[Entry], rows: Sequence[Row], missing: Sequence[str],
+    pictures: dict[str | None, list[tuple[str, str]]], place: Place,
+) -> str:  # fmt: skip
     parts = [f"<h1>{escape(spec.title)}</h1>"]
     parts.append(
         f"<p>{len(spec.systems)} systems, {len(spec.seeds)} seed(s), {escape(spec.split)} split of "
@@ -140,7 +147,7 @@ def _page(spec: Spec, entries: Sequence[Entry], rows: Sequence[Row], missing: Se
             parts += [_table(heads, cells, spec.ours) for heads, cells in tables(spec, group)]
             parts += [_image(*picture) for picture in pictures.get(case, [])]
     first = [entry for entry in entries if entry.seed == spec.seeds[0]]
-    commands = "\n".join(" ".join(["hqvae", *train_command(e, place.folder, place.machine, False)[3:]]) for e in first)
+    commands = "\n".join(shlex.join(["hqvae", *train_command(e, place.folder, place.machine, False)[3:]]) for e in first)
     parts.append(f"<h2>Commands of the first seed</h2><pre>{escape(commands)}</pre>")
     parts.append(f"<h2>Versions</h2><pre>{escape(json.dumps(versions()))}</pre>")
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(spec.title)}</title><style>{_STYLE}</style>'

@@ -165,6 +165,9 @@ def _entry(spec: Spec, case: str, system: str, seed: int, data: str) -> Entry:
     chosen = spec.systems[system]
     merged = {**spec.settings, **spec.cases[case], **chosen.settings}
     settings = (*(setting(key, value) for key, value in merged.items()), *spec.last, setting("train.seed", seed))
+    for taken, instead in (("data.source", "--data"), ("train.seed", "seeds")):
+        if taken in merged or any(word.split("=")[0].strip() == taken for word in spec.last):
+            raise InputError(f"{taken} cannot be set in a comparison, which has {instead} for it")
     try:
         made = override(preset(chosen.preset), list(settings))
     except InputError as error:

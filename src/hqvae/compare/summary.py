@@ -99,6 +99,10 @@ def verdicts(spec: Spec, rows: Sequence[Row]) -> list[str]:
             continue
         prefix = f"{case}: " if case else ""
         others = [row for row in group.values() if row.difference is not None]
+        if len(spec.seeds) == 1 and others:
+            listed = ", ".join(f"{row.system} {apart(row.difference)}" for row in others)
+            said.append(f"{prefix}RMSE above that of {spec.ours}: {listed}; one seed, so nothing is known of chance.")
+            others = []
         for words, fits in (
             ("has lower RMSE than", lambda d: d.clear and d.mean > 0),
             ("has higher RMSE than", lambda d: d.clear and d.mean < 0),
@@ -114,18 +118,21 @@ def verdicts(spec: Spec, rows: Sequence[Row]) -> list[str]:
     return said
 
 
-def shown(estimate: Estimate | None, digits: int) -> str:
-    """`24.91 ± 0.03`; the mean alone where there is no standard error, a dash where there is nothing."""
+def shown(estimate: Estimate | None, digits: int | None) -> str:
+    """`24.91 ± 0.03`; the mean alone where there is no standard error, a dash where there is nothing. Digits None: by the mean's size."""
     if estimate is None:
         return "–"
+    if digits is None:
+        digits = 2 if abs(estimate.mean) >= 2 or estimate.mean == 0 else 4
     return f"{estimate.mean:.{digits}f}" + ("" if estimate.error is None else f" ± {estimate.error:.{digits}f}")
 
 
 def apart(difference: Estimate | None) -> str:
     """A paired difference with its sign."""
-    return "–" if difference is None else ("+" if difference.mean >= 0 else "−") + shown(
-        Estimate(abs(difference.mean), difference.error, difference.count), 2
-    )  # fmt: skip
+    if difference is None:
+        return "–"
+    digits = 2 if max(abs(difference.mean), difference.error or 0.0) >= 0.05 else 4
+    return ("+" if difference.mean >= 0 else "−") + shown(Estimate(abs(difference.mean), difference.error, difference.count), digits)
 
 
 def _unit_and_rate(result: dict[str, Any]) -> tuple[str, str]:

@@ -38,7 +38,7 @@ class MelConfig:
     mels: int = Field(default=80, ge=1)
     low: float = Field(default=0.0, ge=0)
     high: float = Field(default=8000.0, gt=0)
-    floor: float = Field(default=1e-5, gt=0)
+    floor: float = Field(default=1e-5, gt=0, lt=1)
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
@@ -70,6 +70,7 @@ def open_sound(source: Path | BytesIO) -> Any:
     """An open `soundfile.SoundFile`: header read, samples not yet. Raises its error for what is no sound."""
     try:
         import soundfile
+        import soxr  # noqa: F401  # now, and not as an error of every single file
     except ImportError as error:
         raise InputError("sounds need soundfile and soxr: pip install 'hqvae[audio]'") from error
     return soundfile.SoundFile(source)
@@ -87,6 +88,10 @@ class LogMel:
     axes = 2
 
     def __init__(self, config: MelConfig, rate: int):
+        if config.hop > config.n_fft // 2:
+            raise InputError(
+                f"data.front: hop={config.hop} leaves gaps between windows of n_fft={config.n_fft}; expected at most half of that"
+            )
         if config.high > rate / 2 or config.low >= config.high:
             raise InputError(
                 f"data.front: low={config.low:g} and high={config.high:g} Hz; expected low < high ≤ data.rate/2 = {rate / 2:g}"
@@ -168,6 +173,7 @@ class Sounds(Items):
         whole = [len(sound) for sound in self.cache] if self.cache is not None else [lengths[i] for i in self.kept]
         self.tiles = [(k, start) for k, length in enumerate(whole) for start in self._starts(length)]
         self.seconds = sum(whole) / config.rate
+        self.last: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -180,12 +186,18 @@ class Sounds(Items):
         batch = np.zeros((len(indices), 1, self.samples), np.int16)
         for j, index in enumerate(indices):
             k, start = self.tiles[int(index)]
-            sound = self.item(k)
+            sound = self._sound(k)
             if draws is not None:
                 start = int(draws[j, 0] * (max(0, len(sound) - self.samples) + 1))
             segment = sound[start : start + self.samples]
             batch[j, 0, : len(segment)] = segment
         return torch.from_numpy(batch)
+
+    def _sound(self, k: int) -> np.ndarray:
+        """The k-th sound; where sounds are not kept at least the last one is, whose segments follow each other in evaluation."""
+        if self.cache is None and (self.last is None or self.last[0] != k):
+            self.last = (k, self.item(k))
+        return self.cache[k] if self.cache is not None else self.last[1]  # type: ignore[index]
 
     def signal(self, batch: Tensor, device: torch.device | str = "cpu") -> Tensor:
         return self.front.forward(to_signal(batch, device))

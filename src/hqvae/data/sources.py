@@ -85,11 +85,13 @@ def open_source(
         held: of a folder of files, sub-folders (at any depth) → the split that they are
     """
     pictures = medium is IMAGE_MEDIUM
+    path = Path(source).expanduser()
+    if held and (not path.is_dir() or any(path.rglob("*.parquet"))):
+        raise InputError(f"data {source!r} is no folder of files, so none of its sub-folders can be a split: {', '.join(held)}")
     if source == "photos":
         if not pictures:
             raise InputError(f"data 'photos' holds images, and this preset is for {medium.noun}s; name a folder of them with --data")
         return _photos(size or 64)
-    path = Path(source).expanduser()
     if path.is_dir():
         tables = sorted(path.rglob("*.parquet"))
         return _tables(tables, column, medium) if tables else _folder(path, medium, held or {})
