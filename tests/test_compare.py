@@ -186,7 +186,7 @@ def test_a_comparison_leaves_tables_and_a_page_that_opens_offline(finished, data
     assert "L = 1 (test split, 0.1875 bits per pixel)" in shown and "Δ RMSE to SQ" in shown and "use of the codebooks" in shown
     page = (out / "report.html").read_text()
     assert "<h1>A &lt;b&gt;</h1>" in page
-    assert page.count('src="data:image/png;base64,') == 7 == len(list((out / "pictures").glob("*.png")))  # 3 a case, 1 over the cases
+    assert page.count('src="data:image/png;base64,') == 9 == len(list((out / "pictures").glob("*.png")))  # 4 a case, 1 over the cases
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page and "<script" not in page
     report = json.loads((out / "report.json").read_text())
     assert len(report["rows"]) == 4 and len(report["results"]) == 4 and report["missing"] == []

@@ -1,5 +1,6 @@
 """Pictures: originals beside reconstructions from 1 … L layers, and how every layer fared during training."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ def grid(rows: Sequence[tuple[str, Tensor]], spectra: bool = False) -> Figure:
                 interpolation="nearest", origin="lower" if spectra else "upper", aspect="auto" if spectra else "equal",
             )  # fmt: skip
             place.set_axis_off()
-        line[0].text(-0.08, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+        line[0].text(-0.08, 0.5, textwrap.fill(label, 18), transform=line[0].transAxes, ha="right", va="center", fontsize=8)
     figure.subplots_adjust(left=1.3 / figure.get_figwidth(), right=0.995, bottom=0.005, top=0.995)
     return figure
 

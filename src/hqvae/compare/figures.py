@@ -1,5 +1,6 @@
 """The pictures of a comparison: figures over cases, layers side by side, how every layer fared in training, reconstructions."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,37 +59,45 @@ def by_layer(spec: Spec, rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def traces(runs: Sequence[tuple[str, Run]]) -> Figure:
-    """Perplexity / K, s² and the entropy of P̂ of every layer over training; a column per system, s² and entropy where it has them."""
-    histories = [(name, run.entries("train"), [level.codebook_size for level in run.config.model.levels for _ in range(level.layers)])
-                 for name, run in runs]  # fmt: skip
-    figure = Figure(figsize=(max(4.0, 2.1 * len(runs)), 5.4), dpi=_DPI, layout="constrained")
-    panels = figure.subplots(3, len(runs), squeeze=False)
-    for column, (name, entries, sizes) in enumerate(histories):
-        steps = [entry["step"] for entry in entries]
-        for row, values in enumerate(
-            (_array(entries, "perplexity") / np.array(sizes), _array(entries, "s2"), _array(entries, "entropy"))
-        ):  # fmt: skip
-            axes = panels[row, column]
-            stochastic = values.size and (row == 0 or (_array(entries, "s2") > 0).all())
-            for index in range(len(sizes)) if stochastic else ():
-                axes.plot(steps, values[:, index], linewidth=1, label=f"layer {index + 1}")
-            axes.tick_params(which="both", labelsize=6)
-            axes.grid(alpha=0.3)
-            axes.set_visible(bool(stochastic))
-        panels[0, column].set_title(name, fontsize=7)
-        panels[0, column].set_ylim(0, 1)
-        if panels[1, column].get_visible():
-            panels[1, column].set_yscale("log")
-    for axes in panels.flat:
-        axes.set_xlabel("step", fontsize=6)
-    for row, title in enumerate(("perplexity / K", "s²", "entropy of P̂ (nats per signal)")):
-        shown = next((axes for axes in panels[row] if axes.get_visible()), None)
-        if shown is not None:
-            shown.set_ylabel(title, fontsize=7)
-    if max(len(sizes) for *_, sizes in histories) > 1:
-        panels[0, 0].legend(fontsize=5)
+def use_in_training(runs: Sequence[tuple[str, Run]]) -> Figure:
+    """Perplexity / K of every layer over training, a panel per system: who collapses, and when."""
+    figure = Figure(figsize=(max(4.0, 2.2 * len(runs)), 2.3), dpi=_DPI, layout="constrained")
+    for axes, (name, run) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs):
+        sizes = [level.codebook_size for level in run.config.model.levels for _ in range(level.layers)]
+        _history(axes, run, "perplexity", np.array(sizes))
+        axes.set_title(textwrap.fill(name, 24), fontsize=7)
+        axes.set_ylim(0, 1)
+    figure.axes[0].set_ylabel("perplexity / K", fontsize=7)
+    figure.axes[0].legend(fontsize=5)
     return figure
+
+
+def annealing(runs: Sequence[tuple[str, Run]]) -> Figure | None:
+    """s² and the entropy of P̂ of every layer over training, two panels per stochastic system; None where there is none."""
+    stochastic = [(name, run) for name, run in runs if run.config.model.quantizer.kind == "stochastic"]
+    if not stochastic:
+        return None
+    figure = Figure(figsize=(7, 2.3 * len(stochastic)), dpi=_DPI, layout="constrained")
+    for (variance, entropy), (name, run) in zip(figure.subplots(len(stochastic), 2, squeeze=False), stochastic):
+        _history(variance, run, "s2")
+        _history(entropy, run, "entropy")
+        variance.set_yscale("log")
+        variance.set_ylabel(textwrap.fill(name, 24), fontsize=7)
+        variance.set_title("s²", fontsize=7)
+        entropy.set_title("entropy of P̂ (nats per signal)", fontsize=7)
+    figure.axes[0].legend(fontsize=5)
+    return figure
+
+
+def _history(axes: Any, run: Run, name: str, whole: np.ndarray | float = 1.0) -> None:
+    """Every layer's log entries against the step, as shares of `whole`."""
+    entries = run.entries("train")
+    values = np.array([entry[name] for entry in entries]) / whole
+    for layer in range(values.shape[1]):
+        axes.plot([entry["step"] for entry in entries], values[:, layer], linewidth=1, label=f"layer {layer + 1}")
+    axes.tick_params(which="both", labelsize=6)
+    axes.set_xlabel("step", fontsize=6)
+    axes.grid(alpha=0.3)
 
 
 @torch.no_grad()
@@ -110,10 +119,6 @@ def finished(entries: Sequence[Entry], results: Sequence[dict[str, Any]], folder
         if entry.case == case and (case, entry.system, entry.seed) in done:
             runs.setdefault(entry.system, Run.open(folder.run(entry)))
     return list(runs.items())
-
-
-def _array(entries: Sequence[dict[str, Any]], name: str) -> np.ndarray:
-    return np.array([entry[name] for entry in entries])
 
 
 def _line(axes: Any, places: Sequence[int], estimates: Sequence[Estimate], system: str, spec: Spec) -> None:

@@ -15,7 +15,7 @@ from hqvae.data import Items
 from hqvae.run import versions, whole
 from hqvae.screen import table
 
-from .figures import by_layer, finished, over_cases, side_by_side, traces
+from .figures import annealing, by_layer, finished, over_cases, side_by_side, use_in_training
 from .jobs import Folder, Machine, train_command
 from .spec import Entry, Spec, plain
 from .summary import Row, apart, shown, summarise, verdicts
@@ -109,8 +109,11 @@ def _pictures(
             continue
         figures[case] = [
             ("layers", "PSNR after each layer, and codebook use of each layer", by_layer(spec, group)),
-            ("traces", "codebook use, s² and entropy during training, first seed", traces(runs)),
+            ("use", "codebook use during training, first seed", use_in_training(runs)),
         ]
+        selves = annealing(runs)
+        if selves is not None:
+            figures[case].append(("annealing", "s² and entropy during training, first seed", selves))
         if runs[0][1].config.model.axes == 2:
             words = "originals and reconstructions, first seed"
             figures[case].append(("reconstructions", words, side_by_side(runs, place.items[case])))
