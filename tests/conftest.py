@@ -17,12 +17,14 @@ install_import_hook([*(f"hqvae.{part}" for part in _PARTS), *(f"hqvae.quantize.{
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from hqvae.config import PRESETS  # noqa: E402
 from hqvae.model import HQVAE, HQVAEConfig, Level  # noqa: E402
 from hqvae.nets import NetConfig  # noqa: E402
 from hqvae.quantize import DataStart, EMAConfig, Noise, StochasticConfig  # noqa: E402
 
 torch.set_num_threads(1)
 
+IMAGE_PRESETS = [name for name, config in PRESETS.items() if config.data.kind == "images"]
 SMALL = NetConfig(widths=(8, 12), blocks=1)
 QUANTIZERS = {"stochastic": StochasticConfig(), "ema": EMAConfig(start=DataStart()), "restart": EMAConfig(restart=True, start=DataStart())}
 LEVELS = {

@@ -8,8 +8,7 @@ import subprocess
 import sys
 
 import pytest
-
-from hqvae.config import PRESETS
+from conftest import IMAGE_PRESETS
 
 SCRIPT = """
 import sys
@@ -48,7 +47,7 @@ for name in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize("names", [list(PRESETS)[::2], list(PRESETS)[1::2]], ids="-".join)
+@pytest.mark.parametrize("names", [IMAGE_PRESETS[::2], IMAGE_PRESETS[1::2]], ids="-".join)
 def test_a_model_is_one_graph_for_all_steps(names):
     done = subprocess.run([sys.executable, "-c", SCRIPT, *names], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import IMAGE_PRESETS
 from PIL import Image
 
 from hqvae.cli import main
@@ -22,7 +23,7 @@ def folder(tmp_path_factory):
     return str(root)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", IMAGE_PRESETS)
 def test_train_evaluate_doctor(name, folder, tmp_path, capsys):
     run = str(tmp_path / name)
     settings = ["model.net.widths=[8]", "data.size=16", "train.batch_size=8", "train.steps=4", "train.log_every=2"]

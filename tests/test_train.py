@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import IMAGE_PRESETS
 from safetensors.torch import load_file
 
-from hqvae.config import PRESETS, from_dict, override, preset
+from hqvae.config import from_dict, override, preset
 from hqvae.data import open_data
 from hqvae.errors import InputError
 from hqvae.run import Run
@@ -49,7 +50,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", IMAGE_PRESETS)
 def test_every_preset_trains_and_leaves_a_whole_run(name, pictures, tmp_path):
     run = train(tiny(name, pictures), str(tmp_path / "run"), accelerator="cpu")
     names = {str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file()}

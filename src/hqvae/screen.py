@@ -52,9 +52,10 @@ class Steps:
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on standard output; plain and untruncated when piped."""
     console = Console(width=None if sys.stdout.isatty() else 120)
-    shown = Table(title=title, title_justify="left", title_style="bold")
+    shown = Table()
     for column in columns:
         shown.add_column(column, justify="left" if column == columns[0] else "right")
     for row in rows:
         shown.add_row(*row)
+    console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)  # a table's own title wraps at the table's width
     console.print(shown)
