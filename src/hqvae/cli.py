@@ -33,7 +33,7 @@ def train(
     devices: int = 1,
     nodes: int = 1,
 ) -> int:
-    """Train a system on images; writes a run folder.
+    """Train a system on images or sounds; writes a run folder.
 
     Examples:
 
@@ -46,11 +46,11 @@ def train(
     Parameters
     ----------
     preset
-        vqvae, vqvae2, rqvae (deterministic), sqvae, sqvae2, rsqvae, hqvae (stochastic).
+        vqvae, vqvae2, rqvae (deterministic), sqvae, sqvae2, rsqvae, hqvae (stochastic); rqvae-mel, sqvae-mel, rsqvae-mel for sounds.
     settings
         key=value on top of the preset; `hqvae presets PRESET` lists all keys.
     data
-        Image folder, Parquet file or folder, .npz, name of a Hugging Face data set, or photos (built in).
+        Folder of images or sounds, Parquet file or folder, .npz of images, name of a Hugging Face data set, or photos (built in).
     out
         Run folder, new (or with --resume, the one to go on with).
     resume
