@@ -12,8 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hqvae.model import HQVAE
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+from hqvae.nets import CONVOLUTIONS
 
 
 def reach(model: HQVAE) -> int:
@@ -25,10 +24,10 @@ def reach(model: HQVAE) -> int:
     seen: list[float] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(module, _CONVOLUTIONS)
+        assert isinstance(module, CONVOLUTIONS)
         seen.append((module.kernel_size[-1] - 1) * module.dilation[-1] * probe / min(inputs[0].shape[-1], output.shape[-1]))
 
-    handles = [m.register_forward_hook(look) for m in model.modules() if isinstance(m, _CONVOLUTIONS)]
+    handles = [m.register_forward_hook(look) for m in model.modules() if isinstance(m, CONVOLUTIONS)]
     mode, parameter = model.training, next(model.parameters())
     try:
         model.eval()

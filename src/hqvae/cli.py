@@ -77,7 +77,7 @@ def train(
 @app.command
 def evaluate(
     run: str, *, data: str | None = None, split: str = "test", batch_size: int = 64, limit: int | None = None, accelerator: str = "auto",
-    shuffle_images: int = 1000, size: int | None = None,
+    shuffle_images: int = 1000, size: int | None = None, seconds: float | None = None,
 ) -> int:  # fmt: skip
     """Measure a run, layer by layer; prints tables, writes RUN/report/report.json and reconstructions.png.
 
@@ -105,11 +105,13 @@ def evaluate(
         Images used for the ablation of every layer (one decoding per layer each).
     size
         Side of the images; that of the training when not given.
+    seconds
+        Length of the segments that tile each sound; that of the training when not given.
     """
     from hqvae.evaluate import evaluate as run_evaluation
     from hqvae.evaluate import print_report
 
-    print_report(run_evaluation(run, data, split, batch_size, limit, accelerator, shuffle_images, size), run)
+    print_report(run_evaluation(run, data, split, batch_size, limit, accelerator, shuffle_images, size, seconds), run)
     print(f"{run}/report/report.json, and pictures or sounds beside it")
     return 0
 

@@ -1,15 +1,18 @@
 """The whole of a run's settings: presets, and `key=value` on top of them."""
 
 import json
+from dataclasses import replace
 from typing import Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as config
 
-from hqvae.data import DataConfig, SoundConfig
+from hqvae.data import DataConfig, SoundConfig, WaveConfig
 from hqvae.errors import InputError, nearest_name
+from hqvae.likelihood import SpectralConfig
 from hqvae.model import HQVAEConfig, Level
+from hqvae.nets import NetConfig
 from hqvae.quantize import EMAConfig, StochasticConfig
 
 
@@ -93,10 +96,21 @@ _DEEP_SHARED = (Level(stride=4, layers=4, codebook_size=256, shared=True),)
 _HYBRID = (Level(stride=8, layers=2, codebook_size=256), Level(stride=4, layers=2, codebook_size=256))
 
 _SOUNDS = SoundConfig()
+_WAVES = SoundConfig(rate=16_000, seconds=1.0, front=WaveConfig())
+_WAVE_NET = NetConfig(widths=(32, 64, 128, 256), blocks=3, inner_blocks=3, dilations=(1, 3, 9), factor=4)
+_CODEC = Level(stride=128, layers=8, codebook_size=256)  # 125 positions a second of 64 bits: 8 kbit/s
 
 
 def _mel(quantizer: StochasticConfig | EMAConfig, level: Level) -> Config:
     return Config(model=HQVAEConfig(levels=(level,), quantizer=quantizer, channels=1), data=_SOUNDS)
+
+
+def _audio(quantizer: StochasticConfig | EMAConfig, levels: tuple[Level, ...], spectral: float, progressive: float = 0.0) -> Config:
+    model = HQVAEConfig(
+        levels=levels, quantizer=quantizer, net=_WAVE_NET, channels=1, axes=1,
+        progressive=progressive, spectral=SpectralConfig(weight=spectral, rate=_WAVES.rate),
+    )  # fmt: skip
+    return Config(model=model, data=_WAVES, train=TrainConfig(batch_size=16, lr=2e-3, warmup=200, clip=1.0))
 
 
 PRESETS: dict[str, Config] = {
@@ -115,6 +129,15 @@ PRESETS: dict[str, Config] = {
     "sqvae-mel": _mel(StochasticConfig(), Level(stride=4, codebook_size=512)),
     "rsqvae-mel": _mel(StochasticConfig(), Level(stride=4, layers=4, codebook_size=8)),
     "rqvae-mel": _mel(EMAConfig(restart=True), Level(stride=4, layers=4, codebook_size=8, shared=True)),
+    # Waveforms at 16 kHz and 8 kbit/s; squared errors of log spectra are about 10³ times those of samples, hence the small weight.
+    "rsqvae-audio": _audio(StochasticConfig(), (_CODEC,), spectral=1.0),
+    "rqvae-audio": _audio(EMAConfig(restart=True), (replace(_CODEC, shared=True),), spectral=1e-2),
+    "hqvae-audio": _audio(
+        StochasticConfig(),
+        (Level(stride=512, layers=4, codebook_size=256), Level(stride=128, layers=7, codebook_size=256)),
+        spectral=1.0,
+        progressive=1.0,
+    ),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hqvae.config import to_dict
-from hqvae.data import SPLITS, DataConfig, Items, Sounds, in_order, open_data
+from hqvae.data import SPLITS, DataConfig, Items, SoundConfig, Sounds, in_order, open_data
 from hqvae.errors import InputError, nearest_name
 from hqvae.measure import Finding, Measures, findings, measure
 from hqvae.model import HQVAE
@@ -38,6 +38,7 @@ def evaluate(
     accelerator: str = "auto",
     shuffle_images: int = 1000,
     size: int | None = None,
+    seconds: float | None = None,
 ) -> Report:
     """Measure a run's model on a split and write `report/report.json` and `report/reconstructions.png`.
 
@@ -50,6 +51,7 @@ def evaluate(
         accelerator: auto, cpu or cuda
         shuffle_images: images used for the ablation of every layer
         size: side of the images; that of the training when None
+        seconds: length of the segments that tile each sound; that of the training when None
 
     Raises InputError for a run, data or split that cannot be used.
     """
@@ -58,6 +60,8 @@ def evaluate(
     for name, count in {"batch_size": batch_size, "limit": limit, "shuffle_images": shuffle_images, "size": size}.items():
         if count is not None and count < 1:
             raise InputError(f"{name}={count}: expected at least 1")
+    if seconds is not None and not seconds > 0:
+        raise InputError(f"seconds={seconds}: expected more than 0")
     opened = Run.open(run)
     device = pick_device(accelerator)
     model = opened.load_model().to(device)
@@ -67,6 +71,10 @@ def evaluate(
         if not isinstance(config, DataConfig):
             raise InputError(f"size={size}: run {run!r} is of sounds, which have none")
         config = replace(config, size=size)
+    if seconds is not None:
+        if not isinstance(config, SoundConfig):
+            raise InputError(f"seconds={seconds:g}: run {run!r} is of images, which have none")
+        config = replace(config, seconds=seconds)
     data, splits = open_data(config, model.config.channels, (split,), model.config.axes)
     items = splits[split]
     perceptual = Perceptual.at_hand(device) if items.form.per_second is None else None  # of pictures
@@ -83,8 +91,8 @@ def evaluate(
     report = Report(measures, found, protocol)
     opened.write_json("report/report.json", asdict(report))
     rows = reconstructions(model, items, device)
-    if model.config.axes == 2:
-        opened.save_figure("reconstructions.png", grid(rows, spectra=items.form.per_second is not None))
+    shown = [(label, items.picture(signals)) for label, signals in rows]
+    opened.save_figure("reconstructions.png", grid(shown, spectra=items.form.per_second is not None))
     if isinstance(items, Sounds):
         save_sounds(opened, items, rows)
     return report
@@ -128,6 +136,10 @@ def print_report(report: Report, title: str) -> None:
         f"RMSE ({report.protocol['unit']})": f"{m.rmse:.{2 if m.rmse > 2 else 4}f}",
         "PSNR dB": f"{m.psnr:.2f}",
         "SSIM": _or_none(m.ssim, 4),
+        "SI-SDR dB": _or_none(m.si_sdr, 2),
+        "STFT distance": _or_none(m.stft_distance, 3),
+        "mel distance": _or_none(m.mel_distance, 3),
+        "log-mel RMSE": _or_none(m.log_mel_rmse, 3),
         "LPIPS": _or_none(m.lpips, 4),
         "rFID": _or_none(m.rfid, 2),
         "bits/dim (−ELBO)": f"{m.bits_per_dim:.3f}",

@@ -2,13 +2,61 @@
 
 FittedGaussian:  −log N(x; x̂, σ²I) with σ² = mean over the batch of ‖x − x̂‖²/D      →  (D/2) log σ²      (arXiv 2102.08663)
 MeanSquare:      ‖x − x̂‖²/D, as the deterministic systems' papers train
+
+A sound may be observed in further views, its log spectra y_v(x), each of which costs the same way:
++ w/V · Σ_v of FittedGaussian or MeanSquare over the elements of y_v(x) − y_v(x̂).
 """
 
 import torch
 from jaxtyping import Float
+from pydantic import ConfigDict, Field, field_validator
+from pydantic.dataclasses import dataclass as config
 from torch import Tensor
 
 from hqvae.ranks import all_mean
+from hqvae.spectra import log_mel, log_spectrum
+
+
+@config(frozen=True, config=ConfigDict(extra="forbid"))
+class SpectralConfig:
+    """Views of a sound beside its waveform: for every window length, the log of its STFT's magnitudes, and of its mel bands.
+
+    A waveform's squared error asks for the phase and forgives quiet bands that an ear hears; these views ask for the bands.
+
+    Args:
+        weight: of all views together, against the waveform's own cost; 0 for no views
+        rate: samples per second, that of the sounds
+        n_ffts: window lengths in samples; hops are a quarter of them
+        floor: magnitudes below it count as it
+    """
+
+    weight: float = Field(default=0.0, ge=0)
+    rate: int = Field(default=16_000, ge=100)
+    n_ffts: tuple[int, ...] = Field(default=(2048, 512, 128), min_length=1)
+    floor: float = Field(default=1e-3, gt=0)
+
+    @field_validator("n_ffts")
+    @classmethod
+    def _windows(cls, n_ffts: tuple[int, ...]) -> tuple[int, ...]:
+        if any(n < 16 or n % 4 for n in n_ffts):
+            raise ValueError(f"window lengths are multiples of 4 from 16 on, not {list(n_ffts)}")
+        return n_ffts
+
+    @property
+    def weights(self) -> list[float]:
+        """Of every view, beside the waveform's own of 1."""
+        count = 2 * len(self.n_ffts)
+        return [self.weight / count] * count if self.weight else []
+
+    def views(self, x: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B F N"]]:
+        """The views of a waveform [B, 1, T]; none where they have no weight, as for every other signal."""
+        if not self.weight:
+            return []
+        seen = []
+        for n in self.n_ffts:
+            seen.append(log_spectrum(x[:, 0], n, n // 4, self.floor))
+            seen.append(log_mel(x[:, 0], self.rate, n, n // 4, max(1, min(80, n * 5 // 32)), 0.0, self.rate / 2, self.floor))
+        return seen
 
 
 class FittedGaussian:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hqvae.data import Form
-from hqvae.metrics import Mean, Usage, psnr, ssim
+from hqvae.metrics import Mean, SoundQuality, Usage, psnr, ssim
 from hqvae.model import HQVAE, HQVAEConfig
 from hqvae.perceptual import Perceptual
 from hqvae.quantize import LOG_S2_RANGE, Noise
@@ -53,6 +53,7 @@ class Measures:
 
     bits_per_dim: −ELBO by true draws, per stored sample (8-bit for images), with σ² fitted to the split and uniform dequantization;
         of continuous signals the density's, per unit of the form
+    si_sdr, stft_distance, mel_distance, log_mel_rmse: of waveforms (`SoundQuality`)
     lpips, rfid: where their networks' weights are at hand (`Perceptual.at_hand`)
     loss: the training objective in evaluation mode, whose fall a plateau schedule watches
     shuffled_images: how many images the ablation used
@@ -71,6 +72,10 @@ class Measures:
     lpips: float | None = None
     rfid: float | None = None
     bits_per_second: float | None = None
+    si_sdr: float | None = None
+    stft_distance: float | None = None
+    mel_distance: float | None = None
+    log_mel_rmse: float | None = None
 
 
 class _LayerSums:
@@ -91,13 +96,19 @@ def measure(
     model.eval()
     layers = [_LayerSums(layer.quantizer.codebook_size) for layer in model.layers]
     square, peak, structure, latent, drawn, terms, seen = Mean(), Mean(), Mean(), Mean(), Mean(), Mean(), 0
+    wave = SoundQuality(round(form.per_second)) if model.config.axes == 1 and form.per_second else None
+    views = [Mean() for _ in model.config.spectral.weights]
     for number, x in enumerate(batches):
         features, noise = model.features(x), Noise.of(seed, number)
         out = model(x, features=features)
         error = _error(x, out.reconstruction)
         square.add(error)
         peak.add(psnr(error))
-        similar = ssim(x, out.reconstruction.clamp(-1, 1))
+        for total, apart in zip(views, out.views.T):
+            total.add(apart)
+        if wave is not None:
+            wave.add(x, out.reconstruction.clamp(-1, 1))
+        similar = ssim(x, out.reconstruction.clamp(-1, 1)) if x.ndim == 4 else None
         if perceptual is not None:
             perceptual.add(x, out.reconstruction)
         if similar is not None:
@@ -115,16 +126,18 @@ def measure(
         raise ValueError("no signal to measure on")
     sigma2, points = drawn.value() + form.step**2 / 12, x[0, 0].numel()
     rate = out.capacity / math.log(2) / points
+    costs = [model.likelihood(torch.tensor([mean.value() * out.size]), out.size) for mean in (square, *views)]
     nats = out.size / 2 * math.log(2 * math.pi * math.e * sigma2) + latent.value()
     return Measures(
         images=square.everywhere(), rmse=_rmse(square, form), psnr=peak.value(),
         ssim=structure.value() if structure.count else None,
-        bits_per_dim=nats / (out.size * math.log(2)) + math.log2(1 / form.step if form.step else form.scale),
+        bits_per_dim=nats / (out.size * math.log(2)) + math.log2(form.per_unit),
         bits_per_pixel=rate, bits_per_second=rate * form.per_second if form.per_second else None, sigma2=sigma2,
-        loss=float(model.likelihood(torch.tensor([square.value() * out.size]), out.size)) + terms.value(),
+        loss=sum(weight * float(cost) for weight, cost in zip((1.0, *model.config.spectral.weights), costs)) + terms.value(),
         shuffled_images=layers[0].shuffled.everywhere(),
         layers=tuple(_layer_measures(model, index, sums, form) for index, sums in enumerate(layers)),
         **(dict(zip(("lpips", "rfid"), perceptual.values())) if perceptual is not None else {}),
+        **(wave.values() if wave is not None else {}),
     )  # fmt: skip
 
 

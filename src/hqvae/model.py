@@ -1,9 +1,4 @@
-"""HQVAE: features up, codes down, signal out; and Elbo, the objective's terms under their names.
-
-    J = (D/2)·log σ²  +  Σ_r ‖Z̃_r − Σ_{l∈r} Z_l‖² / (2 Σ_{l∈r} s_l²)  −  Σ_l H(P̂_{s_l²}(Z_l | Z̃_l))            (HQ)
-
-Sums over positions and codes, mean over the batch only: a mean over positions would make the latent terms 10³ times too weak,
-and the codebook collapses. The deterministic systems have the same shape, with other terms in the three places.
+"""HQVAE: features up, codes down, signal out; its configuration, and its way to disk and back.
 
 Shape key: **B** batch, **C** signal channels, **D** width of a code, **\\*S** space (H W, or T), **K** codebook size, **L** layers.
 """
@@ -13,18 +8,18 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 from pydantic.dataclasses import dataclass as config
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from hqvae.errors import first_line
-from hqvae.likelihood import FittedGaussian, MeanSquare
-from hqvae.nets import Decoder, Encoder, NetConfig, reductions
+from hqvae.likelihood import FittedGaussian, MeanSquare, SpectralConfig
+from hqvae.nets import Decoder, Encoder, NetConfig, ending, inside, reductions
+from hqvae.objective import Bound, Elbo
 from hqvae.quantize import QUANTIZERS, EMAConfig, EMAQuantizer, Noise, OtherConfig, Quantized, StochasticConfig, rows_and_codes
 from hqvae.topdown import Codes, Draw, Given, Injected, Layer, Nearest, Posterior, Residual, Settle, Starting, State, Step, walk
 
@@ -52,7 +47,8 @@ class Level:
 class HQVAEConfig:
     """A member of the family: what is quantized (`levels`, coarse first), how (`quantizer`), and with which networks.
 
-    `progressive` weighs a second reconstruction, from a random number of first layers, in the training objective.
+    `progressive` weighs a second reconstruction, from a random number of first layers, in the training objective; `spectral`
+    adds costs of log spectra, for waveforms.
     """
 
     levels: tuple[Level, ...] = Field(default=(Level(),), min_length=1)
@@ -61,6 +57,16 @@ class HQVAEConfig:
     channels: int = Field(default=3, ge=1)
     axes: int = Field(default=2, ge=1, le=2)
     progressive: float = Field(default=0.0, ge=0)
+    spectral: SpectralConfig = SpectralConfig()
+
+    @model_validator(mode="after")
+    def _spectra_of_waves(self) -> "HQVAEConfig":
+        if self.spectral.weight and (self.axes, self.channels) != (1, 1):
+            raise ValueError(
+                f"spectral.weight={self.spectral.weight:g} is for waveforms, with axes=1 and channels=1, "
+                f"but axes={self.axes} and channels={self.channels}; expected weight=0"
+            )
+        return self
 
     @field_validator("levels")
     @classmethod
@@ -74,71 +80,6 @@ class HQVAEConfig:
     def bits_per_point(self) -> float:
         """The rate: Σ_l log2 K_l / stride_l^axes, bits per pixel or sample point, before any entropy coding."""
         return sum(level.layers * math.log2(level.codebook_size) / level.stride**self.axes for level in self.levels)
-
-
-class Elbo(NamedTuple):
-    """The terms of one batch.
-
-    Shape:
-        loss: [], mean over the batch, what training descends
-        distortion: [B], ‖x − x̂‖², summed over elements
-        fit: [B, levels], nats (stochastic) or weighted commitment (deterministic)
-        entropy: [B, L], nats
-        variance: [L], s_l²
-        sigma2: [1] or [2], decoder variance (in training mode of the global batch): of the reconstruction, and of the progressive one
-        reconstruction: [B, C, *S]
-        codes: L × [B, *S_l], nearest codes
-        z_e: L × [B, D, *S_l], what each layer quantized, without gradient
-        size: D, elements of one signal
-        capacity: Σ_l |S_l| log K_l, nats
-    """
-
-    loss: Tensor
-    distortion: Tensor
-    fit: Tensor
-    entropy: Tensor
-    variance: Tensor
-    sigma2: Tensor
-    reconstruction: Tensor
-    codes: tuple[Tensor, ...]
-    z_e: tuple[Tensor, ...]
-    size: int
-    capacity: float
-
-    def bits_per_dim(self) -> Tensor:
-        """The objective with its constants, as bits per 8-bit sample. From relaxed samples: a training signal, no bound.
-
-        [(D/2) log 2πeσ² + fit − H + Σ|S_l| log K_l] / (D log 2) + log2 127.5, the last for samples of 2/255 in [−1, 1].
-        """
-        noise = 0.5 * self.size * torch.log(2 * math.pi * math.e * self.sigma2[0])
-        stochastic = bool((self.variance > 0).any())
-        latent = self.capacity + ((self.fit.sum(1) - self.entropy.sum(1)).mean() if stochastic else 0.0)
-        return (noise + latent) / (self.size * math.log(2)) + math.log2(127.5)
-
-    def log(self) -> dict[str, float | list[float]]:
-        """The terms as plain numbers: bits per dimension, PSNR of the batch, per-layer entropies and variances."""
-        mean_square = float(self.distortion.mean()) / self.size
-        return {
-            "loss": float(self.loss.detach()),
-            "bits_per_dim": float(self.bits_per_dim()),
-            "psnr": -10 * math.log10(max(mean_square, 1e-20) / 4),
-            "sigma2": float(self.sigma2[0]),
-            "fit": self.fit.mean(0).tolist(),
-            "entropy": self.entropy.mean(0).tolist(),
-            "s2": self.variance.tolist(),
-        }
-
-
-class Bound(NamedTuple):
-    """One true draw of the evidence bound: `distortion` [B] = ‖x − x̂‖², and `latent` [B], everything else but the Gaussian's
-    σ², in nats with all constants."""
-
-    distortion: Tensor
-    latent: Tensor
-
-    def nats(self, sigma2: float, size: int) -> Tensor:
-        """−ELBO [B] at decoder variance σ²: (D/2) log 2πσ² + ‖x − x̂‖²/2σ² + latent."""
-        return size / 2 * math.log(2 * math.pi * sigma2) + self.distortion / (2 * sigma2) + self.latent
 
 
 class HQVAE(nn.Module):
@@ -160,7 +101,7 @@ class HQVAE(nn.Module):
         layers: list[Layer] = []
         above: tuple[Settle, int, int] | None = None
         for r, level in enumerate(levels):
-            width = net.width(len(reductions(level.stride))) if level.stride > 1 else net.widths[0]
+            width = net.width(len(reductions(level.stride, net.factor))) if level.stride > 1 else net.widths[0]
             quantizer = QUANTIZERS[config.quantizer.kind](level.dim, level.codebook_size, config.quantizer)
             layers.append(Injected(r, quantizer, axes, net, (self.encoder.widths[r], width), above))
             for _ in range(level.layers - 1):
@@ -197,22 +138,25 @@ class HQVAE(nn.Module):
             noise = Noise.draw() if self.training else Noise(torch.tensor(0))  # evaluation uses none
         state, steps = walk(self.layers, Posterior(features or self.features(x), temperature, noise))
         reconstruction = self._signal(state, x.shape[2:])
-        layers = [step.quantized for step in steps]
-        distortions = [_distortion(x, reconstruction)]
+        layers, size, views = [step.quantized for step in steps], x[0].numel(), self.config.spectral.views(x)
+        distortions = self._distortions(x, views, reconstruction)
+        seen = torch.stack([d.detach() / size for d in distortions[1:]], 1) if views else x.new_zeros(len(x), 0)
         if self.training and self.config.progressive and len(layers) > 1:
             # As a mask: a number of layers that changes from step to step would have torch.compile begin again and again.
             kept = torch.arange(len(layers), device=x.device) <= torch.as_tensor(noise.fold(-2).seed, device=x.device) % (len(layers) - 1)
             coarser = walk(self.layers, Given(steps, kept.to(x.dtype)))[0]
-            distortions.append(_distortion(x, self._signal(coarser, x.shape[2:])))
+            distortions += self._distortions(x, views, self._signal(coarser, x.shape[2:]))
         if sigma2 is None:
-            sigma2 = torch.stack([FittedGaussian.variance(d, x[0].numel(), everywhere=self.training) for d in distortions])
+            sigma2 = torch.stack([FittedGaussian.variance(d, size, everywhere=self.training) for d in distortions])
         fit = torch.stack(self._by_level(steps, "fit"), 1)
         entropy = torch.stack([q.entropy for q in layers], 1)
-        weights = (1.0, self.config.progressive)
-        costs = [w * self.likelihood(d, x[0].numel(), s) for w, d, s in zip(weights, distortions, sigma2)]
+        of_one = [1.0, *self.config.spectral.weights]
+        weights = of_one + [self.config.progressive * weight for weight in of_one]
+        costs = [w * self.likelihood(d, size, s) for w, d, s in zip(weights, distortions, sigma2)]
         return Elbo(
             loss=sum(costs) + fit.sum(1).mean() - entropy.sum(1).mean(),
             distortion=distortions[0].detach(),
+            views=seen,
             fit=fit.detach(),
             entropy=entropy.detach(),
             variance=torch.stack([q.variance for q in layers]).detach(),
@@ -220,7 +164,7 @@ class HQVAE(nn.Module):
             reconstruction=reconstruction.detach(),
             codes=tuple(q.codes for q in layers),
             z_e=tuple(step.z_e.detach() for step in steps),
-            size=x[0].numel(),
+            size=size,
             capacity=self.capacity(layers),
         )
 
@@ -248,23 +192,48 @@ class HQVAE(nn.Module):
     # ------------------------------------------------------------------------------------------------ codes
 
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "B C *S"]) -> tuple[Int[Tensor, "B ..."], ...]:
-        """L tensors of nearest codes `[B, *S_l]`, coarse to fine, the same in training and evaluation mode."""
-        return tuple(step.quantized.codes for step in walk(self.layers, Nearest(self.features(x)))[1])
+    def encode(self, x: Float[Tensor, "B C *S"], lengths: Sequence[int] | None = None) -> tuple[Int[Tensor, "B ..."], ...]:
+        """L tensors of nearest codes `[B, *S_l]`, coarse to fine, the same in training and evaluation mode.
+
+        `lengths` says where each signal of a batch ends on the last axis: its codes are those that it has alone, whatever follows
+        it in `x`, and 0 past ⌈length / coarsest stride⌉ coarsest positions. Raises ValueError for lengths that do not fit x.
+        """
+        if lengths is None:
+            return tuple(step.quantized.codes for step in walk(self.layers, Nearest(self.features(x)))[1])
+        if len(lengths) != len(x) or not all(1 <= length <= x.shape[-1] for length in lengths):
+            raise ValueError(f"lengths={list(lengths)}: expected {len(x)} from 1 to {x.shape[-1]}")
+        ends, total = self._ends(lengths), -(-x.shape[-1] // self.stride)
+        last = torch.tensor(lengths, device=x.device) - 1  # repeated past its end, as `features` pads a signal that is alone
+        places = torch.arange(total * self.stride, device=x.device).minimum(last[:, None]).view(len(x), *[1] * (x.ndim - 2), -1)
+        with ending(self, ends, total):
+            codes = self.encode(x.gather(-1, places.expand(*x.shape[:-1], -1)))
+        return tuple(code * inside(code, ends, total) for code in codes)
 
     @torch.no_grad()
     def decode(
-        self, codes: Sequence[Int[Tensor, "B ..."]], layers: int | None = None, size: Sequence[int] | None = None
+        self,
+        codes: Sequence[Int[Tensor, "B ..."]],
+        layers: int | None = None,
+        size: Sequence[int] | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "B C ..."]:
         """Signals `[B, C, *S]` from the codes of all layers, or of the first `layers` ones.
 
-        `size` is the signal's own size where it is no multiple of the coarsest stride. Raises ValueError for a wrong number of
-        layers or a code outside its codebook.
+        `size` is the signals' own size where it is no multiple of the coarsest stride; `lengths`, where each ends on the last axis:
+        its samples are those that it has alone, and 0 past its end. Raises ValueError for a wrong number of layers or of lengths,
+        or a code outside its codebook.
         """
         count = len(self.layers) if layers is None else layers
         if not 1 <= count <= len(self.layers) or len(codes) < count:
             raise ValueError(f"decoding {count} layers from {len(codes)} given; this model has {len(self.layers)}")
-        return self._signal(walk(self.layers, Codes(codes[:count]))[0], size)
+        if lengths is None:
+            return self._signal(walk(self.layers, Codes(codes[:count]))[0], size)
+        total = codes[0].shape[-1]  # of the coarsest level
+        if len(lengths) != len(codes[0]) or not all(1 <= length <= total * self.stride for length in lengths):
+            raise ValueError(f"lengths={list(lengths)}: expected {len(codes[0])} from 1 to {total * self.stride}")
+        with ending(self, self._ends(lengths), total):
+            x_hat = self.decode(codes, layers, size)
+        return x_hat * inside(x_hat, torch.tensor(lengths), x_hat.shape[-1])
 
     @torch.no_grad()
     def bound(self, x: Float[Tensor, "B C *S"], noise: Noise, features: Sequence[Tensor] | None = None) -> Bound:
@@ -313,6 +282,15 @@ class HQVAE(nn.Module):
             of_level = getattr(self.layers[mine[0]].quantizer, term)
             terms.append(of_level(steps[mine[0]].z_e, [steps[i].quantized for i in mine]))
         return terms
+
+    def _ends(self, lengths: Sequence[int]) -> Tensor:
+        """Where signals end, in coarsest positions."""
+        return torch.tensor([-(-length // self.stride) for length in lengths])
+
+    def _distortions(self, x: Tensor, views: Sequence[Tensor], x_hat: Tensor) -> list[Tensor]:
+        """Squared errors [B] of the signal and of its views; a view's stands for as many elements as the signal has."""
+        size, seen = x[0].numel(), self.config.spectral.views(x_hat)
+        return [_distortion(x, x_hat), *[_distortion(there, here) * (size / there[0].numel()) for there, here in zip(views, seen)]]
 
     def _signal(self, state: State, size: Sequence[int] | None) -> Tensor:
         x_hat = self.decoder(self.settle(state))

@@ -3,15 +3,19 @@
 Nothing here mixes positions except convolutions of finite reach, and nothing depends on batch mates: tokens must not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated
 
 import torch
+from jaxtyping import Bool, Int, Shaped
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as config
 from torch import Tensor, nn
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
@@ -23,24 +27,32 @@ class NetConfig:
         hidden: channels inside a residual block, as a share of its width
         blocks: residual blocks at the resolution of every level, in encoder, hierarchy and decoder
         inner_blocks: residual blocks after each reduction that is not a level's
+        dilations: of the residual blocks of one place, in turn: (1, 3, 9) sees far in one axis
+        factor: largest reduction of one strided convolution; 2 reduces by prime factors
     """
 
     widths: tuple[int, ...] = Field(default=(32, 64), min_length=1)
     hidden: float = Field(default=1.0, gt=0)
     blocks: int = Field(default=2, ge=0)
     inner_blocks: int = Field(default=0, ge=0)
+    dilations: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+    factor: int = Field(default=2, ge=2)
 
     def width(self, reductions: int) -> int:
         """Channels after that many reductions."""
         return self.widths[min(max(reductions, 1), len(self.widths)) - 1]
 
 
-def reductions(stride: int) -> list[int]:
-    """The prime factors of a stride, small first: 8 → [2, 2, 2], 10 → [2, 5]."""
-    factors, factor = [], 2
+def reductions(stride: int, largest: int = 2) -> list[int]:
+    """A stride in steps: its prime factors, small first, taken together up to `largest`: 8 → [2, 2, 2] or, with 4, [4, 2]; 10 → [2, 5]."""
+    factors: list[int] = []
+    factor = 2
     while stride > 1:
         while stride % factor == 0:
-            factors.append(factor)
+            if factors and factors[-1] * factor <= largest:
+                factors[-1] *= factor
+            else:
+                factors.append(factor)
             stride //= factor
         factor += 1
     return factors
@@ -60,19 +72,46 @@ class ChannelNorm(nn.LayerNorm):
 class ResBlock(nn.Module):
     """x + conv1(relu(norm(conv3(relu(norm(x)))))), `[B, W, *S] → [B, W, *S]`."""
 
-    def __init__(self, axes: int, width: int, hidden: float):
+    def __init__(self, axes: int, width: int, hidden: float, dilation: int = 1):
         super().__init__()
         inner = max(1, round(width * hidden))
         self.before, self.within = ChannelNorm(width), ChannelNorm(inner)
-        self.wide = CONV[axes](width, inner, 3, padding=1)
+        self.wide = CONV[axes](width, inner, 3, padding=dilation, dilation=dilation)
         self.narrow = CONV[axes](inner, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.narrow(torch.relu(self.within(self.wide(torch.relu(self.before(x))))))
 
 
+def inside(x: Shaped[Tensor, "B ..."], ends: Int[Tensor, "B"], total: int) -> Bool[Tensor, "B ..."]:
+    """Which positions of the last axis lie before each signal's end, to multiply x with; `ends` counts in `total`ths of that axis."""
+    mask = torch.arange(x.shape[-1], device=x.device) < ends[:, None].to(x.device) * (x.shape[-1] // total)
+    return mask.view(len(x), *[1] * (x.ndim - 2), -1)
+
+
+@contextmanager
+def ending(net: nn.Module, ends: Int[Tensor, "B"], total: int) -> Iterator[None]:
+    """Inside, every convolution of `net` sees zeros past the end of each signal of a batch, as if it had been there alone.
+
+    Args:
+        net: the networks
+        ends: where each signal ends on the last axis, in the coarsest positions
+        total: coarsest positions of the whole batch's last axis
+    """
+
+    def cut(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0] * inside(inputs[0], ends, total),)
+
+    hooks = [module.register_forward_pre_hook(cut) for module in net.modules() if isinstance(module, CONVOLUTIONS)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def res_blocks(axes: int, width: int, net: NetConfig, count: int) -> nn.Sequential:
-    return nn.Sequential(*[ResBlock(axes, width, net.hidden) for _ in range(count)])
+    return nn.Sequential(*[ResBlock(axes, width, net.hidden, net.dilations[i % len(net.dilations)]) for i in range(count)])
 
 
 def shrink(axes: int, channels: int, width: int, factor: int) -> nn.Module:
@@ -104,7 +143,7 @@ class Encoder(nn.Module):
         done, stride = 0, 1
         for target in reversed(strides):
             steps: list[nn.Module] = []
-            factors = reductions(target // stride)
+            factors = reductions(target // stride, net.factor)
             for i, factor in enumerate(factors):
                 done += 1
                 # The first level's trunk starts at the signal; the others continue from features, which want a ReLU first.
@@ -135,7 +174,7 @@ class Decoder(nn.Module):
 
     def __init__(self, axes: int, channels: int, stride: int, net: NetConfig):
         super().__init__()
-        factors = reductions(stride)
+        factors = reductions(stride, net.factor)
         width = net.width(len(factors))
         steps: list[nn.Module] = [*res_blocks(axes, width, net, net.blocks), nn.ReLU()]
         for done in range(len(factors) - 1, -1, -1):

@@ -2,6 +2,7 @@
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Float
@@ -35,6 +36,25 @@ def mel_filters(rate: int, n_fft: int, mels: int, low: float, high: float) -> Fl
     left, middle, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     rising, falling = (bins - left) / (middle - left), (right - bins) / (right - middle)
     return (torch.minimum(rising, falling).clamp(min=0) * 2 / (right - left)).float()
+
+
+def log_spectrum(x: Float[Tensor, "B T"], n_fft: int, hop: int, floor: float = 1e-5) -> Float[Tensor, "B F N"]:
+    """Natural log of the STFT's magnitudes, of those above `floor`."""
+    return stft(x, n_fft, hop).abs().clamp(min=floor).log()
+
+
+def log_mel(
+    x: Float[Tensor, "B T"], rate: int, n_fft: int, hop: int, mels: int, low: float, high: float, floor: float = 1e-5
+) -> Float[Tensor, "B M N"]:
+    """Natural log of the mel bands' magnitudes, of those above `floor`."""
+    filters = mel_filters(rate, n_fft, mels, low, high).to(x.device)
+    return torch.einsum("mf,bfn->bmn", filters, stft(x, n_fft, hop).abs()).clamp(min=floor).log()
+
+
+def mel_setting(rate: int) -> dict[str, Any]:
+    """How sounds of a rate are seen where people compare them: 80 mel bands to 8 kHz, windows of about 46 ms (1024 at 22.05 kHz)."""
+    n_fft = max(16, 2 ** round(math.log2(rate * 1024 / 22050)))
+    return {"n_fft": n_fft, "hop": n_fft // 4, "mels": min(80, n_fft // 8), "low": 0.0, "high": min(8000.0, rate / 2)}
 
 
 def unmel(mel: Float[Tensor, "B M N"], filters: Float[Tensor, "M F"], steps: int = 50) -> Float[Tensor, "B F N"]:

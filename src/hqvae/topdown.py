@@ -108,7 +108,7 @@ class Injected(Layer):
         if above is not None:
             self.settle, ratio, coarse = above
             steps: list[nn.Module] = [*res_blocks(axes, coarse, net, net.blocks), nn.ReLU()]
-            factors = reductions(ratio)
+            factors = reductions(ratio, net.factor)
             for i, factor in enumerate(factors):
                 steps += [nn.ReLU()] if i else []
                 steps += [grow(axes, coarse if i == 0 else width, width, factor)]

@@ -67,6 +67,11 @@ class Form:
     step: float
     per_second: float | None = None
 
+    @property
+    def per_unit(self) -> float:
+        """What bits per dimension count: stored values in one unit of the signal, or the form's units where it is continuous."""
+        return 1 / self.step if self.step else self.scale
+
 
 IMAGE = Form(scale=127.5, unit="0–255", step=1 / 127.5)
 
@@ -119,6 +124,10 @@ class Items(torch.utils.data.Dataset):
     def signal(self, batch: Shaped[Tensor, "B C *S"], device: torch.device | str = "cpu") -> Float[Tensor, "B C ..."]:
         """A raw batch as the model sees it: float, in [−1, 1], on the device."""
         return to_signal(batch, device)
+
+    def picture(self, signal: Float[Tensor, "B C ..."]) -> Float[Tensor, "B C H W"]:
+        """What is shown of signals, in [−1, 1]."""
+        return signal
 
     def __len__(self) -> int:
         return len(self.kept)

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass as config
 from torch import Tensor
 
 from hqvae.errors import InputError
-from hqvae.spectra import griffin_lim, mel_filters, stft, unmel
+from hqvae.spectra import griffin_lim, log_mel, mel_filters, mel_setting, unmel
 
 from .items import Form, Items, SourceConfig, to_signal
 from .sources import Collection, Medium
@@ -96,7 +96,7 @@ class LogMel:
             raise InputError(
                 f"data.front: low={config.low:g} and high={config.high:g} Hz; expected low < high ≤ data.rate/2 = {rate / 2:g}"
             )
-        self.config, self.filters = config, mel_filters(rate, config.n_fft, config.mels, config.low, config.high)
+        self.config, self.rate, self.filters = config, rate, mel_filters(rate, config.n_fft, config.mels, config.low, config.high)
         empty = int((self.filters.sum(1) == 0).sum())
         if empty:
             raise InputError(
@@ -115,14 +115,17 @@ class LogMel:
         return (1, self.config.mels, samples // self.config.hop)
 
     def forward(self, sound: Float[Tensor, "B 1 T"]) -> Float[Tensor, "B 1 M N"]:
-        spectrum = stft(sound[:, 0], self.config.n_fft, self.config.hop).abs()
-        mel = torch.einsum("mf,bfn->bmn", self.filters.to(spectrum.device), spectrum)
-        return ((mel.clamp(min=self.config.floor).log() - self.middle) / self.half)[:, None]
+        c = self.config
+        return ((log_mel(sound[:, 0], self.rate, c.n_fft, c.hop, c.mels, c.low, c.high, c.floor) - self.middle) / self.half)[:, None]
 
     def inverse(self, signal: Float[Tensor, "B 1 M N"]) -> Float[Tensor, "B 1 T"]:
         """A sound with nearly this spectrum: bins from bands by `unmel`, phases by Griffin and Lim."""
         mel = (signal[:, 0].float() * self.half + self.middle).exp()
         return griffin_lim(unmel(mel, self.filters.to(mel.device)), self.config.n_fft, self.config.hop)[:, None]
+
+    def picture(self, signal: Float[Tensor, "B 1 M N"]) -> Float[Tensor, "B 1 M N"]:
+        """What is shown of it: the spectra themselves."""
+        return signal
 
 
 class Wave:
@@ -132,6 +135,7 @@ class Wave:
 
     def __init__(self, config: WaveConfig, rate: int):
         self.form = Form(scale=1.0, unit="amplitude", step=1 / 32768, per_second=float(rate))
+        self.shown = LogMel(MelConfig(**mel_setting(rate)), rate)
 
     def samples(self, wished: int) -> int:
         return wished
@@ -144,6 +148,10 @@ class Wave:
 
     def inverse(self, signal: Float[Tensor, "B 1 T"]) -> Float[Tensor, "B 1 T"]:
         return signal.float().clamp(-1, 1)
+
+    def picture(self, signal: Float[Tensor, "B 1 T"]) -> Float[Tensor, "B 1 M N"]:
+        """What is shown of it: log-mel spectra."""
+        return self.shown.forward(signal.float().clamp(-1, 1))
 
 
 def front_of(config: SoundConfig) -> LogMel | Wave:
@@ -201,6 +209,9 @@ class Sounds(Items):
 
     def signal(self, batch: Tensor, device: torch.device | str = "cpu") -> Tensor:
         return self.front.forward(to_signal(batch, device))
+
+    def picture(self, signal: Tensor) -> Tensor:
+        return self.front.picture(signal)
 
     def check(self, i: int) -> None:
         with self.collection.read(i) as file:

@@ -19,7 +19,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from hqvae.config import Config
-from hqvae.data import Items, Order, open_data, training_batches
+from hqvae.data import Items, Order, SoundConfig, open_data, training_batches
 from hqvae.errors import InputError, NotFinite
 from hqvae.model import Elbo
 from hqvae.quantize import Noise
@@ -66,6 +66,15 @@ def refuse_unfit(config: Config, splits: dict[str, Items], processes: int) -> No
         raise InputError(
             f"model.levels.0.stride={stride} is larger than the {noun}s, which have {sides} points; expected at most {min(shape)}"
         )
+    if isinstance(config.data, SoundConfig) and config.model.spectral.weight:
+        spectral = config.model.spectral
+        if spectral.rate != config.data.rate:
+            raise InputError(f"model.spectral.rate={spectral.rate}, but data.rate={config.data.rate}; expected the same")
+        if max(spectral.n_ffts) >= 2 * shape[-1]:
+            raise InputError(
+                f"model.spectral.n_ffts: a window of {max(spectral.n_ffts)} needs segments of more than {max(spectral.n_ffts) // 2} "
+                f"samples, but data.seconds={config.data.seconds:g} gives {shape[-1]}"
+            )
     validated = min(len(splits["validation"]), config.train.validation_images)
     if validated < processes:
         raise InputError(

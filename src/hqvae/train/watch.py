@@ -25,15 +25,15 @@ def log_step(training: Training, outs: Sequence[Elbo], temperature: float, scree
     perplexity = [usage.perplexity() for usage in progress.usage]
     used = [usage.used() for usage in progress.usage]
     images = (progress.step - progress.since_step) * training.config.batch_size
+    items = training.splits["train"]
     entry = {
-        "kind": "train", "step": progress.step, **outs[-1].log(), "perplexity": perplexity, "used": used,
+        "kind": "train", "step": progress.step, **outs[-1].log(items.form.per_unit), "perplexity": perplexity, "used": used,
         "restarted": progress.restarted, "temperature": temperature, "lr": training.optimizer.param_groups[0]["lr"],
         "images_per_second": images / (time.perf_counter() - progress.since),
     }  # fmt: skip
     share, worst = min((u / usage.counts.numel(), i) for i, (u, usage) in enumerate(zip(used, progress.usage)))
-    noun = training.splits["train"].medium.noun
-    screen.show(progress.step, f"{entry['bits_per_dim']:.3f} bits/dim  {entry['psnr']:.2f} dB  {entry['images_per_second']:.0f} {noun}s/s  "
-                f"worst use: layer {worst} {share:.0%}")  # fmt: skip
+    screen.show(progress.step, f"{entry['bits_per_dim']:.3f} bits/dim  {entry['psnr']:.2f} dB  "
+                f"{entry['images_per_second']:.0f} {items.medium.noun}s/s  worst use: layer {worst} {share:.0%}")  # fmt: skip
     if fabric.global_rank == 0:
         training.run.log(entry)
         write_tensorboard(training, entry)
@@ -76,12 +76,11 @@ def validate(training: Training, screen: Steps) -> None:
 
 def refresh_pictures(training: Training, measures: Measures) -> None:
     items, model = training.splits["validation"], training.evaluated
-    if model.config.axes == 2:
-        count = _PICTURES if items.form.per_second is None else _SPECTRA
-        x = items.signal(next(in_order(items, count, count)), training.fabric.device)
-        with torch.no_grad():
-            rows = [("original", x), (f"step {training.progress.step}", model(x).reconstruction)]
-        training.run.save_figure("training-reconstructions.png", grid(rows, spectra=items.form.per_second is not None))
+    count = _PICTURES if items.form.per_second is None else _SPECTRA
+    x = items.signal(next(in_order(items, count, count)), training.fabric.device)
+    with torch.no_grad():
+        rows = [("original", items.picture(x)), (f"step {training.progress.step}", items.picture(model(x).reconstruction))]
+    training.run.save_figure("training-reconstructions.png", grid(rows, spectra=items.form.per_second is not None))
     entries = training.run.entries("train")
     if entries:
         layers = measures.layers
