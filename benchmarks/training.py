@@ -106,7 +106,7 @@ def main() -> None:
     variants = {
         "bare autoencoder, float32": bare_step(False, False),
         "bare autoencoder, bf16 + channels_last": bare_step(True, True),
-        **{f"{name}, bf16 + channels_last": training_step(name) for name in PRESETS},
+        **{f"{name}, bf16 + channels_last": training_step(name) for name, config in PRESETS.items() if config.data.kind == "images"},
         "sqvae, float32": training_step("sqvae", bf16=False, channels_last=False),
         **{f"{name} with the EMA quantizer": training_step(name, ema=True) for name in ("sqvae", "rsqvae")},
         "loading from memory": loading(images),

@@ -1,12 +1,13 @@
 """Networks: shapes are exact, reach is finite, batch mates do not matter."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from hqvae.nets import Decoder, Encoder, NetConfig, ResBlock, grow, reductions, shrink
+from hqvae.nets import Decoder, Encoder, NetConfig, ResBlock, grow, reductions, shrink, start_at_zero
 
 SMALL = NetConfig(widths=(8, 12), blocks=1)
 STRIDES = [(4,), (8, 4), (12, 2), (6, 3), (10, 5), (7,), (8, 4, 2), (4, 1), (1,)]
@@ -52,7 +53,7 @@ def test_shrink_looks_around_its_own_samples_and_grow_writes_there(factor):
 @pytest.mark.parametrize("axes", [1, 2])
 @pytest.mark.parametrize("hidden", [0.01, 0.5, 2.0])
 def test_a_residual_block_adds_to_its_input(axes, hidden):
-    block, x = ResBlock(axes, 6, hidden), torch.randn(2, 6, *[5] * axes)
+    block, x = ResBlock(axes, 6, NetConfig(hidden=hidden)), torch.randn(2, 6, *[5] * axes)
     assert block(x).shape == x.shape and not torch.equal(block(x), x)
     nn.init.zeros_(block.narrow.weight)
     nn.init.zeros_(block.narrow.bias)
@@ -139,3 +140,43 @@ def test_batch_mates_do_not_matter(axes):
             torch.testing.assert_close(a[0], b[0], rtol=0, atol=1e-6)
             assert not torch.allclose(a[1], b[1], atol=1e-2)
         torch.testing.assert_close(decoder(before[1])[0], decoder(after[1])[0], rtol=0, atol=1e-6)
+
+
+WAVE = NetConfig(widths=(8, 12), blocks=2, inner_blocks=1, dilations=(1, 3), factor=4, activation="elu", norm=False, zero_start=True)
+
+
+@pytest.mark.parametrize(
+    ("stride", "largest", "factors"), [(128, 4, [4, 4, 4, 2]), (320, 8, [8, 8, 5]), (12, 4, [4, 3]), (8, 3, [2, 2, 2]), (7, 4, [7])]
+)
+def test_reductions_are_taken_together_up_to_the_largest(stride, largest, factors):
+    assert reductions(stride, largest) == factors
+
+
+def test_a_net_that_starts_at_zero_passes_on_what_is_quiet():
+    """Nearly linear: a thousandth of a quiet signal gives a thousandth of its features; with norm and biases it would not."""
+    for net, linear in ((WAVE, True), (replace(WAVE, zero_start=False), False), (replace(WAVE, activation="relu"), True), (SMALL, False)):
+        torch.manual_seed(0)
+        encoder, decoder = Encoder(1, 1, (32, 8), net), Decoder(1, 1, 8, net)
+        if net.zero_start:
+            start_at_zero(encoder), start_at_zero(decoder)
+        x = 1e-3 * torch.randn(2, 1, 256)
+        for one, other in zip(encoder(x), encoder(1e-3 * x)):
+            assert (float((one - 1e3 * other).norm() / one.norm()) < 0.02) == linear
+        canvas = encoder(x)[-1]
+        one, other = decoder(canvas), decoder(1e-3 * canvas)
+        assert (float((one - 1e3 * other).norm() / one.norm()) < 0.02) == linear
+
+
+def test_a_net_that_starts_at_zero_learns_all_of_itself():
+    torch.manual_seed(0)
+    encoder, decoder = Encoder(1, 1, (32, 8), WAVE), Decoder(1, 1, 8, WAVE)
+    start_at_zero(encoder), start_at_zero(decoder)
+    optimizer, x = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], 1e-3), torch.randn(2, 1, 256)
+    for _ in range(2):  # what lies before a zero has a gradient from the second step on
+        optimizer.zero_grad()
+        coarse, fine = encoder(x)
+        (coarse.square().sum() + (decoder(fine) - x).square().sum()).backward()
+        optimizer.step()
+    for part in (encoder, decoder):
+        for name, parameter in part.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name

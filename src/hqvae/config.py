@@ -96,8 +96,11 @@ _DEEP_SHARED = (Level(stride=4, layers=4, codebook_size=256, shared=True),)
 _HYBRID = (Level(stride=8, layers=2, codebook_size=256), Level(stride=4, layers=2, codebook_size=256))
 
 _SOUNDS = SoundConfig()
-_WAVES = SoundConfig(rate=16_000, seconds=1.0, front=WaveConfig())
-_WAVE_NET = NetConfig(widths=(32, 64, 128, 256), blocks=3, inner_blocks=3, dilations=(1, 3, 9), factor=4)
+_WAVES = SoundConfig(rate=16_000, seconds=1.024, front=WaveConfig())
+# A net for waveforms passes on quiet signals from the start: without zeros and ELU it learns nothing in the first hundreds of steps.
+_WAVE_NET = NetConfig(
+    widths=(32, 64, 128, 256), blocks=3, inner_blocks=3, dilations=(1, 3, 9), factor=4, activation="elu", norm=False, zero_start=True
+)
 _CODEC = Level(stride=128, layers=8, codebook_size=256)  # 125 positions a second of 64 bits: 8 kbit/s
 
 
@@ -110,7 +113,7 @@ def _audio(quantizer: StochasticConfig | EMAConfig, levels: tuple[Level, ...], s
         levels=levels, quantizer=quantizer, net=_WAVE_NET, channels=1, axes=1,
         progressive=progressive, spectral=SpectralConfig(weight=spectral, rate=_WAVES.rate),
     )  # fmt: skip
-    return Config(model=model, data=_WAVES, train=TrainConfig(batch_size=16, lr=2e-3, warmup=200, clip=1.0))
+    return Config(model=model, data=_WAVES, train=TrainConfig(batch_size=16, lr=5e-4, lr_log_s2=10.0, warmup=200, clip=1.0))
 
 
 PRESETS: dict[str, Config] = {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hqvae.errors import first_line
 from hqvae.likelihood import FittedGaussian, MeanSquare, SpectralConfig
-from hqvae.nets import Decoder, Encoder, NetConfig, ending, inside, reductions
+from hqvae.nets import Decoder, Encoder, NetConfig, ending, inside, reductions, start_at_zero
 from hqvae.objective import Bound, Elbo
 from hqvae.quantize import QUANTIZERS, EMAConfig, EMAQuantizer, Noise, OtherConfig, Quantized, StochasticConfig, rows_and_codes
 from hqvae.topdown import Codes, Draw, Given, Injected, Layer, Nearest, Posterior, Residual, Settle, Starting, State, Step, walk
@@ -113,6 +113,8 @@ class HQVAE(nn.Module):
         self.layers = nn.ModuleList(layers)  # type: ignore[assignment]
         self.settle = settle
         self.decoder = Decoder(axes, config.channels, levels[-1].stride, net)
+        if net.zero_start:
+            start_at_zero(self)
         self.likelihood = FittedGaussian() if config.quantizer.kind == "stochastic" else MeanSquare()
 
     # ------------------------------------------------------------------------------------------------ training

@@ -5,7 +5,7 @@ Nothing here mixes positions except convolutions of finite reach, and nothing de
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -29,6 +29,10 @@ class NetConfig:
         inner_blocks: residual blocks after each reduction that is not a level's
         dilations: of the residual blocks of one place, in turn: (1, 3, 9) sees far in one axis
         factor: largest reduction of one strided convolution; 2 reduces by prime factors
+        activation: `relu`, or `elu`, which is nearly linear for quiet signals
+        norm: whether residual blocks have `ChannelNorm`, which makes the quiet as loud as the loud
+        zero_start: biases, and the last convolution of every residual block, start at zero: the net starts nearly linear and passes on
+            what it is given, however quiet
     """
 
     widths: tuple[int, ...] = Field(default=(32, 64), min_length=1)
@@ -37,6 +41,13 @@ class NetConfig:
     inner_blocks: int = Field(default=0, ge=0)
     dilations: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
     factor: int = Field(default=2, ge=2)
+    activation: Literal["relu", "elu"] = "relu"
+    norm: bool = True
+    zero_start: bool = False
+
+    def active(self) -> nn.Module:
+        """A layer of the activation."""
+        return nn.ReLU() if self.activation == "relu" else nn.ELU()
 
     def width(self, reductions: int) -> int:
         """Channels after that many reductions."""
@@ -72,21 +83,31 @@ class ChannelNorm(nn.LayerNorm):
 class ResBlock(nn.Module):
     """x + conv1(relu(norm(conv3(relu(norm(x)))))), `[B, W, *S] → [B, W, *S]`."""
 
-    def __init__(self, axes: int, width: int, hidden: float, dilation: int = 1):
+    def __init__(self, axes: int, width: int, net: NetConfig, dilation: int = 1):
         super().__init__()
-        inner = max(1, round(width * hidden))
-        self.before, self.within = ChannelNorm(width), ChannelNorm(inner)
+        inner = max(1, round(width * net.hidden))
+        self.before, self.within = (ChannelNorm(w) if net.norm else nn.Identity() for w in (width, inner))
         self.wide = CONV[axes](width, inner, 3, padding=dilation, dilation=dilation)
         self.narrow = CONV[axes](inner, width, 1)
+        self.active = net.active()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.narrow(torch.relu(self.within(self.wide(torch.relu(self.before(x))))))
+        return x + self.narrow(self.active(self.within(self.wide(self.active(self.before(x))))))
 
 
 def inside(x: Shaped[Tensor, "B ..."], ends: Int[Tensor, "B"], total: int) -> Bool[Tensor, "B ..."]:
     """Which positions of the last axis lie before each signal's end, to multiply x with; `ends` counts in `total`ths of that axis."""
     mask = torch.arange(x.shape[-1], device=x.device) < ends[:, None].to(x.device) * (x.shape[-1] // total)
     return mask.view(len(x), *[1] * (x.ndim - 2), -1)
+
+
+def start_at_zero(net: nn.Module) -> None:
+    """Biases, and the last convolution of every residual block, to zero; changes state."""
+    for module in net.modules():
+        if isinstance(module, CONVOLUTIONS) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, ResBlock):
+            nn.init.zeros_(module.narrow.weight)
 
 
 @contextmanager
@@ -111,7 +132,7 @@ def ending(net: nn.Module, ends: Int[Tensor, "B"], total: int) -> Iterator[None]
 
 
 def res_blocks(axes: int, width: int, net: NetConfig, count: int) -> nn.Sequential:
-    return nn.Sequential(*[ResBlock(axes, width, net.hidden, net.dilations[i % len(net.dilations)]) for i in range(count)])
+    return nn.Sequential(*[ResBlock(axes, width, net, net.dilations[i % len(net.dilations)]) for i in range(count)])
 
 
 def shrink(axes: int, channels: int, width: int, factor: int) -> nn.Module:
@@ -146,8 +167,8 @@ class Encoder(nn.Module):
             factors = reductions(target // stride, net.factor)
             for i, factor in enumerate(factors):
                 done += 1
-                # The first level's trunk starts at the signal; the others continue from features, which want a ReLU first.
-                steps += [nn.ReLU()] if done > 1 else []
+                # The first level's trunk starts at the signal; the others continue from features, which want an activation first.
+                steps += [net.active()] if done > 1 else []
                 steps += [shrink(axes, channels, net.width(done), factor)]
                 channels = net.width(done)
                 if i < len(factors) - 1:
@@ -155,8 +176,8 @@ class Encoder(nn.Module):
             if not factors:  # stride 1: the finest level reads the signal itself
                 steps.append(CONV[axes](channels, net.width(0), 3, padding=1))
                 channels = net.width(0)
-            steps += [nn.ReLU(), CONV[axes](channels, channels, 3, padding=1)]
-            steps += [*res_blocks(axes, channels, net, net.blocks), nn.ReLU()]
+            steps += [net.active(), CONV[axes](channels, channels, 3, padding=1)]
+            steps += [*res_blocks(axes, channels, net, net.blocks), net.active()]
             self.stages.append(nn.Sequential(*steps))
             self.widths.insert(0, channels)
             stride = target
@@ -176,12 +197,12 @@ class Decoder(nn.Module):
         super().__init__()
         factors = reductions(stride, net.factor)
         width = net.width(len(factors))
-        steps: list[nn.Module] = [*res_blocks(axes, width, net, net.blocks), nn.ReLU()]
+        steps: list[nn.Module] = [*res_blocks(axes, width, net, net.blocks), net.active()]
         for done in range(len(factors) - 1, -1, -1):
             out = net.width(done) if done else channels
             steps.append(grow(axes, width, out, factors[done]))
             if done:
-                steps += [*res_blocks(axes, out, net, net.inner_blocks), nn.ReLU()]
+                steps += [*res_blocks(axes, out, net, net.inner_blocks), net.active()]
             width = out
         if not factors:
             steps.append(CONV[axes](width, channels, 3, padding=1))

@@ -107,13 +107,16 @@ class Injected(Layer):
         self.lift: nn.Sequential | None = None
         if above is not None:
             self.settle, ratio, coarse = above
-            steps: list[nn.Module] = [*res_blocks(axes, coarse, net, net.blocks), nn.ReLU()]
+            steps: list[nn.Module] = [*res_blocks(axes, coarse, net, net.blocks), net.active()]
             factors = reductions(ratio, net.factor)
             for i, factor in enumerate(factors):
-                steps += [nn.ReLU()] if i else []
+                steps += [net.active()] if i else []
                 steps += [grow(axes, coarse if i == 0 else width, width, factor)]
             self.lift = nn.Sequential(*steps)
-            self.join = nn.Sequential(CONV[axes](features + width, features, 3, padding=1), *res_blocks(axes, features, net, 1), nn.ReLU())
+            self.join = nn.Sequential(
+                CONV[axes](features + width, features, 3, padding=1), *res_blocks(axes, features, net, 1), net.active()
+            )
+        self.active = net.active()
         self.to_code = CONV[axes](features, quantizer.dim, 1)
 
     def enter(self, state: State) -> State:
@@ -124,7 +127,7 @@ class Injected(Layer):
     def query(self, state: State, features: Sequence[Tensor]) -> Tensor:
         h = features[self.level]
         if state.context is not None:
-            h = self.join(torch.cat([h, torch.relu(state.context)], 1))
+            h = self.join(torch.cat([h, self.active(state.context)], 1))
         return self.to_code(h)
 
     @torch.no_grad()
