@@ -259,10 +259,10 @@ def test_commitment_is_paid_on_every_partial_sum():
         layer.z.requires_grad_()
     quantizer = EMAQuantizer(1, 2, EMAConfig(beta=0.25))
     fit = quantizer.fit(target, layers)
-    # first layer misses (1, 0), both together (0.5, −2); means over the two positions
-    torch.testing.assert_close(fit, torch.tensor([0.25 * (1.0 / 2 + 4.25 / 2)]))
+    # first layer misses (1, 0), both together (0.5, −2); means over the two positions and the two layers
+    torch.testing.assert_close(fit, torch.tensor([0.25 / 2 * (1.0 / 2 + 4.25 / 2)]))
     fit.sum().backward()
-    torch.testing.assert_close(target.grad, torch.tensor([[[0.25 * (1.0 + 0.5), 0.25 * (0.0 - 2.0)]]]))
+    torch.testing.assert_close(target.grad, torch.tensor([[[0.25 / 2 * (1.0 + 0.5), 0.25 / 2 * (0.0 - 2.0)]]]))
     assert all(layer.z.grad is None for layer in layers)
     assert torch.equal(quantizer.surplus(target, layers), torch.zeros(1))
 

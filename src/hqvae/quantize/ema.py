@@ -79,12 +79,16 @@ class EMAQuantizer(Quantizer):
         return Quantized(self._embed(codes), codes, self.variance.expand(len(z_e)), self.variance)
 
     def fit(self, target: Float[Tensor, "B D *S"], layers: Sequence[Quantized]) -> Float[Tensor, "B"]:
-        """β Σ_l mean ‖H − sg[Σ_{l'≤l} Z_l']‖²: commitment on every partial sum (RQ-VAE, eq. 7; one layer: VQ-VAE, eq. 3)."""
+        """β/L Σ_l mean ‖H − sg[Σ_{l'≤l} Z_l']‖²: commitment on every partial sum (RQ-VAE, eq. 7; one layer: VQ-VAE, eq. 3).
+
+        The mean over the layers is what the RQ-VAE authors' code trains; by the equation's plain sum deep stacks commit so hard that
+        features of little variance follow their codes to a point.
+        """
         partial, total = torch.zeros_like(target), target.new_zeros(len(target), dtype=torch.float32)
         for layer in layers:
             partial = partial + layer.z.detach()
             total = total + (target - partial).float().square().flatten(1).mean(1)
-        return self.config.beta * total
+        return self.config.beta * total / len(layers)
 
     def surplus(self, target: Float[Tensor, "B D *S"], layers: Sequence[Quantized]) -> Float[Tensor, "B"]:
         """Zero: with a deterministic assignment the latent's cost is its rate alone."""
