@@ -1,6 +1,7 @@
 """Quantizers of vector-quantize-pytorch behind our contract: the same facts as for ours, and rates that are exactly equal."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hqvae.errors import InputError
 from hqvae.model import HQVAE, HQVAEConfig
 from hqvae.quantize import Noise, OtherConfig, OtherQuantizer
 from hqvae.quantize.others import scalar_levels
+from hqvae.topdown import Residual, State
 
 pytest.importorskip("vector_quantize_pytorch", reason="comes with the extra compare")
 NAMES = ["fsq", "lfq", "simvq", "rotation"]
@@ -81,3 +83,28 @@ def test_whole_models_train_and_come_back_from_disk(name, levels, tmp_path):
     codes = model.encode(x)
     assert all(torch.equal(a, b) for a, b in zip(codes, again.encode(x)))
     assert torch.allclose(model.decode(codes), model(x).reconstruction, atol=1e-5)
+
+
+def test_residual_stacks_have_the_library_s_gradient():
+    """Each layer's loss and straight-through gradient reach the features: as in their ResidualSimVQ."""
+    from vector_quantize_pytorch import ResidualSimVQ
+
+    torch.manual_seed(0)
+    theirs = ResidualSimVQ(dim=6, num_quantizers=3, codebook_size=16)
+    ours = [OtherQuantizer(6, 16, OtherConfig(name="simvq")) for _ in range(3)]
+    for quantizer, layer in zip(ours, theirs.layers, strict=True):
+        quantizer.module.load_state_dict(layer.state_dict())
+    x, weight = torch.randn(4, 9, 6), torch.randn(4, 9, 6)
+    one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    z, _, losses = theirs(one)
+    ((z * weight).sum() + losses.sum()).backward()
+    target, state = other.movedim(-1, 1), State()
+    layers = [Residual(0, quantizer) for quantizer in ours]
+    state, cost = replace(state, target=target, latent=torch.zeros_like(target)), torch.zeros(())
+    for layer in layers:
+        z_e = layer.query(state, [])
+        out = layer.quantizer(z_e)
+        state, cost = layer.absorb(state, z_e, out.z), cost + out.cost[0]
+    ((state.latent * weight.movedim(-1, 1)).sum() + cost).backward()
+    torch.testing.assert_close(state.latent.movedim(1, -1), z, rtol=0, atol=1e-5)
+    torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-5)

@@ -1,8 +1,10 @@
 """Waveforms: views that cost what they say, figures that move with what they measure, the same tokens whatever stands beside a sound."""
 
+import importlib.util
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,6 +243,26 @@ def test_train_evaluate_and_resume_waveforms_from_the_command(name, tmp_path, ca
     assert main(["evaluate", str(run), "--seconds", "1.1", "--accelerator", "cpu"]) == 0
     assert json.loads((run / "report" / "report.json").read_text())["protocol"]["data"]["seconds"] == 1.1
     assert len(soundfile.read(run / "report" / "sounds" / "0-original.wav")[0]) == 17600
+
+
+def test_a_codec_stands_beside_opus(tmp_path, capsys):
+    """The script of docs/sound.md: Opus' bits are those of its file, ours those of the codes, and both are compared at full length."""
+    script = importlib.util.spec_from_file_location("opus", Path(__file__).parents[1] / "experiments" / "opus.py")
+    opus = importlib.util.module_from_spec(script)
+    script.loader.exec_module(opus)
+    for split in ("train", "validation", "test"):
+        (tmp_path / split).mkdir()
+        samples = 0.3 * np.sin(2 * np.pi * 440 * np.arange(16100) / 16000)
+        soundfile.write(tmp_path / split / "a.wav", samples, 16000)
+    run = tmp_path / "run"
+    settings = ["model.net.widths=[8]", "model.net.inner_blocks=0", "data.seconds=0.3", "train.batch_size=2", "train.steps=1"]
+    assert main(["train", "rsqvae-audio", "--data", str(tmp_path), "--out", str(run), "--accelerator", "cpu", *settings]) == 0
+    opus.main(opus.Run.open(run), str(tmp_path), tmp_path / "speech")
+    rows = json.loads((tmp_path / "speech.opus.json").read_text())["rows"]
+    assert rows["run, 8 layers"]["bits_per_second"] == pytest.approx(126 * 64 / (16100 / 16000))
+    assert rows["Opus, level 0.9"]["si_sdr"] > 15 and 20_000 < rows["Opus, level 0.9"]["bits_per_second"] < 50_000
+    assert rows["Opus, level 1"]["bits_per_second"] < rows["Opus, level 0.96"]["bits_per_second"]
+    assert (tmp_path / "speech.opus.png").stat().st_size > 1000 and "Opus, level 1" in capsys.readouterr().out
 
 
 def test_seconds_are_for_sounds(tmp_path, capsys):

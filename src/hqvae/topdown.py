@@ -85,7 +85,7 @@ class Residual(Layer):
 
     def query(self, state: State, features: Sequence[Tensor]) -> Tensor:
         assert state.target is not None and state.latent is not None
-        return state.target - state.latent
+        return state.target - (state.latent.detach() if self.quantizer.detached else state.latent)
 
 
 class Injected(Layer):

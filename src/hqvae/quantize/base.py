@@ -73,9 +73,12 @@ class Quantizer(nn.Module):
     Every kind adds `forward(z_e, temperature, noise) -> Quantized`, `draw(z_e, noise) -> Quantized` (a true sample),
     `fit(target, layers)` (what training pays for what a level's layers miss), `surplus(target, layers)` (what the evidence
     bound pays), `start_from(z_e, noise)`, `sibling()` and `variance`. Only `start_from` and `update` change state.
+
+    detached: whether a residual layer of this kind takes what is left of the features with the codes so far as constants
     """
 
     codebook: Tensor
+    detached = False
 
     def __init__(self, dim: int, codebook_size: int):
         super().__init__()

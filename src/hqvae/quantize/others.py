@@ -73,6 +73,8 @@ class OtherQuantizer(Quantizer):
     Raises InputError where vector-quantize-pytorch is missing or K does not suit.
     """
 
+    detached = True  # as their residual stacks do: each layer's loss and straight-through gradient reach the encoder
+
     def __init__(self, dim: int, codebook_size: int, config: OtherConfig = OtherConfig()):
         super().__init__(dim, codebook_size)
         self.config, self.module = config, _module(config.name, dim, codebook_size)
