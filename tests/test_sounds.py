@@ -123,6 +123,35 @@ def test_uncached_sounds_are_the_same(folder):
         assert torch.equal(one_batch, other)
 
 
+@pytest.mark.parametrize("name", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100])
+def test_a_training_segment_of_a_sound_that_is_not_kept_is_read_alone_and_the_same(name, rate, folder, monkeypatch):
+    generator = np.random.default_rng(0)
+    for number in range(2):
+        sound = 0.3 * tone(3.0 + number, 300 + 200 * number, rate=rate) + 0.05 * generator.standard_normal(round((3.0 + number) * rate))
+        write(folder / "train" / f"{number}.{name}", sound, rate)
+    kept, alone = opened(folder)["train"], opened(folder, cache_mb=0, workers=0)["train"]
+    read = []
+    read_frames = soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile, "read", lambda self, frames=-1, **more: read.append(frames) or read_frames(self, frames, **more)
+    )
+    order = Order(len(kept), 6, 0)
+    for step in range(4):
+        one, other = kept[order.at(step)].int(), alone[order.at(step)].int()
+        assert (one - other).abs().max() <= 2 and one.abs().max() > 3000
+    assert min(read) > 0 and max(read) < 0.25 * rate
+
+
+def test_a_sound_that_breaks_later_leaves_its_place_to_the_next(folder, caplog):
+    for number in range(2):
+        write(folder / "train" / f"{number}.wav", tone(0.5, 300 + 200 * number))
+    sounds = opened(folder, cache_mb=0, workers=0)["train"]
+    (folder / "train" / "0.wav").write_text("gone")
+    batch = sounds[np.arange(len(sounds)), np.zeros((len(sounds), 2))]
+    assert batch.abs().amax((1, 2)).min() > 10000 and "0.wav is broken" in caplog.text
+
+
 def test_sounds_in_parquet(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as parquet

@@ -178,9 +178,9 @@ class Sounds(Items):
         self.shape, self.rate, self.loudness = self.front.shape(self.samples), config.rate, config.loudness
         lengths = [self._length(collection, i) for i in range(len(collection))]
         super().__init__(collection, config, fits=2 * sum(lengths) <= config.cache_mb * 2**20)
-        whole = [len(sound) for sound in self.cache] if self.cache is not None else [lengths[i] for i in self.kept]
-        self.tiles = [(k, start) for k, length in enumerate(whole) for start in self._starts(length)]
-        self.seconds = sum(whole) / config.rate
+        self.lengths = [len(sound) for sound in self.cache] if self.cache is not None else [lengths[i] for i in self.kept]
+        self.tiles = [(k, start) for k, length in enumerate(self.lengths) for start in self._starts(length)]
+        self.seconds = sum(self.lengths) / config.rate
         self.last: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -194,12 +194,20 @@ class Sounds(Items):
         batch = np.zeros((len(indices), 1, self.samples), np.int16)
         for j, index in enumerate(indices):
             k, start = self.tiles[int(index)]
-            sound = self._sound(k)
             if draws is not None:
-                start = int(draws[j, 0] * (max(0, len(sound) - self.samples) + 1))
-            segment = sound[start : start + self.samples]
+                start = int(draws[j, 0] * (max(0, self.lengths[k] - self.samples) + 1))
+            segment = self._segment(k, start, alone=draws is not None)
             batch[j, 0, : len(segment)] = segment
         return torch.from_numpy(batch)
+
+    def _segment(self, k: int, start: int, alone: bool) -> np.ndarray:
+        """A segment of the k-th sound. One that stands `alone` need not be cut from the whole, where that is not kept."""
+        if alone and self.cache is None and self.loudness is None:
+            try:
+                return self.decode(self.kept[k], start)
+            except Exception:  # as `item` has it: the next whole sound takes its place
+                pass
+        return self._sound(k)[start : start + self.samples]
 
     def _sound(self, k: int) -> np.ndarray:
         """The k-th sound; where sounds are not kept at least the last one is, whose segments follow each other in evaluation."""
@@ -218,23 +226,39 @@ class Sounds(Items):
             if not file.frames:
                 raise ValueError("it holds no sample")
 
-    def decode(self, i: int) -> np.ndarray:
-        """[T] int16 at `rate`: channels averaged, resampled, brought to `loudness`, clipped to full scale."""
+    def decode(self, i: int, start: int | None = None) -> np.ndarray:
+        """[T] int16 at `rate`: channels averaged, resampled, brought to `loudness`, clipped; from `start` on only a segment."""
         import soxr
 
         with self.collection.read(i) as file:
-            samples = file.read(dtype="float32", always_2d=True).mean(1)
-            rate = file.samplerate
+            rate, frames, before = file.samplerate, -1, 0
+            if start is not None:
+                skip, frames, before = self._around(start, rate)
+                file.seek(skip)
+            samples = file.read(frames, dtype="float32", always_2d=True).mean(1)
         if not len(samples):
             raise ValueError("it holds no sample")
         if not np.isfinite(samples).all():
             raise ValueError("it holds samples that are not finite")
         if rate != self.rate:
             samples = soxr.resample(samples, rate, self.rate, quality="HQ")
+        if start is not None:
+            samples = samples[before : before + self.samples]
         power = float(np.square(samples, dtype=np.float64).mean()) if len(samples) else 0.0
         if self.loudness is not None and power > 0:
             samples = samples * (10 ** (self.loudness / 20) / math.sqrt(power))
         return (samples * 32768).round().clip(-32768, 32767).astype(np.int16)
+
+    def _around(self, start: int, rate: int) -> tuple[int, int, int]:
+        """(samples of a file of that rate to skip and to read, samples to drop) for a segment with 50 ms around it.
+
+        What is read begins where samples of both rates coincide, so resampling it gives the samples of the whole.
+        """
+        common = math.gcd(rate, self.rate)
+        there, here, margin = rate // common, self.rate // common, self.rate // 20
+        first = max(0, start - margin) // here
+        frames = math.ceil((start + self.samples + margin - first * here) * there / here)
+        return first * there, frames, start - first * here
 
     def _length(self, collection: Collection, i: int) -> int:
         try:
