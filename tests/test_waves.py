@@ -265,6 +265,21 @@ def test_a_codec_stands_beside_opus(tmp_path, capsys):
     assert (tmp_path / "speech.opus.png").stat().st_size > 1000 and "Opus, level 1" in capsys.readouterr().out
 
 
+def test_waveforms_are_compared(tmp_path, capsys):
+    for split, seconds in (("train", 2.0), ("validation", 1.0), ("test", 1.0)):
+        (tmp_path / split).mkdir()
+        soundfile.write(tmp_path / split / "a.wav", noise(seconds, 1)[0].numpy(), RATE)
+    spec = tmp_path / "spec.yaml"
+    settings = {"model.net.widths": [8], "model.net.inner_blocks": 0, "data.seconds": 0.3, "train.batch_size": 2, "train.steps": 2,
+                "train.validate_every": 2}  # fmt: skip
+    systems = {"RSQ": {"preset": "rsqvae-audio"}, "RQ": {"preset": "rqvae-audio"}}
+    spec.write_text(json.dumps({"settings": settings, "systems": systems, "seeds": [0]}))
+    assert main(["compare", str(spec), "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--accelerator", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "SI-SDR dB" in shown and "mel distance" in shown
+    assert any("reconstructions" in path.name for path in (tmp_path / "out" / "pictures").iterdir())
+
+
 def test_seconds_are_for_sounds(tmp_path, capsys):
     words = ["train", "sqvae", "--out", str(tmp_path / "run"), "train.steps=1", "train.batch_size=2", "model.net.widths=[8]", "data.size=8"]
     assert main(words) == 0

@@ -13,7 +13,8 @@ _ROW_INCHES = 0.9
 def grid(rows: Sequence[tuple[str, Tensor]], spectra: bool = False) -> Figure:
     """One labelled row of images `[B, C, H, W]` in [−1, 1] per entry, pixels shown as they are; `spectra` with low bands at the bottom."""
     columns, (height, width) = len(rows[0][1]), rows[0][1].shape[2:]
-    figure = Figure(figsize=(1.3 + _ROW_INCHES * columns * min(4.0, width / height), 0.1 + _ROW_INCHES * len(rows)), dpi=120)
+    shape = min(4.0, max(2.0 if spectra else 0.0, width / height))  # spectra stretch
+    figure = Figure(figsize=(1.3 + _ROW_INCHES * columns * shape, 0.1 + _ROW_INCHES * len(rows)), dpi=120)
     axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.03})
     for (label, images), line in zip(rows, axes):
         pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()

@@ -108,7 +108,7 @@ def side_by_side(runs: Sequence[tuple[str, Run]], items: Items) -> Figure:
     rows: list[tuple[str, Tensor]] = [("original", x)]
     for name, run in runs:
         rows.append((name, run.load_model()(x).reconstruction))
-    return grid(rows, spectra=items.form.per_second is not None)
+    return grid([(name, items.picture(signals)) for name, signals in rows], spectra=items.form.per_second is not None)
 
 
 def finished(entries: Sequence[Entry], results: Sequence[dict[str, Any]], folder: Folder, case: str) -> list[tuple[str, Run]]:

@@ -115,9 +115,7 @@ def _pictures(
         selves = annealing(runs)
         if selves is not None:
             figures[case].append(("annealing", "s² and entropy during training, first seed", selves))
-        if runs[0][1].config.model.axes == 2:
-            words = "originals and reconstructions, first seed"
-            figures[case].append(("reconstructions", words, side_by_side(runs, place.items[case])))
+        figures[case].append(("reconstructions", "originals and reconstructions, first seed", side_by_side(runs, place.items[case])))
     found: dict[str | None, list[tuple[str, str]]] = {}
     for of_case, drawn in figures.items():
         prefix = f"{plain(of_case)}-" if of_case else ""
