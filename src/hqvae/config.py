@@ -132,9 +132,9 @@ PRESETS: dict[str, Config] = {
     "sqvae-mel": _mel(StochasticConfig(), Level(stride=4, codebook_size=512)),
     "rsqvae-mel": _mel(StochasticConfig(), Level(stride=4, layers=4, codebook_size=8)),
     "rqvae-mel": _mel(EMAConfig(restart=True), Level(stride=4, layers=4, codebook_size=8, shared=True)),
-    # Waveforms at 16 kHz and 8 kbit/s; squared errors of log spectra are about 10³ times those of samples, hence the small weight.
+    # Waveforms at 16 kHz and 8 kbit/s; squared errors of log spectra are 10³ times those of samples, hence the small weight.
     "rsqvae-audio": _audio(StochasticConfig(), (_CODEC,), spectral=1.0),
-    "rqvae-audio": _audio(EMAConfig(restart=True), (replace(_CODEC, shared=True),), spectral=1e-2),
+    "rqvae-audio": _audio(EMAConfig(restart=True), (replace(_CODEC, shared=True),), spectral=1e-3),
     "hqvae-audio": _audio(
         StochasticConfig(),
         (Level(stride=512, layers=4, codebook_size=256), Level(stride=128, layers=7, codebook_size=256)),
