@@ -8,5 +8,5 @@ settings="data.seconds=0.512 train.batch_size=8 train.steps=$steps train.log_eve
 resume=$([ -d "$run" ] && echo --resume || true)
 hqvae train rsqvae-audio --data "$data" --out "$run" $settings $resume
 hqvae evaluate "$run" --seconds 4.096
-python experiments/summarise.py "$run" experiments/speech
-python experiments/opus.py "$run" "$data" experiments/speech
+python experiments/summarise.py "$run" experiments/speech/rsqvae
+python experiments/opus.py "$run" "$data" experiments/speech/rsqvae
