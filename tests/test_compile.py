@@ -18,8 +18,12 @@ from hqvae.config import preset
 from hqvae.model import HQVAE
 from hqvae.quantize import Noise
 
+def signals(model, step):
+    shape = (2, 3, 16, 16) if model.config.axes == 2 else (2, 1, 2560)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(step)) * 2 - 1
+
 def terms(model, step):
-    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(step)) * 2 - 1
+    x = signals(model, step)
     out = model(x, torch.tensor(0.9**step), Noise.of(0, step))
     tensors = [out.loss, out.distortion, out.fit, out.entropy, out.reconstruction, *out.codes]
     if model.training:
@@ -31,7 +35,7 @@ def terms(model, step):
 for name in sys.argv[1:]:
     torch.manual_seed(0)
     model = HQVAE(preset(name).model)
-    model.start_from(torch.rand(2, 3, 16, 16) * 2 - 1, Noise(5))
+    model.start_from(signals(model, 5), Noise(5))
     for training in (True, False):
         model.train(training)
         torch._dynamo.reset()
@@ -47,7 +51,7 @@ for name in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize("names", [IMAGE_PRESETS[::2], IMAGE_PRESETS[1::2]], ids="-".join)
+@pytest.mark.parametrize("names", [IMAGE_PRESETS[::2], IMAGE_PRESETS[1::2], ["rsqvae-audio"]], ids="-".join)
 def test_a_model_is_one_graph_for_all_steps(names):
     done = subprocess.run([sys.executable, "-c", SCRIPT, *names], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -143,6 +143,26 @@ def test_a_training_segment_of_a_sound_that_is_not_kept_is_read_alone_and_the_sa
     assert min(read) > 0 and max(read) < 0.25 * rate
 
 
+@pytest.mark.parametrize(("there", "here"), [(400, 16000), (96000, 400), (44100, 1000)])
+def test_segments_read_alone_are_the_same_at_far_rates(there, here, folder):
+    write(folder / "train" / "a.wav", 0.3 * np.random.default_rng(0).standard_normal(8 * there), there)
+    wave = {"rate": here, "seconds": 0.5}
+    kept, alone = opened(folder, **wave)["train"], opened(folder, cache_mb=0, workers=0, **wave)["train"]
+    order = Order(len(kept), 6, 0)
+    for step in range(3):
+        assert (kept[order.at(step)].int() - alone[order.at(step)].int()).abs().max() <= 2
+
+
+def test_a_torn_sound_gives_no_silent_segments(folder):
+    write(folder / "train" / "0.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 20 * RATE))
+    write(folder / "train" / "1.flac", np.random.default_rng(1).uniform(-0.5, 0.5, 2 * RATE))
+    whole = (folder / "train" / "0.flac").read_bytes()
+    (folder / "train" / "0.flac").write_bytes(whole[: len(whole) // 2])
+    sounds = opened(folder, cache_mb=0, workers=0)["train"]
+    batch = sounds[np.zeros(16, int), np.random.default_rng(2).random((16, 2))].float()
+    assert batch.square().mean((1, 2)).sqrt().min() > 3000
+
+
 def test_a_sound_that_breaks_later_leaves_its_place_to_the_next(folder, caplog):
     for number in range(2):
         write(folder / "train" / f"{number}.wav", tone(0.5, 300 + 200 * number))

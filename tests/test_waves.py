@@ -142,7 +142,12 @@ def test_deterministic_systems_add_the_mean_square_of_views():
 REFUSED = {
     "of pictures": (["sqvae", "model.spectral.weight=1"], "spectral.weight=1 is for waveforms, with axes=1 and channels=1"),
     "of another rate": (["rsqvae-audio", "data.rate=8000"], "model.spectral.rate=16000, but data.rate=8000; expected the same"),
-    "longer than a segment": (["rsqvae-audio", "data.seconds=0.05"], "a window of 2048 needs segments of more than 1024 samples"),
+    "longer than a segment": (
+        ["rsqvae-audio", "data.seconds=0.05"],
+        "a window of 2048 needs segments of more than 1024 samples, but these",
+    ),
+    "of endless segments": (["rsqvae-audio", "data.seconds=.inf"], "data.seconds"),
+    "of nothing": (["rsqvae-audio", "data.seconds=1e-5"], "0 samples, and a segment needs 1"),
     "of odd windows": (["rsqvae-audio", "model.spectral.n_ffts=[30]"], "window lengths are multiples of 4 from 16 on, not [30]"),
 }
 
@@ -194,8 +199,27 @@ def test_figures_are_means_over_segments_not_over_batches():
 
 def test_figures_that_a_sound_cannot_have_are_none():
     silent = figures(torch.zeros(2, 4000), noise())
-    assert silent["si_sdr"] is None and silent["mel_distance"] > 1
+    assert silent["si_sdr"] is None and silent["stft_distance"] is None and silent["mel_distance"] > 1
     assert figures(noise(0.01), noise(0.01, seed=1))["mel_distance"] is None
+
+
+def test_one_silent_segment_does_not_rule_the_others():
+    x, x_hat = noise(count=4), noise(count=4) * 0.9
+    expected = figures(x[:3], x_hat[:3])["stft_distance"]
+    x[3] = 0
+    assert figures(x, x_hat)["stft_distance"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_silent_reconstruction_is_the_worst():
+    assert figures(noise(), torch.zeros(2, 4000))["si_sdr"] == -100
+    assert figures(noise(), noise(seed=1))["si_sdr"] > -60
+
+
+def test_views_are_float32_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = VIEWS.views(noise()[:, None])
+    for one, other in zip(seen, VIEWS.views(noise()[:, None])):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
 
 
 @pytest.mark.parametrize("rate", [400, 8000, 16000, 22050, 44100, 96000])
@@ -243,6 +267,13 @@ def test_train_evaluate_and_resume_waveforms_from_the_command(name, tmp_path, ca
     assert main(["evaluate", str(run), "--seconds", "1.1", "--accelerator", "cpu"]) == 0
     assert json.loads((run / "report" / "report.json").read_text())["protocol"]["data"]["seconds"] == 1.1
     assert len(soundfile.read(run / "report" / "sounds" / "0-original.wav")[0]) == 17600
+    for seconds, words in (
+        ("0.05", "a window of 2048 needs segments of more than 1024"),
+        ("inf", "expected a number above 0"),
+        ("0", "above 0"),
+    ):
+        assert main(["evaluate", str(run), "--seconds", seconds, "--accelerator", "cpu"]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_a_codec_stands_beside_opus(tmp_path, capsys):
@@ -265,7 +296,7 @@ def test_a_codec_stands_beside_opus(tmp_path, capsys):
     assert (tmp_path / "speech.opus.png").stat().st_size > 1000 and "Opus, level 1" in capsys.readouterr().out
 
 
-def test_waveforms_are_compared(tmp_path, capsys):
+def test_waveforms_are_compared(tmp_path):
     for split, seconds in (("train", 2.0), ("validation", 1.0), ("test", 1.0)):
         (tmp_path / split).mkdir()
         soundfile.write(tmp_path / split / "a.wav", noise(seconds, 1)[0].numpy(), RATE)
@@ -275,9 +306,20 @@ def test_waveforms_are_compared(tmp_path, capsys):
     systems = {"RSQ": {"preset": "rsqvae-audio"}, "RQ": {"preset": "rqvae-audio"}}
     spec.write_text(json.dumps({"settings": settings, "systems": systems, "seeds": [0]}))
     assert main(["compare", str(spec), "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--accelerator", "cpu"]) == 0
-    shown = capsys.readouterr().out
-    assert "SI-SDR dB" in shown and "mel distance" in shown
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(head in page for head in ("SI-SDR dB", "mel distance", "log-mel RMSE"))
     assert any("reconstructions" in path.name for path in (tmp_path / "out" / "pictures").iterdir())
+
+
+def test_segments_shorter_than_a_picture_s_window_are_trained_and_drawn(tmp_path):
+    for split in ("train", "validation", "test"):
+        (tmp_path / split).mkdir()
+        soundfile.write(tmp_path / split / "a.wav", noise(0.2, 1)[0].numpy(), RATE)
+    settings = ["model.net.widths=[8]", "model.net.inner_blocks=0", "model.spectral.weight=0", "data.seconds=0.03", "train.steps=1"]
+    words = ["train", "rsqvae-audio", *settings, "train.batch_size=16", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert main([*words, "--accelerator", "cpu"]) == 0 and main(["evaluate", str(tmp_path / "run"), "--accelerator", "cpu"]) == 0
+    measures = json.loads((tmp_path / "run" / "report" / "report.json").read_text())["measures"]
+    assert measures["mel_distance"] is None and measures["si_sdr"] is not None
 
 
 def test_seconds_are_for_sounds(tmp_path, capsys):

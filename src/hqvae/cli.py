@@ -108,10 +108,10 @@ def evaluate(
     seconds
         Length of the segments that tile each sound; that of the training when not given.
     """
+    from hqvae.evaluate import Reading, print_report
     from hqvae.evaluate import evaluate as run_evaluation
-    from hqvae.evaluate import print_report
 
-    print_report(run_evaluation(run, data, split, batch_size, limit, accelerator, shuffle_images, size, seconds), run)
+    print_report(run_evaluation(run, data, Reading(split, batch_size, limit, size, seconds), accelerator, shuffle_images), run)
     print(f"{run}/report/report.json, and pictures or sounds beside it")
     return 0
 
@@ -138,10 +138,11 @@ def doctor(run: str, *, data: str | None = None, split: str = "test", limit: int
         auto, cpu or cuda.
     """
     from hqvae.doctor import diagnose
+    from hqvae.evaluate import Reading
     from hqvae.evaluate import evaluate as run_evaluation
     from hqvae.run import Run
 
-    report = run_evaluation(run, data, split, limit=limit, accelerator=accelerator)
+    report = run_evaluation(run, data, Reading(split, limit=limit), accelerator)
     for paragraph in diagnose(report.measures, report.findings, Run.open(run).config.model):
         Console(width=None if sys.stdout.isatty() else 120).print(paragraph, highlight=False, markup=False)
     return 0

@@ -1,6 +1,7 @@
 """A run and a split → distortion, rate, use and ablation of every layer: a table, `report/report.json`, a picture."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -29,62 +30,80 @@ class Report:
     protocol: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What of the data is measured, and how it is read.
+
+    Args:
+        split: train, validation or test
+        batch_size: images or segments at a time; no number depends on it beyond rounding
+        limit: at most so many of them
+        size: side of the images; that of the training when None
+        seconds: length of the segments that tile each sound; that of the training when None
+
+    Raises InputError for what cannot be.
+    """
+
+    split: str = "test"
+    batch_size: int = 64
+    limit: int | None = None
+    size: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise InputError(f"split {self.split!r} does not exist; {nearest_name(self.split, SPLITS)}")
+        for name, count in {"batch_size": self.batch_size, "limit": self.limit, "size": self.size}.items():
+            if count is not None and count < 1:
+                raise InputError(f"{name}={count}: expected at least 1")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise InputError(f"seconds={self.seconds}: expected a number above 0")
+
+    def data(self, trained: DataConfig | SoundConfig, source: str | None, run: str) -> DataConfig | SoundConfig:
+        """The data to measure on. Raises InputError for a size of sounds, or seconds of images."""
+        config = trained if source is None else replace(trained, source=source)
+        if self.size is not None:
+            if not isinstance(config, DataConfig):
+                raise InputError(f"size={self.size}: run {run!r} is of sounds, which have none")
+            config = replace(config, size=self.size)
+        if self.seconds is not None:
+            if not isinstance(config, SoundConfig):
+                raise InputError(f"seconds={self.seconds:g}: run {run!r} is of images, which have none")
+            config = replace(config, seconds=self.seconds)
+        return config
+
+
 def evaluate(
-    run: str,
-    source: str | None = None,
-    split: str = "test",
-    batch_size: int = 64,
-    limit: int | None = None,
-    accelerator: str = "auto",
-    shuffle_images: int = 1000,
-    size: int | None = None,
-    seconds: float | None = None,
+    run: str, source: str | None = None, reading: Reading = Reading(), accelerator: str = "auto", shuffle_images: int = 1000
 ) -> Report:
     """Measure a run's model on a split and write `report/report.json` and `report/reconstructions.png`.
 
     Args:
         run: folder of the run
         source: data as `--data` takes it; the training data when None
-        split: train, validation or test
-        batch_size: images at a time; no number depends on it beyond rounding
-        limit: at most so many images
+        reading: split, batch size and more
         accelerator: auto, cpu or cuda
         shuffle_images: images used for the ablation of every layer
-        size: side of the images; that of the training when None
-        seconds: length of the segments that tile each sound; that of the training when None
 
     Raises InputError for a run, data or split that cannot be used.
     """
-    if split not in SPLITS:
-        raise InputError(f"split {split!r} does not exist; {nearest_name(split, SPLITS)}")
-    for name, count in {"batch_size": batch_size, "limit": limit, "shuffle_images": shuffle_images, "size": size}.items():
-        if count is not None and count < 1:
-            raise InputError(f"{name}={count}: expected at least 1")
-    if seconds is not None and not seconds > 0:
-        raise InputError(f"seconds={seconds}: expected more than 0")
+    if shuffle_images < 1:
+        raise InputError(f"shuffle_images={shuffle_images}: expected at least 1")
     opened = Run.open(run)
     device = pick_device(accelerator)
     model = opened.load_model().to(device)
-    trained = opened.config.data
-    config = trained if source is None else replace(trained, source=source)
-    if size is not None:
-        if not isinstance(config, DataConfig):
-            raise InputError(f"size={size}: run {run!r} is of sounds, which have none")
-        config = replace(config, size=size)
-    if seconds is not None:
-        if not isinstance(config, SoundConfig):
-            raise InputError(f"seconds={seconds:g}: run {run!r} is of images, which have none")
-        config = replace(config, seconds=seconds)
-    data, splits = open_data(config, model.config.channels, (split,), model.config.axes)
-    items = splits[split]
+    config = reading.data(opened.config.data, source, run)
+    data, splits = open_data(config, model.config.channels, (reading.split,), model.config.axes)
+    items = splits[reading.split]
+    if isinstance(data, SoundConfig):
+        model.config.spectral.refuse_unfit(data.rate, items.shape[-1])
     perceptual = Perceptual.at_hand(device) if items.form.per_second is None else None  # of pictures
-    measures = measure(
-        model, (items.signal(b, device) for b in in_order(items, batch_size, limit)), items.form, shuffle_images, perceptual=perceptual
-    )
+    batches = (items.signal(batch, device) for batch in in_order(items, reading.batch_size, reading.limit))
+    measures = measure(model, batches, items.form, shuffle_images, perceptual=perceptual)
     found = findings(measures, model.config)
     weights = hashlib.sha256((opened.path / "model.safetensors").read_bytes()).hexdigest()
     protocol = {
-        "data": to_dict(replace(opened.config, data=data))["data"], "split": split, "images": measures.images,
+        "data": to_dict(replace(opened.config, data=data))["data"], "split": reading.split, "images": measures.images,
         "unit": items.form.unit, "broken": len(items.collection) - len(items.kept), "device": str(device), "dtype": "float32",
         "model_sha256": weights, "versions": versions(),
     }  # fmt: skip

@@ -3,8 +3,8 @@
 FittedGaussian:  −log N(x; x̂, σ²I) with σ² = mean over the batch of ‖x − x̂‖²/D      →  (D/2) log σ²      (arXiv 2102.08663)
 MeanSquare:      ‖x − x̂‖²/D, as the deterministic systems' papers train
 
-A sound may be observed in further views, its log spectra y_v(x), each of which costs the same way:
-+ w/V · Σ_v of FittedGaussian or MeanSquare over the elements of y_v(x) − y_v(x̂).
+A sound may be observed in further views, its log spectra y_v(x): + w/V · Σ_v of FittedGaussian or MeanSquare, with the mean over the
+elements of (y_v(x) − y_v(x̂))² for ‖x − x̂‖²/D and the signal's own D.
 """
 
 import torch
@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as config
 from torch import Tensor
 
+from hqvae.errors import InputError
 from hqvae.ranks import all_mean
 from hqvae.spectra import log_mel, log_spectrum
 
@@ -27,7 +28,7 @@ class SpectralConfig:
         weight: of all views together, against the waveform's own cost; 0 for no views
         rate: samples per second, that of the sounds
         n_ffts: window lengths in samples; hops are a quarter of them
-        floor: magnitudes below it count as it
+        floor: magnitudes below it count as it; those of mel bands are weighted sums per hertz, about n_fft/rate times a bin's
     """
 
     weight: float = Field(default=0.0, ge=0)
@@ -49,14 +50,27 @@ class SpectralConfig:
         return [self.weight / count] * count if self.weight else []
 
     def views(self, x: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B F N"]]:
-        """The views of a waveform [B, 1, T]; none where they have no weight, as for every other signal."""
+        """The views of a waveform [B, 1, T], float32 under any autocast; none where they have no weight, as for every other signal."""
         if not self.weight:
             return []
-        seen = []
-        for n in self.n_ffts:
-            seen.append(log_spectrum(x[:, 0], n, n // 4, self.floor))
-            seen.append(log_mel(x[:, 0], self.rate, n, n // 4, max(1, min(80, n * 5 // 32)), 0.0, self.rate / 2, self.floor))
+        seen, sound = [], x[:, 0].float()
+        with torch.autocast(x.device.type, enabled=False):
+            for n in self.n_ffts:
+                seen.append(log_spectrum(sound, n, n // 4, self.floor))
+                seen.append(log_mel(sound, self.rate, n, n // 4, max(1, min(80, n * 5 // 32)), 0.0, self.rate / 2, self.floor))
         return seen
+
+    def refuse_unfit(self, rate: int, samples: int) -> None:
+        """Raises InputError where sounds of that rate, in segments of so many samples, cannot be seen so."""
+        if not self.weight:
+            return
+        if self.rate != rate:
+            raise InputError(f"model.spectral.rate={self.rate}, but data.rate={rate}; expected the same")
+        if max(self.n_ffts) >= 2 * samples:
+            raise InputError(
+                f"model.spectral.n_ffts: a window of {max(self.n_ffts)} needs segments of more than {max(self.n_ffts) // 2} samples, "
+                f"but these have {samples}; expected a larger data.seconds"
+            )
 
 
 class FittedGaussian:

@@ -65,11 +65,12 @@ def stft_distance(x: Float[Tensor, "B T"], x_hat: Float[Tensor, "B T"], rate: in
 class SoundQuality:
     """How close waveforms are, fed batch by batch; `values` sums over processes.
 
-    si_sdr: scale-invariant signal-to-distortion ratio, dB, mean over the segments that are not silent (Le Roux et al., 2019)
-    stft_distance: `stft_distance`, mean over segments
+    si_sdr: scale-invariant signal-to-distortion ratio, dB within ±100 (Le Roux et al., 2019); a silent reconstruction has −100
+    stft_distance: `stft_distance`
     mel_distance, log_mel_rmse: mean absolute and root mean squared difference of log-mel magnitudes (natural log, `mel_setting`)
 
-    None for what no segment has: SI-SDR where all are silent, spectra where segments are shorter than their windows.
+    The first two are means over the segments that are not silent, which have no such ratio, the others over all. None for what no
+    segment has: spectra where segments are shorter than their windows.
     """
 
     def __init__(self, rate: int):
@@ -80,10 +81,13 @@ class SoundQuality:
         """Originals and reconstructions in [−1, 1]."""
         one, other = x[:, 0].float(), x_hat[:, 0].float()
         heard = one.square().sum(1) > 0
+        long = one.shape[1] > self.setting["n_fft"]
         if heard.any():
-            self.si_sdr.add(scale_invariant_signal_distortion_ratio(other[heard], one[heard]))
-        if one.shape[1] > self.setting["n_fft"]:
-            self.stft_distance.add(stft_distance(one, other, self.rate))
+            ratio = scale_invariant_signal_distortion_ratio(other[heard], one[heard])
+            self.si_sdr.add(ratio.where(other[heard].square().sum(1) > 0, -100.0).clamp(-100, 100))
+            if long:
+                self.stft_distance.add(stft_distance(one[heard], other[heard], self.rate))
+        if long:
             apart = log_mel(one, self.rate, **self.setting) - log_mel(other, self.rate, **self.setting)
             self.mel_distance.add(apart.abs().mean((1, 2)))
             self.mel_square.add(apart.square().mean((1, 2)))

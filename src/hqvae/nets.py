@@ -23,12 +23,12 @@ class NetConfig:
     """Widths and depths of the networks; the default is the SQ-VAE paper's small CIFAR-10 net with `ChannelNorm` for batch norm.
 
     Args:
-        widths: channels after each reduction by two (the last one is kept for all further ones)
+        widths: channels after each strided convolution (the last one is kept for all further ones)
         hidden: channels inside a residual block, as a share of its width
         blocks: residual blocks at the resolution of every level, in encoder, hierarchy and decoder
         inner_blocks: residual blocks after each reduction that is not a level's
         dilations: of the residual blocks of one place, in turn: (1, 3, 9) sees far in one axis
-        factor: largest reduction of one strided convolution; 2 reduces by prime factors
+        factor: prime factors of a stride are taken together in one strided convolution up to this; 2 takes each alone
         activation: `relu`, or `elu`, which is nearly linear for quiet signals
         norm: whether residual blocks have `ChannelNorm`, which makes the quiet as loud as the loud
         zero_start: biases, and the last convolution of every residual block, start at zero: the net starts nearly linear and passes on
@@ -81,7 +81,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class ResBlock(nn.Module):
-    """x + conv1(relu(norm(conv3(relu(norm(x)))))), `[B, W, *S] → [B, W, *S]`."""
+    """x + conv1(act(norm(conv3(act(norm(x)))))), `[B, W, *S] → [B, W, *S]`; activation and norm as the net has them."""
 
     def __init__(self, axes: int, width: int, net: NetConfig, dilation: int = 1):
         super().__init__()

@@ -3,7 +3,8 @@
     J = (D/2)·log σ²  +  Σ_r ‖Z̃_r − Σ_{l∈r} Z_l‖² / (2 Σ_{l∈r} s_l²)  −  Σ_l H(P̂_{s_l²}(Z_l | Z̃_l))            (HQ)
 
 Sums over positions and codes, mean over the batch only: a mean over positions would make the latent terms 10³ times too weak,
-and the codebook collapses. The deterministic systems have the same shape, with other terms in the three places.
+and the codebook collapses. The deterministic systems have the same shape, with other terms in the three places. Views of sounds
+(`likelihood.py`) and a progressive reconstruction add costs like the first term.
 """
 
 import math

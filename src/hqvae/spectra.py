@@ -18,9 +18,9 @@ def stft(x: Float[Tensor, "B T"], n_fft: int, hop: int) -> Complex[Tensor, "B F 
     return torch.stft(x.float(), n_fft, hop, window=window, center=True, pad_mode="reflect", return_complex=True)[..., : x.shape[-1] // hop]
 
 
-def _to_mel(hertz: Tensor) -> Tensor:
+def _to_mel(hertz: float) -> float:
     """Slaney's scale: 3 mel per 200 Hz up to 1 kHz, then 27 mel per factor 6.4."""
-    return torch.where(hertz < 1000, hertz * 3 / 200, 15 + (hertz.clamp(min=1) / 1000).log() * 27 / math.log(6.4))
+    return hertz * 3 / 200 if hertz < 1000 else 15 + math.log(hertz / 1000) * 27 / math.log(6.4)
 
 
 def _to_hertz(mel: Tensor) -> Tensor:
@@ -30,8 +30,7 @@ def _to_hertz(mel: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 def mel_filters(rate: int, n_fft: int, mels: int, low: float, high: float) -> Float[Tensor, "M F"]:
     """Triangles between neighbouring mel frequencies, each of area one over the frequency axis in hertz."""
-    ends = _to_mel(torch.tensor([low, high], dtype=torch.float64))
-    corners = _to_hertz(torch.linspace(float(ends[0]), float(ends[1]), mels + 2, dtype=torch.float64))
+    corners = _to_hertz(torch.linspace(_to_mel(low), _to_mel(high), mels + 2, dtype=torch.float64))
     bins = torch.linspace(0, rate / 2, n_fft // 2 + 1, dtype=torch.float64)
     left, middle, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     rising, falling = (bins - left) / (middle - left), (right - bins) / (right - middle)

@@ -61,7 +61,7 @@ class SoundConfig(SourceConfig):
 
     kind: Literal["sounds"] = "sounds"
     rate: int = Field(default=22050, ge=100)
-    seconds: float = Field(default=4.0, gt=0)
+    seconds: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     loudness: float | None = Field(default=None, le=0)
     front: MelConfig | WaveConfig = Field(default=MelConfig(), discriminator="kind")
 
@@ -77,6 +77,9 @@ def open_sound(source: Path | BytesIO) -> Any:
 
 
 SOUND_MEDIUM = Medium("sound", frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"}), open_sound, "Audio")
+
+
+_FILTER = 400  # samples of the lower rate that soxr's filter certainly does not reach beyond
 
 
 class LogMel:
@@ -150,8 +153,9 @@ class Wave:
         return signal.float().clamp(-1, 1)
 
     def picture(self, signal: Float[Tensor, "B 1 T"]) -> Float[Tensor, "B 1 M N"]:
-        """What is shown of it: log-mel spectra."""
-        return self.shown.forward(signal.float().clamp(-1, 1))
+        """What is shown of it: log-mel spectra; what is shorter than a window is followed by silence."""
+        missing = max(0, self.shown.config.n_fft - signal.shape[-1])
+        return self.shown.forward(torch.nn.functional.pad(signal.float().clamp(-1, 1), (0, missing)))
 
 
 def front_of(config: SoundConfig) -> LogMel | Wave:
@@ -174,7 +178,8 @@ class Sounds(Items):
         self.form, self.samples = self.front.form, self.front.samples(round(config.seconds * config.rate))
         least = config.front.n_fft // 2 + 1 if isinstance(config.front, MelConfig) else 1
         if self.samples < least:
-            raise InputError(f"data.seconds={config.seconds:g} is too short: {self.samples} samples, and a spectrum needs {least}")
+            what = "a spectrum" if least > 1 else "a segment"
+            raise InputError(f"data.seconds={config.seconds:g} is too short: {self.samples} samples, and {what} needs {least}")
         self.shape, self.rate, self.loudness = self.front.shape(self.samples), config.rate, config.loudness
         lengths = [self._length(collection, i) for i in range(len(collection))]
         super().__init__(collection, config, fits=2 * sum(lengths) <= config.cache_mb * 2**20)
@@ -194,20 +199,27 @@ class Sounds(Items):
         batch = np.zeros((len(indices), 1, self.samples), np.int16)
         for j, index in enumerate(indices):
             k, start = self.tiles[int(index)]
-            if draws is not None:
-                start = int(draws[j, 0] * (max(0, self.lengths[k] - self.samples) + 1))
-            segment = self._segment(k, start, alone=draws is not None)
+            draw = None if draws is None else float(draws[j, 0])
+            segment = self._alone(k, draw) if draw is not None and self.cache is None and self.loudness is None else None
+            if segment is None:
+                sound = self._sound(k)
+                begin = start if draw is None else self._drawn(draw, len(sound))
+                segment = sound[begin : begin + self.samples]
             batch[j, 0, : len(segment)] = segment
         return torch.from_numpy(batch)
 
-    def _segment(self, k: int, start: int, alone: bool) -> np.ndarray:
-        """A segment of the k-th sound. One that stands `alone` need not be cut from the whole, where that is not kept."""
-        if alone and self.cache is None and self.loudness is None:
-            try:
-                return self.decode(self.kept[k], start)
-            except Exception:  # as `item` has it: the next whole sound takes its place
-                pass
-        return self._sound(k)[start : start + self.samples]
+    def _drawn(self, draw: float, length: int) -> int:
+        """Where a training segment of a sound of that length begins."""
+        return int(draw * (max(0, length - self.samples) + 1))
+
+    def _alone(self, k: int, draw: float) -> np.ndarray | None:
+        """A training segment of the k-th sound without the rest of it; None where that cannot be had, as of a file that ends too soon."""
+        start = self._drawn(draw, self.lengths[k])
+        try:
+            segment = self.decode(self.kept[k], start)
+        except Exception:  # `_sound` says which file is broken, and takes the next one
+            return None
+        return segment if len(segment) >= min(self.samples, self.lengths[k] - start) - 1 else None
 
     def _sound(self, k: int) -> np.ndarray:
         """The k-th sound; where sounds are not kept at least the last one is, whose segments follow each other in evaluation."""
@@ -250,12 +262,13 @@ class Sounds(Items):
         return (samples * 32768).round().clip(-32768, 32767).astype(np.int16)
 
     def _around(self, start: int, rate: int) -> tuple[int, int, int]:
-        """(samples of a file of that rate to skip and to read, samples to drop) for a segment with 50 ms around it.
+        """(samples of a file of that rate to skip and to read, samples to drop) for a segment with what resampling sees around it.
 
-        What is read begins where samples of both rates coincide, so resampling it gives the samples of the whole.
+        What is read begins where samples of both rates coincide, so resampling it gives the samples of the whole, within rounding.
         """
         common = math.gcd(rate, self.rate)
-        there, here, margin = rate // common, self.rate // common, self.rate // 20
+        there, here = rate // common, self.rate // common
+        margin = max(self.rate // 20, math.ceil(_FILTER * max(1.0, self.rate / rate)))
         first = max(0, start - margin) // here
         frames = math.ceil((start + self.samples + margin - first * here) * there / here)
         return first * there, frames, start - first * here

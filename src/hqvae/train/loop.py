@@ -66,15 +66,8 @@ def refuse_unfit(config: Config, splits: dict[str, Items], processes: int) -> No
         raise InputError(
             f"model.levels.0.stride={stride} is larger than the {noun}s, which have {sides} points; expected at most {min(shape)}"
         )
-    if isinstance(config.data, SoundConfig) and config.model.spectral.weight:
-        spectral = config.model.spectral
-        if spectral.rate != config.data.rate:
-            raise InputError(f"model.spectral.rate={spectral.rate}, but data.rate={config.data.rate}; expected the same")
-        if max(spectral.n_ffts) >= 2 * shape[-1]:
-            raise InputError(
-                f"model.spectral.n_ffts: a window of {max(spectral.n_ffts)} needs segments of more than {max(spectral.n_ffts) // 2} "
-                f"samples, but data.seconds={config.data.seconds:g} gives {shape[-1]}"
-            )
+    if isinstance(config.data, SoundConfig):
+        config.model.spectral.refuse_unfit(config.data.rate, shape[-1])
     validated = min(len(splits["validation"]), config.train.validation_images)
     if validated < processes:
         raise InputError(
