@@ -172,6 +172,35 @@ def test_a_sound_that_breaks_later_leaves_its_place_to_the_next(folder, caplog):
     assert batch.abs().amax((1, 2)).min() > 10000 and "0.wav is broken" in caplog.text
 
 
+def listed(folder, *rows, head="file_name,split,class"):
+    for name in ("a", "b", "c", "deep/d", "e"):
+        write(folder / f"{name}.wav", tone(0.2, loud=0.1 + 0.1 * "abcde".index(name[-1])))
+    (folder / "metadata.csv").write_text("\n".join([head, *rows]) + "\n")
+    return folder
+
+
+def test_a_table_beside_the_files_gives_their_splits(tmp_path):
+    """Files that it does not list are left out; names of splits may be any of the usual ones."""
+    listed(tmp_path, "a.wav,train,x", "deep/d.wav,Training,x", "b.wav,val,x", "c.wav,test,x", "gone.wav,test,x")
+    splits = opened(tmp_path, wanted=("train", "validation", "test"))
+    assert {name: items.collection.names for name, items in splits.items()} == {
+        "train": ["a.wav", "deep/d.wav"], "validation": ["b.wav"], "test": ["c.wav"]}  # fmt: skip
+
+
+def test_a_table_without_splits_is_no_matter(tmp_path):
+    listed(tmp_path, "a.wav,dog", head="file_name,class")
+    assert len(opened(tmp_path)["train"].kept) == 3  # one each is cut off for the other splits
+
+
+@pytest.mark.parametrize(
+    ("row", "words"), [("a.wav,trian", "a.wav has split 'trian'; did you mean 'train'"), ("z.wav,test", "none of the 1 files")]
+)
+def test_a_table_that_does_not_fit_is_refused(row, words, tmp_path):
+    listed(tmp_path, row, head="file_name,split")
+    with pytest.raises(InputError, match=words):
+        opened(tmp_path)
+
+
 def test_sounds_in_parquet(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as parquet

@@ -4,6 +4,7 @@ A collection is a list of names and a way to read the i-th one. Splits that the 
 `train.parquet`, `x_train`, a hub data set's splits) are kept; missing ones are cut from the training items by the seed.
 """
 
+import csv
 import io
 import zipfile
 import zlib
@@ -145,9 +146,14 @@ def split(
 def _folder(root: Path, medium: Medium, held: Mapping[str, str]) -> dict[str, Collection]:
     groups: dict[str, list[Path]] = {}
     named = {p.name: _SYNONYMS[p.name.lower()] for p in root.iterdir() if p.is_dir() and p.name.lower() in _SYNONYMS}
+    listed = _listed(root / "metadata.csv")
     for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in medium.suffixes and p.is_file() and p.name[0] != "."):
         folders = path.relative_to(root).parts[:-1]
         found = next((held[name] for name in folders if name in held), None)
+        if listed and found is None:
+            found = listed.get(path.relative_to(root).as_posix())
+            if found is None:
+                continue
         if found is None and named and (not folders or folders[0] not in named):
             continue
         groups.setdefault(found or (named[folders[0]] if named else "train"), []).append(path)
@@ -155,11 +161,30 @@ def _folder(root: Path, medium: Medium, held: Mapping[str, str]) -> dict[str, Co
     if absent and groups:
         beside = {name for paths in groups.values() for path in paths for name in path.relative_to(root).parts[:-1]}
         raise InputError(f"folder {str(root)!r} has no sub-folder {absent[0]!r} with {medium.noun}s; {nearest_name(absent[0], beside)}")
+    if listed and not groups:
+        raise InputError(f"none of the {len(listed)} files that {root / 'metadata.csv'} gives a split is a {medium.noun} in that folder")
     if not groups:
         looked = ", ".join(sorted(medium.suffixes))
         raise InputError(f"folder {str(root)!r} holds no {medium.noun} (looked for {looked} in it and below)")
     return {name: Collection([str(p.relative_to(root)) for p in paths], partial(_read_file, medium, paths))
             for name, paths in groups.items()}  # fmt: skip
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """File → split, as a `metadata.csv` beside or above the files has them in its columns `file_name` and `split`; {} without them."""
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as a table: {first_line(error)}") from error
+    if not rows or not {"file_name", "split"} <= set(rows[0]):
+        return {}
+    for row in rows:
+        if str(row["split"]).strip().lower() not in _SYNONYMS:
+            raise InputError(f"{path}: {row['file_name']} has split {row['split']!r}; {nearest_name(str(row['split']), SPLITS)}")
+    return {str(row["file_name"]): _SYNONYMS[row["split"].strip().lower()] for row in rows}
 
 
 def _tables(paths: list[Path], column: str | None, medium: Medium) -> dict[str, Collection]:
