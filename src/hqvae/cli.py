@@ -46,7 +46,8 @@ def train(
     Parameters
     ----------
     preset
-        vqvae, vqvae2, rqvae (deterministic), sqvae, sqvae2, rsqvae, hqvae (stochastic); rqvae-mel, sqvae-mel, rsqvae-mel for sounds.
+        vqvae, vqvae2, rqvae (deterministic), sqvae, sqvae2, rsqvae, hqvae (stochastic); for sounds rqvae-mel, sqvae-mel,
+        rsqvae-mel (spectra) and rqvae-audio, rsqvae-audio, hqvae-audio (waveforms).
     settings
         key=value on top of the preset; `hqvae presets PRESET` lists all keys.
     data

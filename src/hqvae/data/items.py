@@ -2,6 +2,7 @@
 
 import logging
 import os
+from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -102,13 +103,13 @@ class Items(torch.utils.data.Dataset):
             raise InputError(f"none of the {len(collection)} {noun}s of this split can be read")
         self.cache = self.pack([c for c in checked if isinstance(c, np.ndarray)]) if fits else None
 
+    @abstractmethod
     def decode(self, i: int) -> np.ndarray:
         """Item `i` of the collection as it is kept in memory. May raise anything where the file is broken."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, i: int) -> Any:
         """As much of `decode` as tells a broken item cheaply; what it returns is for the subclass."""
-        raise NotImplementedError
 
     def refuse(self, checked: Sequence[Any]) -> None:
         """Raises InputError where the items, each decoded, checked or an exception, cannot be used at all."""
@@ -117,9 +118,9 @@ class Items(torch.utils.data.Dataset):
         """The decoded items as they are kept."""
         return decoded
 
+    @abstractmethod
     def describe(self) -> str:
         """Number and size of the items, for people."""
-        raise NotImplementedError
 
     def signal(self, batch: Shaped[Tensor, "B C *S"], device: torch.device | str = "cpu") -> Float[Tensor, "B C ..."]:
         """A raw batch as the model sees it: float, in [−1, 1], on the device."""
