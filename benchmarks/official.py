@@ -58,6 +58,7 @@ def theirs(checkout: str, batch: int) -> Callable[[], None]:
 def ours(batch: int, bf16: bool) -> Callable[[], None]:
     torch.manual_seed(0)
     model, x = HQVAE(preset("sqvae").model), torch.rand(batch, 3, 32, 32) * 2 - 1
+    model.scale_from(x)
     model.start_from(x, Noise(1))
     model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)

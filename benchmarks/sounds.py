@@ -55,6 +55,7 @@ def training(name: str, items: Sounds) -> Variant:
     torch.manual_seed(0)
     model = HQVAE(preset(name).model)
     x = items.signal(items[np.arange(BATCH) % len(items), None])
+    model.scale_from(x)
     model.start_from(x, Noise(1))
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
 

@@ -35,6 +35,7 @@ def training_step(name: str, bf16: bool = True, channels_last: bool = True, ema:
     config = preset(name).model
     model = HQVAE(replace(config, quantizer=EMAConfig()) if ema else config)
     x = torch.rand(BATCH, 3, SIDE, SIDE) * 2 - 1
+    model.scale_from(x)
     model.start_from(x, Noise(1))
     if channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)

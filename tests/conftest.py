@@ -43,6 +43,7 @@ def build(quantizer: str, levels: str, axes: int = 2, started: bool = True, **co
     torch.manual_seed(0)
     model = HQVAE(HQVAEConfig(levels=LEVELS[levels], quantizer=QUANTIZERS[quantizer], net=SMALL, axes=axes, **config))
     if started:
+        model.scale_from(signals(axes=axes))
         model.start_from(signals(axes=axes), Noise(5))
     return model
 

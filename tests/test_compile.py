@@ -35,6 +35,7 @@ def terms(model, step):
 for name in sys.argv[1:]:
     torch.manual_seed(0)
     model = HQVAE(preset(name).model)
+    model.scale_from(signals(model, 5))
     model.start_from(signals(model, 5), Noise(5))
     for training in (True, False):
         model.train(training)

@@ -231,6 +231,7 @@ def toy(levels: tuple[Level, ...]) -> HQVAE:
 
 def taught(model: HQVAE, batch: torch.Tensor, steps: int = 30) -> None:
     """A few steps of training: until then the bound is loose, and says little."""
+    model.scale_from(batch)
     model.start_from(batch, Noise(1))
     optimizer = torch.optim.Adam(model.train().parameters(), 1e-2)
     for step in range(steps):

@@ -353,7 +353,7 @@ def test_rows_and_codes_pool_layers_in_order():
 @pytest.mark.parametrize("kind", ["data", "restart", "ema-data"])
 def test_start_from_data_puts_codes_on_features(kind):
     quantizer, z_e = build(kind), features((2, DIM, 4), seed=3)
-    quantizer.config = type(quantizer.config)(start=DataStart(jitter=0.0))
+    quantizer.config = type(quantizer.config)(start=DataStart(jitter=0.0, kmeans=0))
     quantizer.start_from(z_e, Noise(1))
     at = torch.cdist(quantizer.codebook, rows_of(z_e)).argmin(1)
     assert torch.equal(quantizer.codebook, rows_of(z_e)[at]) and len(at.unique()) == K  # as many rows as codes: each once
@@ -362,11 +362,32 @@ def test_start_from_data_puts_codes_on_features(kind):
 
 
 def test_started_from_fewer_rows_than_codes_every_row_is_a_code():
-    quantizer = EMAQuantizer(DIM, 7, EMAConfig(start=DataStart(jitter=0.0)))
+    quantizer = EMAQuantizer(DIM, 7, EMAConfig(start=DataStart(jitter=0.0, kmeans=0)))
     rows = features((3, DIM))
     quantizer.start_from(rows, Noise(1))
     used = torch.bincount(torch.cdist(quantizer.codebook, rows).argmin(1), minlength=3)
     assert sorted(used.tolist()) == [2, 2, 3]
+
+
+def test_a_start_from_data_is_the_k_means_of_the_features():
+    """Every code is the mean of the features nearest to it, none is left without, and they are nearer than the features it began at."""
+    z_e = features((64, DIM, 8), seed=3)
+    begun, done = (StochasticQuantizer(DIM, K, StochasticConfig(start=DataStart(jitter=0.0, kmeans=rounds))) for rounds in (0, 100))
+    begun.start_from(z_e, Noise(1))
+    done.start_from(z_e, Noise(1))
+    rows, nearest = rows_of(z_e), done.nearest(z_e).flatten()
+    for code in range(K):
+        torch.testing.assert_close(done.codebook[code], rows[nearest == code].mean(0))
+    missed = [torch.cdist(rows, quantizer.codebook).amin(1).square().mean() for quantizer in (begun, done)]
+    assert missed[1] < 0.9 * missed[0]
+
+
+def test_k_means_gives_codes_that_nothing_is_nearest_to_another_place():
+    torch.manual_seed(0)
+    z_e = torch.cat([torch.randn(500, DIM) * 1e-3, torch.randn(3, DIM) + 10 * torch.eye(3, DIM)])  # one heap, and three far ones
+    quantizer = StochasticQuantizer(DIM, 200, StochasticConfig(start=DataStart(kmeans=50, jitter=5.0)))
+    quantizer.start_from(z_e, Noise(1))
+    assert len(quantizer.nearest(z_e).unique()) == 200
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 50.0])

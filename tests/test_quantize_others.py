@@ -68,6 +68,7 @@ def test_training_has_gradient_and_the_library_s_loss(quantizer):
 def test_whole_models_train_and_come_back_from_disk(name, levels, tmp_path):
     torch.manual_seed(0)
     model, x = HQVAE(HQVAEConfig(levels=LEVELS[levels], quantizer=OtherConfig(name=name), net=SMALL)), signals()
+    model.scale_from(x)
     model.start_from(x, Noise(5))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     losses = []

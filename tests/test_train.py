@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from hqvae.config import from_dict, override, preset
 from hqvae.data import open_data
 from hqvae.errors import InputError
+from hqvae.model import HQVAE
 from hqvae.run import Run
 from hqvae.train import my_parts, train
 from hqvae.train.loop import refuse_unfit
@@ -83,7 +84,8 @@ class Cut(Exception):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [("hqvae", []), ("rqvae", ["model.quantizer.restart=true"]), ("sqvae2", ["train.ema=0.9", "train.schedule=plateau", "data.flip=true"]),
-     ("rsqvae", ["train.accumulate=2", "model.progressive=0.5", "train.clip=1"])],
+     ("rsqvae", ["train.accumulate=2", "model.progressive=0.5", "train.clip=1"]),
+     ("hqvae", ["train.unquantized=0.3", "train.ema=0.9"]), ("rsqvae", ["train.unquantized=0.5", "train.accumulate=2"])],
 )  # fmt: skip
 def test_resuming_is_bitwise(name, settings, pictures, tmp_path, monkeypatch):
     """N steps, an abrupt end after the checkpoint, resume, N steps = 2N steps: weights, optimiser, log."""
@@ -154,6 +156,24 @@ def test_accumulated_batches_are_one_batch(name, pictures, tmp_path):
         # Adam's first step is ±lr for every weight, whatever the gradient's size: agreement needs the sign only for tiny gradients.
         assert (one[key] - two[key]).abs().float().mean() < 2e-6, key
         assert (one[key] - eight[key]).abs().float().mean() < 2e-6, key
+
+
+@pytest.mark.parametrize("name", ["sqvae2", "rqvae"])
+def test_the_autoencoder_learns_alone_before_codebooks_start(name, pictures, tmp_path):
+    """Nothing is quantized and nothing validated in its share of the run, and codebooks stay; then they start from its features."""
+    config = tiny(name, pictures, "train.unquantized=0.5", "model.quantizer.start.kind=data")
+    run = train(config, str(tmp_path / "r"), accelerator="cpu")
+    alone, quantized = run.entries("train")[:2], run.entries("train")[2:]
+    for entry in alone:
+        assert not any([*entry["used"], *entry["entropy"], *entry["fit"]])
+    for entry in quantized:
+        assert all(used > 1 for used in entry["used"]) and all(entry["fit"])
+    assert [entry["step"] for entry in run.entries("validation")] == [8]
+    torch.manual_seed(config.train.seed)
+    untouched = {name: values for name, values in HQVAE(config.model).state_dict().items() if name.endswith(("codebook", "log_s2"))}
+    before, after = (torch.load(run.path / f"checkpoints/{step:09}.pt", weights_only=True)["model"] for step in (4, 8))
+    for name, values in untouched.items():
+        assert torch.equal(before[name], values) and not torch.equal(after[name], values)
 
 
 def test_plateau_halves_the_rate(pictures, tmp_path):

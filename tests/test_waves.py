@@ -34,6 +34,7 @@ def wave_model(name="rsqvae-audio", **changes) -> HQVAE:
     torch.manual_seed(0)
     config = preset(name).model
     model = HQVAE(replace(config, net=replace(config.net, widths=(8, 12), inner_blocks=1), spectral=VIEWS, **changes))
+    model.scale_from(noise(count=4)[:, None])
     model.start_from(noise(count=4)[:, None], Noise(5))
     return model
 

@@ -43,6 +43,7 @@ class TrainConfig:
         clip: largest norm of the gradient, None for no limit
         precision: `bf16-mixed` or `32-true`
         ema: decay of an average of the weights that is evaluated and saved in their place, None for none
+        unquantized: share of the run in which the autoencoder learns alone, latents unquantized; codebooks and s² start after it
         temperature: of the relaxed samples
         compile: use torch.compile
         tensorboard: also write TensorBoard events (needs the extra of that name)
@@ -63,6 +64,7 @@ class TrainConfig:
     clip: float | None = Field(default=None, gt=0)
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
     ema: float | None = Field(default=None, gt=0, lt=1)
+    unquantized: float = Field(default=0.0, ge=0, lt=1)
     temperature: TemperatureConfig = TemperatureConfig()
     compile: bool = False
     tensorboard: bool = False
@@ -116,18 +118,21 @@ def _audio(quantizer: StochasticConfig | EMAConfig, levels: tuple[Level, ...], s
     return Config(model=model, data=_WAVES, train=TrainConfig(batch_size=16, lr=5e-4, lr_log_s2=10.0, warmup=200, clip=1.0))
 
 
+# Codebooks that start from features that already reconstruct are used from their first step (docs/results.md).
+_ALONE = TrainConfig(unquantized=0.1)
+
 PRESETS: dict[str, Config] = {
     "vqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=EMAConfig())),
     "vqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=EMAConfig())),
     "rqvae": Config(model=HQVAEConfig(levels=_DEEP_SHARED, quantizer=EMAConfig(restart=True))),
-    "sqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=StochasticConfig())),
+    "sqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=StochasticConfig()), train=_ALONE),
     # Without the progressive objective the coarse levels of injected hierarchies starve: the finest does all the work.
-    "sqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=StochasticConfig(), progressive=1.0)),
+    "sqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=StochasticConfig(), progressive=1.0), train=_ALONE),
     # The noise of the layers adds up: samples that end softer serve stacks better (experiments/levers/temperature.yaml).
     "rsqvae": Config(
-        model=HQVAEConfig(levels=_DEEP, quantizer=StochasticConfig()), train=TrainConfig(temperature=TemperatureConfig(end=0.6))
+        model=HQVAEConfig(levels=_DEEP, quantizer=StochasticConfig()), train=replace(_ALONE, temperature=TemperatureConfig(end=0.6))
     ),
-    "hqvae": Config(model=HQVAEConfig(levels=_HYBRID, quantizer=StochasticConfig(), progressive=1.0)),
+    "hqvae": Config(model=HQVAEConfig(levels=_HYBRID, quantizer=StochasticConfig(), progressive=1.0), train=_ALONE),
     # Sounds as log-mel spectra [1, 80, 344]: latents of 20 × 86, small codebooks, as the paper's experiment on sounds.
     "sqvae-mel": _mel(StochasticConfig(), Level(stride=4, codebook_size=512)),
     "rsqvae-mel": _mel(StochasticConfig(), Level(stride=4, layers=4, codebook_size=8)),

@@ -20,5 +20,5 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-class NotFinite(ValueError):
-    """A value is NaN or infinite where none can be used."""
+class Unusable(ValueError):
+    """Numbers that nothing can be quantized with: NaN, infinite, or features that are all the same."""

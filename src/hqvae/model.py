@@ -21,7 +21,24 @@ from hqvae.likelihood import FittedGaussian, MeanSquare, SpectralConfig
 from hqvae.nets import Decoder, Encoder, NetConfig, ending, inside, reductions, start_at_zero
 from hqvae.objective import Bound, Elbo
 from hqvae.quantize import QUANTIZERS, EMAConfig, EMAQuantizer, Noise, OtherConfig, Quantized, StochasticConfig, rows_and_codes
-from hqvae.topdown import Codes, Draw, Given, Injected, Layer, Nearest, Posterior, Residual, Settle, Starting, State, Step, walk
+from hqvae.topdown import (
+    Codes,
+    Draw,
+    Given,
+    Injected,
+    Layer,
+    Nearest,
+    Posterior,
+    Residual,
+    Settle,
+    Starting,
+    State,
+    Step,
+    Unquantized,
+    walk,
+)
+
+_ENCODED = 32  # signals at a time, of the many that codebooks start from
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
@@ -126,6 +143,7 @@ class HQVAE(nn.Module):
         noise: Noise | None = None,
         sigma2: Tensor | None = None,
         features: Sequence[Tensor] | None = None,
+        quantized: bool = True,
     ) -> Elbo:
         """The objective's terms for a batch of signals in [−1, 1].
 
@@ -135,10 +153,12 @@ class HQVAE(nn.Module):
             noise: place in the stream of noise; drawn from torch's generator when not given
             sigma2: `Elbo.sigma2` of the global batch, when it is known from a first pass (accumulated batches)
             features: `features(x)`, where they are known already
+            quantized: False for the autoencoder alone: latents pass as they are, all codes are 0, latent terms are zero
         """
         if noise is None:
             noise = Noise.draw() if self.training else Noise(torch.tensor(0))  # evaluation uses none
-        state, steps = walk(self.layers, Posterior(features or self.features(x), temperature, noise))
+        features = features or self.features(x)
+        state, steps = walk(self.layers, Posterior(features, temperature, noise) if quantized else Unquantized(features))
         reconstruction = self._signal(state, x.shape[2:])
         layers, size, views = [step.quantized for step in steps], x[0].numel(), self.config.spectral.views(x)
         distortions = self._distortions(x, views, reconstruction)
@@ -171,9 +191,15 @@ class HQVAE(nn.Module):
         )
 
     @torch.no_grad()
+    def scale_from(self, x: Float[Tensor, "B C *S"]) -> None:
+        """Scale every level's features to mean 0 and variance 1 on these signals; changes state."""
+        walk(self.layers, Unquantized(self.features(x), normalise=True))
+
+    @torch.no_grad()
     def start_from(self, x: Float[Tensor, "B C *S"], noise: Noise) -> None:
-        """Give codebooks and s² their start from a first batch, layer by layer; changes state."""
-        walk(self.layers, Starting(self.features(x), noise, set()))
+        """Give codebooks and s² their start from these signals, layer by layer; changes state."""
+        parts = [self.features(part) for part in x.split(_ENCODED)]
+        walk(self.layers, Starting([torch.cat(level) for level in zip(*parts)], noise, set()))
 
     @torch.no_grad()
     def update(self, z_e: Sequence[Tensor], codes: Sequence[Tensor], noise: Noise) -> int:

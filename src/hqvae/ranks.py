@@ -1,4 +1,4 @@
-"""Sums over the processes of a distributed run; with one process, the identity.
+"""Sums and copies over the processes of a distributed run; with one process, the identity.
 
 Asked at every call, never cached: a module built before the process group exists must still be right after it.
 """
@@ -29,6 +29,15 @@ def all_sum(values: Tensor) -> Tensor:
 def all_mean(values: Tensor) -> Tensor:
     """The mean of the equally shaped `values` over all processes, without gradient."""
     return all_sum(values) / world_size()
+
+
+def from_first(values: Tensor) -> Tensor:
+    """The first process's `values` in every process, without gradient."""
+    if world_size() == 1:
+        return values.detach().clone()
+    sent = values.detach().to("cuda" if dist.get_backend() == "nccl" else values.device, copy=True)
+    dist.broadcast(sent.view(torch.uint8) if sent.dtype == torch.bool else sent, 0)
+    return sent.to(values.device)
 
 
 def rows_before_mine(rows: int, device: torch.device) -> tuple[int, int]:

@@ -229,17 +229,36 @@ class Given:
 
 
 @dataclass(frozen=True)
+class Unquantized:
+    """Z = Z̃: features pass as they are, so that nothing is left for residual layers. The autoencoder alone.
+
+    With `normalise`, every level's features are first scaled to mean 0 and variance 1; changes the layers.
+    """
+
+    features: Sequence[Tensor]
+    normalise: bool = False
+
+    def __call__(self, index: int, layer: Layer, state: State) -> Step:
+        z_e = layer.query(state, self.features)
+        if self.normalise and isinstance(layer, Injected):
+            z_e = layer.normalise(z_e)
+        # A gradient of zero for the quantizer's parameters: DDP waits for one of every parameter.
+        nothing = z_e.new_zeros(len(z_e)) + sum(0.0 * p.sum() for p in layer.quantizer.parameters())
+        codes = torch.zeros(len(z_e), *z_e.shape[2:], dtype=torch.long, device=z_e.device)
+        return Step(z_e, Quantized(z_e, codes, nothing, layer.quantizer.variance, nothing))
+
+
+@dataclass(frozen=True)
 class Starting:
-    """Scales every level's features and gives every quantizer its start from them, then goes on with its relaxed sample."""
+    """Gives every quantizer its start from what it is to quantize, then goes on with its relaxed sample."""
 
     features: Sequence[Tensor]
     noise: Noise
     started: set[int]  # codebooks that have had their start: layers that share one start it once
 
     def __call__(self, index: int, layer: Layer, state: State) -> Step:
-        z_e, noise = layer.query(state, self.features), self.noise.fold(index)
-        if isinstance(layer, Injected):
-            z_e = layer.normalise(z_e)
+        z_e = layer.query(state, self.features)
+        noise = self.noise.fold(index)
         layer.quantizer.start_from(z_e, noise, keep_codes=id(layer.quantizer.codebook) in self.started)
         self.started.add(id(layer.quantizer.codebook))
         return Step(z_e, layer.quantizer(z_e, 1.0, noise))

@@ -9,6 +9,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as config
 from torch import Tensor, nn
 
+from hqvae.errors import Unusable
+
 from .noise import Noise
 from .ops import nearest
 
@@ -23,16 +25,18 @@ class NormalStart:
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
 class DataStart:
-    """Codes are features of the first batch plus `jitter` of their deviation, and s² = mean ‖z̃ − b‖² / (2 · `sharpness`).
+    """Codes are the k-means of the features, and s² = mean ‖z̃ − b‖² / (2 · `sharpness`).
 
-    So a code at the mean distance starts exp(−sharpness) times as likely as one on the spot, in any dimension. Too soft (4) learns
-    slowly or lets the posterior go uniform; too hard (600) is one-hot from the first step and collapses as a deterministic
-    quantizer does.
+    k-means begins at random features plus `jitter` of their deviation, and takes `kmeans` rounds; 0, or no more features than
+    codes, and the codes stay where it begins. A code at the mean distance starts exp(−sharpness) times as likely as one on the
+    spot, in any dimension. Too soft (4) learns slowly or lets the posterior go uniform; too hard (600) is one-hot from the first
+    step and collapses as a deterministic quantizer does.
     """
 
     kind: Literal["data"] = "data"
     sharpness: float = Field(default=16.0, gt=0)
     jitter: float = Field(default=0.1, ge=0)
+    kmeans: int = Field(default=10, ge=0)
 
 
 Start = NormalStart | DataStart
@@ -110,16 +114,22 @@ class Quantizer(nn.Module):
             raise ValueError(f"z_e has shape {list(z_e.shape)}; this quantizer expects [B, {self.dim}, *S]")
 
     def _data_codes(self, z_e: Tensor, start: DataStart, noise: Noise) -> Tensor:
-        """Codes [K, D] drawn from the rows of z_e, with jitter."""
+        """Codes [K, D]: rows of z_e with jitter, then rounds of k-means in which a code that nothing is nearest to takes a random row."""
         rows = rows_of(z_e.detach()).float()
         variance = rows.var(0, correction=0).mean()
         if not torch.isfinite(variance) or variance <= 0:
-            raise ValueError("the first batch's features are constant or not finite: nothing to start a codebook from")
+            raise Unusable("the features are constant or not finite: nothing to start a codebook from")
         generator = noise.fold(7).generator()
         copies = -(-self.codebook_size // len(rows))
         chosen = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(copies)])[: self.codebook_size]
         shake = torch.randn(self.codebook_size, self.dim, generator=generator).to(rows)
-        return rows[chosen.to(rows.device)] + start.jitter * variance.sqrt() * shake
+        codes = rows[chosen.to(rows.device)] + start.jitter * variance.sqrt() * shake
+        for _ in range(start.kmeans if len(rows) > self.codebook_size else 0):  # else every row is a code already
+            mine = nearest(rows, codes)
+            counts = torch.bincount(mine, minlength=self.codebook_size).unsqueeze(1)
+            spare = rows[torch.randint(len(rows), (self.codebook_size,), generator=generator).to(rows.device)]
+            codes = torch.where(counts > 0, torch.zeros_like(codes).index_add_(0, mine, rows) / counts.clamp(min=1), spare)
+        return codes
 
 
 class AsTriple(nn.Module):

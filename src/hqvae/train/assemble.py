@@ -16,12 +16,13 @@ from hqvae.errors import InputError, first_line
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE
 from hqvae.quantize import Noise
-from hqvae.ranks import all_sum
+from hqvae.ranks import all_sum, from_first
 from hqvae.run import Run
 
 for _name in ("lightning.fabric", "lightning.pytorch"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # what runs on which device is in our own first line
 _START = -1  # a stream of noise beside those of the steps
+_ROWS, _BATCHES = 64, 16  # codebooks start from so many features per code, of at most so many batches
 
 
 @dataclass
@@ -52,6 +53,11 @@ class Training:
     average: AveragedModel | None
     progress: Progress
     writer: Any = None  # of TensorBoard events, in the first process
+
+    @property
+    def alone(self) -> int:
+        """Steps in which the autoencoder learns alone, before codebooks start."""
+        return round(self.config.unquantized * self.total)
 
     @property
     def evaluated(self) -> HQVAE:
@@ -90,7 +96,7 @@ def open_run(fabric: Fabric, config: Config, out: str, resume: bool) -> Run:
 
 
 def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: dict[str, Items]) -> Training:
-    """Weights, optimiser and schedules at step 0, codebooks started from the first global batch: the same in every process."""
+    """Weights, optimiser and schedules at step 0, features scaled on the first global batch: the same in every process."""
     settings = config.train
     items = splits["train"]
     count = len(items)
@@ -98,7 +104,7 @@ def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: dic
     torch.manual_seed(settings.seed)
     model = HQVAE(config.model)
     first = items[Order(count, settings.batch_size, settings.seed).at(0)]
-    model.start_from(items.signal(first), Noise.of(settings.seed, _START))
+    model.scale_from(items.signal(first))
     if config.model.axes == 2:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
@@ -146,6 +152,22 @@ def make_schedule(
         return rising * (0.5 * (1 + math.cos(math.pi * min(1.0, step / total))) if config.schedule == "cosine" else 1.0)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+
+def start_codebooks(training: Training, order: Order) -> None:
+    """Codebooks and s² from what their layers are given now, on the coming global batches; the first process's for all of them."""
+    items, model, device = training.splits["train"], training.model, training.fabric.device
+    positions = (math.prod(-(-side // level.stride) for side in items.shape[1:]) for level in model.config.levels)
+    wanted = max(_ROWS * level.codebook_size / count for level, count in zip(model.config.levels, positions))
+    steps = range(training.progress.step, training.progress.step + min(_BATCHES, math.ceil(wanted / order.batch)))
+    x = torch.cat([items.signal(items[order.at(step)], device) for step in steps])
+    model.start_from(x, Noise.of(training.config.seed, _START))
+    for layer in model.layers:
+        for values in layer.quantizer.state_dict().values():
+            values.copy_(from_first(values))
+    if training.average is not None:
+        for mine, layer in zip(training.evaluated.layers, model.layers):
+            mine.quantizer.load_state_dict(layer.quantizer.state_dict())
 
 
 def describe(training: Training) -> str:

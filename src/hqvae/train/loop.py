@@ -20,14 +20,14 @@ from torch import Tensor
 
 from hqvae.config import Config
 from hqvae.data import Items, Order, SoundConfig, open_data, training_batches
-from hqvae.errors import InputError, NotFinite
+from hqvae.errors import InputError, Unusable
 from hqvae.model import Elbo
 from hqvae.quantize import Noise
 from hqvae.ranks import all_sum
 from hqvae.run import Run
 from hqvae.screen import Steps
 
-from .assemble import Training, assemble, describe, make_fabric, my_parts, restore, save
+from .assemble import Training, assemble, describe, make_fabric, my_parts, restore, save, start_codebooks
 from .watch import log_step, validate
 
 _UPDATE = -2  # a stream of noise beside those of the steps
@@ -87,14 +87,17 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
         progress.since, progress.since_step = time.perf_counter(), progress.step
         while progress.step < total:
             temperature = torch.tensor(config.train.temperature.at(progress.step / total))  # a tensor: a compiled model takes any
-            noise = Noise.of(config.train.seed, progress.step)
+            noise, quantized = Noise.of(config.train.seed, progress.step), progress.step >= training.alone
             signals = [items.signal(next(batches), fabric.device) for _ in parts]
             try:
-                outs = gradients(training, signals, temperature, [noise._replace(samples=part.start) for part in parts])
-            except NotFinite as error:
+                if progress.step == training.alone:
+                    start_codebooks(training, order)
+                outs = gradients(training, signals, temperature, [noise._replace(samples=part.start) for part in parts], quantized)
+            except Unusable as error:
                 raise broken(str(error), progress.step + 1) from error
             descend(training)
-            update_codebooks(training, outs, noise.fold(_UPDATE))
+            if quantized:
+                update_codebooks(training, outs, noise.fold(_UPDATE))
             if training.average is not None:
                 training.average.update_parameters(training.model)
             progress.step += 1
@@ -114,7 +117,9 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
     return True
 
 
-def gradients(training: Training, signals: Sequence[Tensor], temperature: Tensor, noises: Sequence[Noise]) -> list[Elbo]:
+def gradients(
+    training: Training, signals: Sequence[Tensor], temperature: Tensor, noises: Sequence[Noise], quantized: bool = True
+) -> list[Elbo]:
     """Gradients of the global batch's objective, over all processes and accumulated batches.
 
     With several accumulated batches σ² is only known after all of them: a first pass without gradients finds it, the same noise
@@ -123,11 +128,11 @@ def gradients(training: Training, signals: Sequence[Tensor], temperature: Tensor
     fabric, count, sigma2 = training.fabric, len(signals), None
     if count > 1:
         with torch.no_grad():
-            sigma2 = torch.stack([training.wrapped(x, temperature, n).sigma2 for x, n in zip(signals, noises)]).mean(0)
+            sigma2 = torch.stack([training.wrapped(x, temperature, n, quantized=quantized).sigma2 for x, n in zip(signals, noises)]).mean(0)
     outs = []
     for index, (x, noise) in enumerate(zip(signals, noises)):
         with fabric.no_backward_sync(training.wrapped, enabled=index < count - 1):
-            out = training.wrapped(x, temperature, noise, sigma2)
+            out = training.wrapped(x, temperature, noise, sigma2, quantized=quantized)
             fabric.backward(out.loss / count)
         outs.append(out)
     return outs

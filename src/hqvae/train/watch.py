@@ -32,8 +32,9 @@ def log_step(training: Training, outs: Sequence[Elbo], temperature: float, scree
         "images_per_second": images / (time.perf_counter() - progress.since),
     }  # fmt: skip
     share, worst = min((u / usage.counts.numel(), i) for i, (u, usage) in enumerate(zip(used, progress.usage)))
+    use = f"worst use: layer {worst} {share:.0%}" if any(used) else "not quantized yet"
     screen.show(progress.step, f"{entry['bits_per_dim']:.3f} bits/dim  {entry['psnr']:.2f} dB  "
-                f"{entry['images_per_second']:.0f} {items.medium.noun}s/s  worst use: layer {worst} {share:.0%}")  # fmt: skip
+                f"{entry['images_per_second']:.0f} {items.medium.noun}s/s  {use}")  # fmt: skip
     if fabric.global_rank == 0:
         training.run.log(entry)
         write_tensorboard(training, entry)
@@ -44,6 +45,9 @@ def log_step(training: Training, outs: Sequence[Elbo], temperature: float, scree
 def validate(training: Training, screen: Steps) -> None:
     """Measure on validation images; log it, with an alarm for every layer that collapsed or carries nothing; refresh the pictures."""
     fabric, config, run, step = training.fabric, training.config, training.run, training.progress.step
+    if step <= training.alone:
+        screen.say(f"no validation at step {step}: the autoencoder learns alone to step {training.alone}, nothing is quantized yet")
+        return
     items, size = training.splits["validation"], max(1, config.batch_size // fabric.world_size)
     started = time.perf_counter()
     batches = in_order(items, size, config.validation_images, fabric.global_rank, fabric.world_size)
