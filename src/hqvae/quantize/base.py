@@ -118,7 +118,7 @@ class Quantizer(nn.Module):
         rows = rows_of(z_e.detach()).float()
         variance = rows.var(0, correction=0).mean()
         if not torch.isfinite(variance) or variance <= 0:
-            raise Unusable("the features are constant or not finite: nothing to start a codebook from")
+            raise Unusable("no codebook can start where the features are constant or not finite")
         generator = noise.fold(7).generator()
         copies = -(-self.codebook_size // len(rows))
         chosen = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(copies)])[: self.codebook_size]
