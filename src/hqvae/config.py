@@ -43,7 +43,7 @@ class TrainConfig:
         clip: largest norm of the gradient, None for no limit
         precision: `bf16-mixed` or `32-true`
         ema: decay of an average of the weights that is evaluated and saved in their place, None for none
-        unquantized: share of the run in which the autoencoder learns alone, latents unquantized; codebooks and s² start after it
+        unquantized: share of the run, at most half, in which the autoencoder learns alone; codebooks and s² start after it
         temperature: of the relaxed samples
         compile: use torch.compile
         tensorboard: also write TensorBoard events (needs the extra of that name)
@@ -64,7 +64,7 @@ class TrainConfig:
     clip: float | None = Field(default=None, gt=0)
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
     ema: float | None = Field(default=None, gt=0, lt=1)
-    unquantized: float = Field(default=0.0, ge=0, lt=1)
+    unquantized: float = Field(default=0.0, ge=0, le=0.5)
     temperature: TemperatureConfig = TemperatureConfig()
     compile: bool = False
     tensorboard: bool = False

@@ -183,7 +183,7 @@ def _rmse(square: Mean, form: Form) -> float:
 
 
 _AGAINST_COLLAPSE = {
-    "stochastic": "train longer, or start softer: a lower model.quantizer.start.sharpness",
+    "stochastic": "train longer, start after the autoencoder (train.unquantized=0.1) or softer (a lower model.quantizer.start.sharpness)",
     "ema": "model.quantizer.restart=true puts unused codes back; a stochastic preset (sqvae, rsqvae) needs no restart",
     "other": "a smaller codebook_size, or a stochastic preset (sqvae, rsqvae)",
 }
