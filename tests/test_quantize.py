@@ -382,12 +382,23 @@ def test_a_start_from_data_is_the_k_means_of_the_features():
     assert missed[1] < 0.9 * missed[0]
 
 
-def test_k_means_gives_codes_that_nothing_is_nearest_to_another_place():
+def test_k_means_leaves_no_code_on_a_heavy_background():
+    """Nearly all features are one: codes that nothing is nearest to go where features are missed, not onto the heap again."""
     torch.manual_seed(0)
-    z_e = torch.cat([torch.randn(500, DIM) * 1e-3, torch.randn(3, DIM) + 10 * torch.eye(3, DIM)])  # one heap, and three far ones
-    quantizer = StochasticQuantizer(DIM, 200, StochasticConfig(start=DataStart(kmeans=50, jitter=5.0)))
+    z_e = torch.cat([torch.zeros(19_000, DIM), torch.randn(1000, DIM)])
+    quantizer = EMAQuantizer(DIM, 100, EMAConfig(start=DataStart()))
     quantizer.start_from(z_e, Noise(1))
-    assert len(quantizer.nearest(z_e).unique()) == 200
+    assert len(quantizer.nearest(z_e).unique()) > 95
+    assert quantizer.counts.max() > 18_000 and quantizer.counts.min() >= 1  # so that no restart undoes the start
+    torch.testing.assert_close(quantizer.sums / quantizer.counts[:, None], quantizer.codebook)
+
+
+def test_k_means_does_not_put_codes_on_every_feature_there_is():
+    """Few features, often repeated: residual layers need something left to start from."""
+    z_e = features((3, DIM)).repeat(50, 1)
+    quantizer = EMAQuantizer(DIM, 7, EMAConfig(start=DataStart(jitter=0.1)))
+    quantizer.start_from(z_e, Noise(1))
+    assert torch.cdist(z_e, quantizer.codebook).amin() > 1e-4
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 50.0])

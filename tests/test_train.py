@@ -1,5 +1,6 @@
 """The loop: what it takes, that a stop changes nothing, that accumulation and clipping do what they say, what it reports."""
 
+import copy
 import json
 import os
 import signal
@@ -15,10 +16,11 @@ from conftest import IMAGE_PRESETS
 from safetensors.torch import load_file
 
 from hqvae.config import from_dict, override, preset
-from hqvae.data import open_data
+from hqvae.data import Order, open_data
 from hqvae.errors import InputError
 from hqvae.model import HQVAE
 from hqvae.run import Run
+from hqvae.train import loop as loop_module
 from hqvae.train import my_parts, train
 from hqvae.train.loop import refuse_unfit
 
@@ -159,21 +161,66 @@ def test_accumulated_batches_are_one_batch(name, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sqvae2", "rqvae"])
-def test_the_autoencoder_learns_alone_before_codebooks_start(name, pictures, tmp_path):
-    """Nothing is quantized and nothing validated in its share of the run, and codebooks stay; then they start from its features."""
-    config = tiny(name, pictures, "train.unquantized=0.5", "model.quantizer.start.kind=data")
+def test_the_autoencoder_learns_alone_before_codebooks_start(name, pictures, tmp_path, monkeypatch):
+    """Nothing is quantized and nothing validated in its share of the run, and codebooks stay; then they start from its features, once."""
+    began, start = [], HQVAE.start_from
+
+    def watched(self, x, noise, at_once):
+        before = copy.deepcopy(self.state_dict())
+        start(self, x, noise, at_once)
+        began.append((x, before, copy.deepcopy(self.state_dict())))
+
+    monkeypatch.setattr(HQVAE, "start_from", watched)
+    config = tiny(name, pictures, "train.unquantized=0.5", "model.quantizer.start.kind=data", "train.ema=0.9")
     run = train(config, str(tmp_path / "r"), accelerator="cpu")
-    alone, quantized = run.entries("train")[:2], run.entries("train")[2:]
-    for entry in alone:
+
+    assert [entry["step"] for entry in run.entries("alone")] == [2, 4] and [entry["step"] for entry in run.entries("train")] == [6, 8]
+    for entry in run.entries("alone"):
         assert not any([*entry["used"], *entry["entropy"], *entry["fit"]])
-    for entry in quantized:
+    for entry in run.entries("train"):
         assert all(used > 1 for used in entry["used"]) and all(entry["fit"])
     assert [entry["step"] for entry in run.entries("validation")] == [8]
+
+    ((x, before, after),) = began
+    checkpoint = torch.load(run.path / "checkpoints/000000004.pt", weights_only=True)["model"]
+    assert same(before, checkpoint)  # after the last step alone, and before any that quantizes
+    items = open_data(config.data, 3, ("train",))[1]["train"]
+    coming = torch.cat([items.signal(items[Order(len(items), 8, 0).at(step)]) for step in range(4, 4 + len(x) // 8)])
+    assert torch.equal(x, coming) and len(x) >= 8
     torch.manual_seed(config.train.seed)
-    untouched = {name: values for name, values in HQVAE(config.model).state_dict().items() if name.endswith(("codebook", "log_s2"))}
-    before, after = (torch.load(run.path / f"checkpoints/{step:09}.pt", weights_only=True)["model"] for step in (4, 8))
-    for name, values in untouched.items():
-        assert torch.equal(before[name], values) and not torch.equal(after[name], values)
+    untouched = {key: values for key, values in HQVAE(config.model).state_dict().items() if key.endswith(("codebook", "log_s2"))}
+    for key, values in untouched.items():
+        assert torch.equal(before[key], values) and not torch.equal(after[key], values)
+
+
+def test_codebooks_start_in_the_average_of_weights_too_and_without_the_optimisers_past(pictures, tmp_path, monkeypatch):
+    seen, begin = [], loop_module.start_codebooks
+
+    def watched(training, order):
+        begin(training, order)
+        states = [p in training.optimizer.state for layer in training.model.layers for p in layer.quantizer.parameters()]
+        others = [p in training.optimizer.state for p in training.model.encoder.parameters()]
+        pairs = zip(training.evaluated.layers, training.model.layers)
+        seen.append((states, others, [(a.quantizer.codebook.clone(), b.quantizer.codebook.clone()) for a, b in pairs]))
+
+    monkeypatch.setattr(loop_module, "start_codebooks", watched)
+    train(tiny("rsqvae", pictures, "train.unquantized=0.5", "train.ema=0.9"), str(tmp_path / "r"), accelerator="cpu")
+    ((states, others, codebooks),) = seen
+    assert not any(states) and all(others)
+    assert all(torch.equal(average, own) for average, own in codebooks)
+
+
+def test_nothing_starts_after_the_autoencoder_from_a_normal_start(pictures, tmp_path):
+    with pytest.raises(InputError, match=r"start\.kind=data"):
+        train(tiny("vqvae", pictures, "train.unquantized=0.1"), str(tmp_path / "r"), accelerator="cpu")
+    assert not (tmp_path / "r").exists()
+
+
+def test_images_without_a_difference_are_refused_before_anything_is_written(tmp_path):
+    np.savez(tmp_path / "grey.npz", x=np.full((60, 16, 16, 3), 128, np.uint8))
+    with pytest.raises(InputError, match="differ from each other"):
+        train(tiny("rsqvae", str(tmp_path / "grey.npz"), "model.levels.0.stride=16"), str(tmp_path / "r"), accelerator="cpu")
+    assert not (tmp_path / "r").exists()
 
 
 def test_plateau_halves_the_rate(pictures, tmp_path):

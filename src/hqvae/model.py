@@ -38,8 +38,6 @@ from hqvae.topdown import (
     walk,
 )
 
-_ENCODED = 32  # signals at a time, of the many that codebooks start from
-
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
 class Level:
@@ -196,9 +194,9 @@ class HQVAE(nn.Module):
         walk(self.layers, Unquantized(self.features(x), normalise=True))
 
     @torch.no_grad()
-    def start_from(self, x: Float[Tensor, "B C *S"], noise: Noise) -> None:
-        """Give codebooks and s² their start from these signals, layer by layer; changes state."""
-        parts = [self.features(part) for part in x.split(_ENCODED)]
+    def start_from(self, x: Float[Tensor, "B C *S"], noise: Noise, at_once: int = 32) -> None:
+        """Give codebooks and s² their start from these signals, encoded so many at once, layer by layer; changes state."""
+        parts = [self.features(part) for part in x.split(at_once)]
         walk(self.layers, Starting([torch.cat(level) for level in zip(*parts)], noise, set()))
 
     @torch.no_grad()

@@ -113,8 +113,12 @@ class Quantizer(nn.Module):
         if z_e.ndim < 2 or z_e.shape[1] != self.dim:
             raise ValueError(f"z_e has shape {list(z_e.shape)}; this quantizer expects [B, {self.dim}, *S]")
 
-    def _data_codes(self, z_e: Tensor, start: DataStart, noise: Noise) -> Tensor:
-        """Codes [K, D]: rows of z_e with jitter, then rounds of k-means in which a code that nothing is nearest to takes a random row."""
+    def _data_codes(self, z_e: Tensor, start: DataStart, noise: Noise) -> tuple[Tensor, Tensor]:
+        """(codes [K, D], how many rows of z_e are nearest to each [K]), by k-means from random rows with jitter.
+
+        A code that nothing is nearest to takes a row, more likely one that is far from its code. Raises Unusable for rows that are
+        all the same or not finite.
+        """
         rows = rows_of(z_e.detach()).float()
         variance = rows.var(0, correction=0).mean()
         if not torch.isfinite(variance) or variance <= 0:
@@ -124,12 +128,14 @@ class Quantizer(nn.Module):
         chosen = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(copies)])[: self.codebook_size]
         shake = torch.randn(self.codebook_size, self.dim, generator=generator).to(rows)
         codes = rows[chosen.to(rows.device)] + start.jitter * variance.sqrt() * shake
-        for _ in range(start.kmeans if len(rows) > self.codebook_size else 0):  # else every row is a code already
+        enough = len(rows) > self.codebook_size and len(rows.unique(dim=0)) > self.codebook_size  # else every row would be a code
+        for _ in range(start.kmeans if enough else 0):
             mine = nearest(rows, codes)
             counts = torch.bincount(mine, minlength=self.codebook_size).unsqueeze(1)
-            spare = rows[torch.randint(len(rows), (self.codebook_size,), generator=generator).to(rows.device)]
+            missed = (rows - codes[mine]).square().sum(1)
+            spare = rows[torch.multinomial(missed.cpu(), self.codebook_size, True, generator=generator).to(rows.device)]
             codes = torch.where(counts > 0, torch.zeros_like(codes).index_add_(0, mine, rows) / counts.clamp(min=1), spare)
-        return codes
+        return codes, torch.bincount(nearest(rows, codes), minlength=self.codebook_size)
 
 
 class AsTriple(nn.Module):

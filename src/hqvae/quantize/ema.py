@@ -95,12 +95,12 @@ class EMAQuantizer(Quantizer):
         return target.new_zeros(len(target), dtype=torch.float32)
 
     def start_from(self, z_e: Float[Tensor, "B D *S"], noise: Noise, keep_codes: bool = False) -> None:
-        """With a `DataStart`: codes from this batch, counts of one; with a `NormalStart`, or to keep the codes, nothing."""
+        """With a `DataStart`: codes and counts (at least one) from this batch; with a `NormalStart`, or to keep the codes, nothing."""
         if isinstance(self.config.start, DataStart) and not keep_codes:
-            codes = self._data_codes(z_e, self.config.start, noise)
+            codes, counts = self._data_codes(z_e, self.config.start, noise)
             self.codebook.copy_(codes)
-            self.sums.copy_(codes)
-            self.counts.fill_(1.0)
+            self.counts.copy_(counts.clamp(min=1))
+            self.sums.copy_(codes * self.counts.unsqueeze(1))
 
     @torch.no_grad()
     def update(self, z_e: Float[Tensor, "N D"], codes: Int[Tensor, "N"], noise: Noise) -> int:

@@ -23,7 +23,7 @@ from .ops import LOG_S2_RANGE, assign, quantize, sample
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
 class StochasticConfig:
-    """`start` fills codebook and s² before the first step."""
+    """`start` fills codebook and s² before the first step that quantizes."""
 
     kind: Literal["stochastic"] = "stochastic"
     start: Start = Field(default_factory=DataStart, discriminator="kind")
@@ -94,7 +94,7 @@ class StochasticQuantizer(Quantizer):
         if isinstance(self.config.start, DataStart):
             with torch.no_grad():
                 if not keep_codes:
-                    self.codebook.copy_(self._data_codes(z_e, self.config.start, noise))
+                    self.codebook.copy_(self._data_codes(z_e, self.config.start, noise)[0])
                 rows, codes = rows_of(z_e).float(), self.codebook
                 spread = rows.var(0, correction=0) + codes.var(0, correction=0) + (rows.mean(0) - codes.mean(0)).square()
                 self.log_s2.copy_((spread.sum() / (2 * self.config.start.sharpness)).log())

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hqvae.config import Config, TrainConfig
 from hqvae.data import Items, Order
-from hqvae.errors import InputError, first_line
+from hqvae.errors import InputError, Unusable, first_line
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE
 from hqvae.quantize import Noise
@@ -22,7 +22,8 @@ from hqvae.run import Run
 for _name in ("lightning.fabric", "lightning.pytorch"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # what runs on which device is in our own first line
 _START = -1  # a stream of noise beside those of the steps
-_ROWS, _BATCHES = 64, 16  # codebooks start from so many features per code, of at most so many batches
+# Codebooks start from so many features per code, of at most so many batches, and of no more than so many samples of signals.
+_ROWS, _BATCHES, _NUMBERS = 64, 16, 2**26
 
 
 @dataclass
@@ -104,7 +105,10 @@ def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: dic
     torch.manual_seed(settings.seed)
     model = HQVAE(config.model)
     first = items[Order(count, settings.batch_size, settings.seed).at(0)]
-    model.scale_from(items.signal(first))
+    try:
+        model.scale_from(items.signal(first))
+    except Unusable as error:
+        raise InputError(f"{error}; expected {items.medium.noun}s that differ from each other and within") from error
     if config.model.axes == 2:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
@@ -156,18 +160,23 @@ def make_schedule(
 
 def start_codebooks(training: Training, order: Order) -> None:
     """Codebooks and s² from what their layers are given now, on the coming global batches; the first process's for all of them."""
-    items, model, device = training.splits["train"], training.model, training.fabric.device
+    items, model, settings, begun = training.splits["train"], training.model, training.config, time.perf_counter()
     positions = (math.prod(-(-side // level.stride) for side in items.shape[1:]) for level in model.config.levels)
-    wanted = max(_ROWS * level.codebook_size / count for level, count in zip(model.config.levels, positions))
-    steps = range(training.progress.step, training.progress.step + min(_BATCHES, math.ceil(wanted / order.batch)))
-    x = torch.cat([items.signal(items[order.at(step)], device) for step in steps])
-    model.start_from(x, Noise.of(training.config.seed, _START))
+    wanted = max(_ROWS * level.codebook_size / count for level, count in zip(model.config.levels, positions)) / order.batch
+    most = min(_BATCHES, order.count / order.batch, _NUMBERS // (order.batch * math.prod(items.shape)))
+    steps = range(training.progress.step, training.progress.step + max(1, math.ceil(min(wanted, most))))
+    x = torch.cat([items.signal(items[order.at(step)], training.fabric.device) for step in steps])
+    at_once = order.batch // (training.fabric.world_size * settings.accumulate)  # what training encodes at once fits
+    model.start_from(x, Noise.of(settings.seed, _START), at_once)
     for layer in model.layers:
+        for parameter in layer.quantizer.parameters():  # Adam has counted steps without a gradient: it would overshoot
+            training.optimizer.state.pop(parameter, None)
         for values in layer.quantizer.state_dict().values():
             values.copy_(from_first(values))
     if training.average is not None:
         for mine, layer in zip(training.evaluated.layers, model.layers):
             mine.quantizer.load_state_dict(layer.quantizer.state_dict())
+    training.progress.since += time.perf_counter() - begun
 
 
 def describe(training: Training) -> str:

@@ -22,7 +22,7 @@ from hqvae.config import Config
 from hqvae.data import Items, Order, SoundConfig, open_data, training_batches
 from hqvae.errors import InputError, Unusable
 from hqvae.model import Elbo
-from hqvae.quantize import Noise
+from hqvae.quantize import DataStart, Noise
 from hqvae.ranks import all_sum
 from hqvae.run import Run
 from hqvae.screen import Steps
@@ -68,6 +68,12 @@ def refuse_unfit(config: Config, splits: dict[str, Items], processes: int) -> No
         )
     if isinstance(config.data, SoundConfig):
         config.model.spectral.refuse_unfit(config.data.rate, shape[-1])
+    quantizer = config.model.quantizer
+    if config.train.unquantized and not isinstance(getattr(quantizer, "start", DataStart()), DataStart):
+        raise InputError(
+            f"train.unquantized={config.train.unquantized} leaves codebooks to start from features, and model.quantizer.start.kind=normal "
+            "starts them from none; expected model.quantizer.start.kind=data, or train.unquantized=0"
+        )
     validated = min(len(splits["validation"]), config.train.validation_images)
     if validated < processes:
         raise InputError(

@@ -20,14 +20,18 @@ _PICTURES, _SPECTRA = 8, 2
 
 
 def log_step(training: Training, outs: Sequence[Elbo], temperature: float, screen: Steps) -> None:
-    """One line of the log: the last batch's terms, and the use of every layer's codes since the last line."""
+    """One line of the log: the last batch's terms, and the use of every layer's codes since the last line.
+
+    Of kind "train", or "alone" while the autoencoder learns alone: figures of codes are then of none.
+    """
     progress, fabric = training.progress, training.fabric
     perplexity = [usage.perplexity() for usage in progress.usage]
     used = [usage.used() for usage in progress.usage]
     images = (progress.step - progress.since_step) * training.config.batch_size
     items = training.splits["train"]
     entry = {
-        "kind": "train", "step": progress.step, **outs[-1].log(items.form.per_unit), "perplexity": perplexity, "used": used,
+        "kind": "train" if any(used) else "alone", "step": progress.step, **outs[-1].log(items.form.per_unit),
+        "perplexity": perplexity, "used": used,
         "restarted": progress.restarted, "temperature": temperature, "lr": training.optimizer.param_groups[0]["lr"],
         "images_per_second": images / (time.perf_counter() - progress.since),
     }  # fmt: skip
