@@ -106,8 +106,12 @@ _WAVE_NET = NetConfig(
 _CODEC = Level(stride=128, layers=8, codebook_size=256)  # 125 positions a second of 64 bits: 8 kbit/s
 
 
-def _mel(quantizer: StochasticConfig | EMAConfig, level: Level) -> Config:
-    return Config(model=HQVAEConfig(levels=(level,), quantizer=quantizer, channels=1), data=_SOUNDS)
+# Codebooks that start from features that already reconstruct are used from their first step (docs/results.md).
+_ALONE = TrainConfig(unquantized=0.1)
+
+
+def _mel(quantizer: StochasticConfig | EMAConfig, level: Level, train: TrainConfig = TrainConfig()) -> Config:
+    return Config(model=HQVAEConfig(levels=(level,), quantizer=quantizer, channels=1), data=_SOUNDS, train=train)
 
 
 def _audio(quantizer: StochasticConfig | EMAConfig, levels: tuple[Level, ...], spectral: float, progressive: float = 0.0) -> Config:
@@ -117,9 +121,6 @@ def _audio(quantizer: StochasticConfig | EMAConfig, levels: tuple[Level, ...], s
     )  # fmt: skip
     return Config(model=model, data=_WAVES, train=TrainConfig(batch_size=16, lr=5e-4, lr_log_s2=10.0, warmup=200, clip=1.0))
 
-
-# Codebooks that start from features that already reconstruct are used from their first step (docs/results.md).
-_ALONE = TrainConfig(unquantized=0.1)
 
 PRESETS: dict[str, Config] = {
     "vqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=EMAConfig())),
@@ -134,8 +135,8 @@ PRESETS: dict[str, Config] = {
     ),
     "hqvae": Config(model=HQVAEConfig(levels=_HYBRID, quantizer=StochasticConfig(), progressive=1.0), train=_ALONE),
     # Sounds as log-mel spectra [1, 80, 344]: latents of 20 × 86, small codebooks, as the paper's experiment on sounds.
-    "sqvae-mel": _mel(StochasticConfig(), Level(stride=4, codebook_size=512)),
-    "rsqvae-mel": _mel(StochasticConfig(), Level(stride=4, layers=4, codebook_size=8)),
+    "sqvae-mel": _mel(StochasticConfig(), Level(stride=4, codebook_size=512), _ALONE),
+    "rsqvae-mel": _mel(StochasticConfig(), Level(stride=4, layers=4, codebook_size=8), _ALONE),
     "rqvae-mel": _mel(EMAConfig(restart=True), Level(stride=4, layers=4, codebook_size=8, shared=True)),
     # Waveforms at 16 kHz and 8 kbit/s; squared errors of log spectra are 10³ times those of samples, hence the small weight.
     "rsqvae-audio": _audio(StochasticConfig(), (_CODEC,), spectral=1.0),
