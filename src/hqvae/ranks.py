@@ -16,12 +16,16 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def _copy_to_send(values: Tensor) -> Tensor:
+    # NCCL sends from GPUs only; what is kept on the CPU visits one.
+    return values.detach().to("cuda" if dist.get_backend() == "nccl" else values.device, copy=True)
+
+
 def all_sum(values: Tensor) -> Tensor:
     """The sum of `values` over all processes, without gradient; `values` itself stays as it was."""
     if world_size() == 1:
         return values.detach().clone()
-    # NCCL sums on GPUs only; figures that are kept on the CPU visit one.
-    total = values.detach().to("cuda" if dist.get_backend() == "nccl" else values.device, copy=True)
+    total = _copy_to_send(values)
     dist.all_reduce(total)
     return total.to(values.device)
 
@@ -35,7 +39,7 @@ def from_first(values: Tensor) -> Tensor:
     """The first process's `values` in every process, without gradient."""
     if world_size() == 1:
         return values.detach().clone()
-    sent = values.detach().to("cuda" if dist.get_backend() == "nccl" else values.device, copy=True)
+    sent = _copy_to_send(values)
     dist.broadcast(sent.view(torch.uint8) if sent.dtype == torch.bool else sent, 0)
     return sent.to(values.device)
 
