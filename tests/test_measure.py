@@ -62,6 +62,7 @@ def test_bits_per_dim_of_a_deterministic_model_is_rate_plus_gaussian():
     error = (x - model(x).reconstruction).square().mean().item() + (2 / 255) ** 2 / 12
     expected = 0.5 * math.log2(2 * math.pi * math.e * error) + math.log2(127.5) + found.bits_per_pixel / 3
     assert found.bits_per_dim == pytest.approx(expected, rel=1e-5)
+    assert found.bits_per_dim_nearest == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_layer_that_always_says_the_same_carries_nothing():
@@ -91,7 +92,7 @@ def layer(**changes):
 
 
 def measures(*layers):
-    return Measures(100, 10.0, 28.0, 0.9, 4.0, 0.5, 0.01, -1000.0, 100, layers)
+    return Measures(100, 10.0, 28.0, 0.9, 4.0, 3.9, 0.5, 0.01, -1000.0, 100, layers)
 
 
 @pytest.mark.parametrize(

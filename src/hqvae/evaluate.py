@@ -161,7 +161,8 @@ def print_report(report: Report, title: str) -> None:
         "log-mel RMSE": _or_none(m.log_mel_rmse, 3),
         "LPIPS": _or_none(m.lpips, 4),
         "rFID": _or_none(m.rfid, 2),
-        "bits/dim (−ELBO)": f"{m.bits_per_dim:.3f}",
+        "−ELBO bits/dim": f"{m.bits_per_dim:.3f}",
+        "by nearest codes": f"{m.bits_per_dim_nearest:.3f}",
         "rate bits/pixel": f"{m.bits_per_pixel:.4f}" if m.bits_per_second is None else None,
         "rate bits/s": _or_none(m.bits_per_second, 0),
     }

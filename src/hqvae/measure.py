@@ -53,6 +53,7 @@ class Measures:
 
     bits_per_dim: −ELBO by true draws, per stored sample (8-bit for images), with σ² fitted to the split and uniform dequantization;
         of continuous signals the density's, per unit of the form
+    bits_per_dim_nearest: the same with the nearest code for certain in place of the posterior's draws, as files would have it
     si_sdr, stft_distance, mel_distance, log_mel_rmse: of waveforms (`SoundQuality`)
     lpips, rfid: where their networks' weights are at hand (`Perceptual.at_hand`)
     loss: the training objective in evaluation mode, whose fall a plateau schedule watches
@@ -64,6 +65,7 @@ class Measures:
     psnr: float
     ssim: float | None
     bits_per_dim: float
+    bits_per_dim_nearest: float
     bits_per_pixel: float
     sigma2: float
     loss: float
@@ -127,11 +129,15 @@ def measure(
     sigma2, points = drawn.value() + form.step**2 / 12, x[0, 0].numel()
     rate = out.capacity / math.log(2) / points
     costs = [model.likelihood(torch.tensor([mean.value() * out.size]), out.size) for mean in (square, *views)]
-    nats = out.size / 2 * math.log(2 * math.pi * math.e * sigma2) + latent.value()
+
+    def bits(mean_square: float, nats: float) -> float:
+        noise = out.size / 2 * math.log(2 * math.pi * math.e * (mean_square + form.step**2 / 12))
+        return (noise + nats) / (out.size * math.log(2)) + math.log2(form.per_unit)
+
     return Measures(
         images=square.everywhere(), rmse=_rmse(square, form), psnr=peak.value(),
         ssim=structure.value() if structure.count else None,
-        bits_per_dim=nats / (out.size * math.log(2)) + math.log2(form.per_unit),
+        bits_per_dim=bits(drawn.value(), latent.value()), bits_per_dim_nearest=bits(square.value(), out.capacity),
         bits_per_pixel=rate, bits_per_second=rate * form.per_second if form.per_second else None, sigma2=sigma2,
         loss=sum(weight * float(cost) for weight, cost in zip((1.0, *model.config.spectral.weights), costs)) + terms.value(),
         shuffled_images=layers[0].shuffled.everywhere(),

@@ -8,10 +8,12 @@ and the codebook collapses. The deterministic systems have the same shape, with 
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+Stage = Literal["alone", "relaxed", "nearest"]  # of a run: what its training quantizes by
 
 
 class Elbo(NamedTuple):

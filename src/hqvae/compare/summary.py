@@ -13,7 +13,7 @@ from .spec import Spec
 
 FIGURES = (
     "rmse", "psnr", "ssim", "lpips", "rfid", "si_sdr", "stft_distance", "mel_distance", "log_mel_rmse", "bits_per_dim",
-    "perplexity_share", "used_share", "images_per_second",
+    "bits_per_dim_nearest", "perplexity_share", "used_share", "images_per_second",
 )  # fmt: skip
 CLEAR = 2.0  # standard errors by which a difference is called one
 

@@ -15,6 +15,7 @@ from hqvae.data import Items, Order
 from hqvae.errors import InputError, Unusable, first_line
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE
+from hqvae.objective import Stage
 from hqvae.quantize import Noise
 from hqvae.ranks import all_sum, from_first
 from hqvae.run import Run
@@ -59,6 +60,17 @@ class Training:
     def alone(self) -> int:
         """Steps in which the autoencoder learns alone, before codebooks start."""
         return round(self.config.unquantized * self.total)
+
+    @property
+    def settled(self) -> int:
+        """The step from which on decoder and codebooks learn from nearest codes."""
+        return settled(self.config, self.total)
+
+    @property
+    def stage(self) -> Stage:
+        """What the next step quantizes by."""
+        step = self.progress.step
+        return "alone" if step < self.alone else "relaxed" if step < self.settled else "nearest"
 
     @property
     def evaluated(self) -> HQVAE:
@@ -152,8 +164,9 @@ def make_schedule(
         )
 
     def rate(step: int) -> float:
-        rising = min(1.0, (step + 1) / (config.warmup + 1))
-        return rising * (0.5 * (1 + math.cos(math.pi * min(1.0, step / total))) if config.schedule == "cosine" else 1.0)
+        rising, turn = min(1.0, (step + 1) / (config.warmup + 1)), settled(config, total)
+        done = step / turn if step < turn else min(1.0, (step - turn) / max(1, total - turn))
+        return rising * (0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
@@ -177,6 +190,18 @@ def start_codebooks(training: Training, order: Order) -> None:
         for mine, layer in zip(training.evaluated.layers, model.layers):
             mine.quantizer.load_state_dict(layer.quantizer.state_dict())
     training.progress.since += time.perf_counter() - begun
+
+
+def settled(config: TrainConfig, total: int) -> int:
+    """The step from which on decoder and codebooks learn from nearest codes; `total` where they never do."""
+    return total - round(config.nearest * total)
+
+
+def let_rest(training: Training) -> None:
+    """Adam forgets what it knew of parameters without a gradient, which else would drift on: with zeros alone they stay in place."""
+    for parameter in training.model.parameters():
+        if parameter.grad is not None and not parameter.grad.any():
+            training.optimizer.state.pop(parameter, None)
 
 
 def describe(training: Training) -> str:

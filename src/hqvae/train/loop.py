@@ -21,13 +21,13 @@ from torch import Tensor
 from hqvae.config import Config
 from hqvae.data import Items, Order, SoundConfig, open_data, training_batches
 from hqvae.errors import InputError, Unusable
-from hqvae.model import Elbo
+from hqvae.objective import Elbo, Stage
 from hqvae.quantize import DataStart, Noise
 from hqvae.ranks import all_sum
 from hqvae.run import Run
 from hqvae.screen import Steps
 
-from .assemble import Training, assemble, describe, make_fabric, my_parts, restore, save, start_codebooks
+from .assemble import Training, assemble, describe, let_rest, make_fabric, my_parts, restore, save, start_codebooks
 from .watch import log_step, validate
 
 _UPDATE = -2  # a stream of noise beside those of the steps
@@ -92,17 +92,20 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
         screen.say(f"{describe(training)} → {training.run.path}")
         progress.since, progress.since_step = time.perf_counter(), progress.step
         while progress.step < total:
-            temperature = torch.tensor(config.train.temperature.at(progress.step / total))  # a tensor: a compiled model takes any
-            noise, quantized = Noise.of(config.train.seed, progress.step), progress.step >= training.alone
+            # A tensor: a compiled model takes any.
+            temperature = torch.tensor(config.train.temperature.at(progress.step / training.settled))
+            noise, stage = Noise.of(config.train.seed, progress.step), training.stage
             signals = [items.signal(next(batches), fabric.device) for _ in parts]
             try:
                 if progress.step == training.alone:
                     start_codebooks(training, order)
-                outs = gradients(training, signals, temperature, [noise._replace(samples=part.start) for part in parts], quantized)
+                outs = gradients(training, signals, temperature, [noise._replace(samples=part.start) for part in parts], stage)
             except Unusable as error:
                 raise broken(str(error), progress.step + 1) from error
+            if progress.step == training.settled:
+                let_rest(training)
             descend(training)
-            if quantized:
+            if stage != "alone":
                 update_codebooks(training, outs, noise.fold(_UPDATE))
             if training.average is not None:
                 training.average.update_parameters(training.model)
@@ -124,7 +127,7 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
 
 
 def gradients(
-    training: Training, signals: Sequence[Tensor], temperature: Tensor, noises: Sequence[Noise], quantized: bool = True
+    training: Training, signals: Sequence[Tensor], temperature: Tensor, noises: Sequence[Noise], stage: Stage = "relaxed"
 ) -> list[Elbo]:
     """Gradients of the global batch's objective, over all processes and accumulated batches.
 
@@ -134,11 +137,11 @@ def gradients(
     fabric, count, sigma2 = training.fabric, len(signals), None
     if count > 1:
         with torch.no_grad():
-            sigma2 = torch.stack([training.wrapped(x, temperature, n, quantized=quantized).sigma2 for x, n in zip(signals, noises)]).mean(0)
+            sigma2 = torch.stack([training.wrapped(x, temperature, n, stage=stage).sigma2 for x, n in zip(signals, noises)]).mean(0)
     outs = []
     for index, (x, noise) in enumerate(zip(signals, noises)):
         with fabric.no_backward_sync(training.wrapped, enabled=index < count - 1):
-            out = training.wrapped(x, temperature, noise, sigma2, quantized=quantized)
+            out = training.wrapped(x, temperature, noise, sigma2, stage=stage)
             fabric.backward(out.loss / count)
         outs.append(out)
     return outs
