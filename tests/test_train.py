@@ -148,6 +148,22 @@ def test_a_killed_process_resumes_bitwise(how, pictures, tmp_path):
     assert not list(stopped.rglob("*.partial"))
 
 
+@pytest.mark.parametrize(("step", "says"), [(4, True), (5, False)])
+def test_a_stop_before_codebooks_start_says_so(step, says, pictures, tmp_path, monkeypatch, capsys):
+    log = Run.log
+
+    def press(self, entry):
+        log(self, entry)
+        if entry["step"] == step:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Run, "log", press)
+    config = tiny("rsqvae", pictures, "train.unquantized=0.5", "train.log_every=1")
+    assert train(config, str(tmp_path / "r"), accelerator="cpu") is None
+    said = capsys.readouterr().err
+    assert f"stopped at step {step} of 8" in said and ("codebooks have not started" in said) == says
+
+
 @pytest.mark.parametrize("name", ["rsqvae", "hqvae", "rqvae"])
 def test_accumulated_batches_are_one_batch(name, pictures, tmp_path):
     """σ² of the global batch, and the noise of every sample, whatever it is cut into. One step, or rounding would grow."""

@@ -57,20 +57,20 @@ class Training:
     writer: Any = None  # of TensorBoard events, in the first process
 
     @property
-    def alone(self) -> int:
-        """Steps in which the autoencoder learns alone, before codebooks start."""
+    def first_quantized(self) -> int:
+        """The step at which codebooks start; before it the autoencoder learns alone."""
         return round(self.config.unquantized * self.total)
 
     @property
-    def settled(self) -> int:
+    def first_nearest(self) -> int:
         """The step from which on decoder and codebooks learn from nearest codes."""
-        return settled(self.config, self.total)
+        return first_nearest(self.config, self.total)
 
     @property
     def stage(self) -> Stage:
         """What the next step quantizes by."""
         step = self.progress.step
-        return "alone" if step < self.alone else "relaxed" if step < self.settled else "nearest"
+        return "alone" if step < self.first_quantized else "relaxed" if step < self.first_nearest else "nearest"
 
     @property
     def evaluated(self) -> HQVAE:
@@ -164,7 +164,7 @@ def make_schedule(
         )
 
     def rate(step: int) -> float:
-        rising, turn = min(1.0, (step + 1) / (config.warmup + 1)), settled(config, total)
+        rising, turn = min(1.0, (step + 1) / (config.warmup + 1)), first_nearest(config, total)
         done = step / turn if step < turn else min(1.0, (step - turn) / max(1, total - turn))
         return rising * (0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0)
 
@@ -192,7 +192,7 @@ def start_codebooks(training: Training, order: Order) -> None:
     training.progress.since += time.perf_counter() - begun
 
 
-def settled(config: TrainConfig, total: int) -> int:
+def first_nearest(config: TrainConfig, total: int) -> int:
     """The step from which on decoder and codebooks learn from nearest codes; `total` where they never do."""
     return total - round(config.nearest * total)
 

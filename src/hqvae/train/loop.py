@@ -93,16 +93,16 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
         progress.since, progress.since_step = time.perf_counter(), progress.step
         while progress.step < total:
             # A tensor: a compiled model takes any.
-            temperature = torch.tensor(config.train.temperature.at(progress.step / training.settled))
+            temperature = torch.tensor(config.train.temperature.at(progress.step / training.first_nearest))
             noise, stage = Noise.of(config.train.seed, progress.step), training.stage
             signals = [items.signal(next(batches), fabric.device) for _ in parts]
             try:
-                if progress.step == training.alone:
+                if progress.step == training.first_quantized:
                     start_codebooks(training, order)
                 outs = gradients(training, signals, temperature, [noise._replace(samples=part.start) for part in parts], stage)
             except Unusable as error:
                 raise broken(str(error), progress.step + 1) from error
-            if progress.step == training.settled:
+            if progress.step == training.first_nearest:
                 let_rest(training)
             descend(training)
             if stage != "alone":
@@ -121,7 +121,8 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
                 save(training)
             if stop.asked_anywhere(fabric) and progress.step < total:
                 save(training)
-                screen.say(f"stopped at step {progress.step} of {total}; the same command with --resume goes on from there")
+                unstarted = ", and codebooks have not started yet" if progress.step <= training.first_quantized else ""
+                screen.say(f"stopped at step {progress.step} of {total}{unstarted}; the same command with --resume goes on from there")
                 return False
     return True
 

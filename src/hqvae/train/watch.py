@@ -49,8 +49,9 @@ def log_step(training: Training, outs: Sequence[Elbo], temperature: float, scree
 def validate(training: Training, screen: Steps) -> None:
     """Measure on validation images; log it, with an alarm for every layer that collapsed or carries nothing; refresh the pictures."""
     fabric, config, run, step = training.fabric, training.config, training.run, training.progress.step
-    if step <= training.alone:
-        screen.say(f"no validation at step {step}: the autoencoder learns alone to step {training.alone}, nothing is quantized yet")
+    start = training.first_quantized
+    if step <= start:
+        screen.say(f"no validation at step {step}: the autoencoder learns alone to step {start}, nothing is quantized yet")
         return
     items, size = training.splits["validation"], max(1, config.batch_size // fabric.world_size)
     started = time.perf_counter()
