@@ -162,6 +162,13 @@ def test_a_stop_before_codebooks_start_says_so(step, says, pictures, tmp_path, m
     assert train(config, str(tmp_path / "r"), accelerator="cpu") is None
     said = capsys.readouterr().err
     assert f"stopped at step {step} of 8" in said and ("codebooks have not started" in said) == says
+    if says:  # and leaves no weights that would encode by codebooks of noise
+        with pytest.raises(InputError, match="before codebooks started"):
+            Run.open(tmp_path / "r").load_model()
+    else:
+        Run.open(tmp_path / "r").load_model()
+    monkeypatch.undo()
+    assert train(config, str(tmp_path / "r"), resume=True, accelerator="cpu") is not None
 
 
 @pytest.mark.parametrize("name", ["rsqvae", "hqvae", "rqvae"])

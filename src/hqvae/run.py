@@ -166,7 +166,9 @@ class Run:
     def load_model(self) -> HQVAE:
         """The weights, in evaluation mode. Raises InputError when there are none yet, or they are broken."""
         if not (self.path / "model.safetensors").is_file():
-            raise InputError(f"run {str(self.path)!r} has no weights yet: it was stopped before its first checkpoint")
+            raise InputError(
+                f"run {str(self.path)!r} has no weights yet: it was stopped before its first checkpoint, or before codebooks started"
+            )
         try:
             return HQVAE.from_pretrained(self.path)
         except Exception as error:  # safetensors raises its own class for broken files

@@ -212,7 +212,7 @@ def describe(training: Training) -> str:
 
 
 def save(training: Training) -> None:
-    """A checkpoint with all that the next step depends on, and the weights as they are evaluated."""
+    """A checkpoint with all that the next step depends on, and, once codebooks have started, the weights as they are evaluated."""
     fabric, progress = training.fabric, training.progress
     mine = torch.get_rng_state()
     generators = mine.new_zeros(fabric.world_size, len(mine))
@@ -220,7 +220,8 @@ def save(training: Training) -> None:
     generators = all_sum(generators)
     counts = [all_sum(usage.counts) for usage in progress.usage]
     if fabric.global_rank == 0:
-        training.run.save_model(training.evaluated)  # first: a run with its last checkpoint must have its weights
+        if progress.step > training.first_quantized:  # before it nothing can be encoded
+            training.run.save_model(training.evaluated)  # first: a run with its last checkpoint must have its weights
         training.run.save_checkpoint({
             "step": progress.step, "model": training.model.state_dict(), "optimizer": training.optimizer.state_dict(),
             "schedule": training.schedule.state_dict(), "average": training.average and training.average.state_dict(),
