@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# SQ-VAE or VQ-VAE on CIFAR-10 beside published numbers: docs/calibration.md.   bash experiments/calibration.sh DATA sqvae|vqvae [EPOCHS]
+# SQ-VAE or VQ-VAE on CIFAR-10 beside published numbers: docs/calibration.md.   bash experiments/calibration.sh DATA sqvae|vqvae [EPOCHS [KEY=VALUE …]]
 set -euo pipefail
 data=${1:?the folder with CIFAR-10 as train.parquet and test.parquet}
 preset=${2:?sqvae or vqvae}
-epochs=${3:-100}
+epochs=${3:-50}
 run=runs/calibration-$preset-$epochs
 settings="train.epochs=$epochs train.batch_size=32 train.lr=5e-3 train.warmup=500 train.lr_log_s2=10 train.log_every=500 train.validate_every=3000"
-[ "$preset" = sqvae ] && settings="$settings train.nearest=0.1"
 resume=$([ -d "$run" ] && echo --resume || true)
-hqvae train "$preset" --data "$data" --out "$run" $settings $resume
+hqvae train "$preset" --data "$data" --out "$run" $settings "${@:4}" $resume
 hqvae evaluate "$run"
 python experiments/summarise.py "$run" "experiments/calibration/$preset"
 python experiments/enlarged.py "$run" "experiments/calibration/$preset.enlarged.json"
