@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-FIGURES = {"rmse": ("RMSE", 2), "psnr": ("PSNR dB", 2), "ssim": ("SSIM", 4), "bits_per_dim": ("−ELBO bits/dim", 3)}
+FIGURES = {
+    "rmse": ("RMSE", 2), "psnr": ("PSNR dB", 2), "ssim": ("SSIM", 4), "bits_per_dim": ("−ELBO bits/dim", 3),
+    "bits_per_dim_nearest": ("by nearest codes", 3),
+}  # fmt: skip
 
 
 def estimate(value: dict[str, Any] | None, digits: int, sign: str = "") -> str:
@@ -21,11 +24,12 @@ def estimate(value: dict[str, Any] | None, digits: int, sign: str = "") -> str:
 def main(path: Path) -> None:
     report = json.loads(path.read_text())
     cased = any(row["case"] for row in report["rows"])
-    names = [*(["case"] if cased else []), "system", "seeds", *(name for name, _ in FIGURES.values()),
+    shown = {key: kind for key, kind in FIGURES.items() if all(key in row["figures"] for row in report["rows"])}
+    names = [*(["case"] if cased else []), "system", "seeds", *(name for name, _ in shown.values()),
              f"Δ RMSE to {report['reference']}", "perplexity of each layer", "images/s"]  # fmt: skip
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
     for row in report["rows"]:
-        figures = [estimate(row["figures"][key], digits) for key, (_, digits) in FIGURES.items()]
+        figures = [estimate(row["figures"][key], digits) for key, (_, digits) in shown.items()]
         cells = [*([row["case"]] if cased else []), row["system"], str(len(row["seeds"])), *figures, estimate(row["difference"], 2, "+"),
                  " ".join(f"{layer['perplexity']['mean']:.0f}" for layer in row["layers"]),
                  f"{row['figures']['images_per_second']['mean']:.0f}"]  # fmt: skip
