@@ -10,7 +10,7 @@ from typing import Any
 
 FIGURES = {
     "rmse": ("RMSE", 2), "psnr": ("PSNR dB", 2), "ssim": ("SSIM", 4), "bits_per_dim": ("−ELBO bits/dim", 3),
-    "bits_per_dim_nearest": ("by nearest codes", 3),
+    "bits_per_dim_nearest": ("by nearest", 3),
 }  # fmt: skip
 
 

@@ -162,7 +162,7 @@ def print_report(report: Report, title: str) -> None:
         "LPIPS": _or_none(m.lpips, 4),
         "rFID": _or_none(m.rfid, 2),
         "−ELBO bits/dim": f"{m.bits_per_dim:.3f}",
-        "by nearest codes": f"{m.bits_per_dim_nearest:.3f}",
+        "by nearest": f"{m.bits_per_dim_nearest:.3f}" if m.bits_per_second is None else None,  # sounds have enough columns
         "rate bits/pixel": f"{m.bits_per_pixel:.4f}" if m.bits_per_second is None else None,
         "rate bits/s": _or_none(m.bits_per_second, 0),
     }

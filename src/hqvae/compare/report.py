@@ -43,7 +43,7 @@ _FIGURES = {
     "RMSE": ("rmse", None), "PSNR dB": ("psnr", 2), "SSIM": ("ssim", 4), "LPIPS": ("lpips", 4), "rFID": ("rfid", 2),
     "SI-SDR dB": ("si_sdr", 2), "STFT distance": ("stft_distance", 3), "mel distance": ("mel_distance", 3),
     "log-mel RMSE": ("log_mel_rmse", 3),
-    "bits/dim": ("bits_per_dim", 3), "by nearest codes": ("bits_per_dim_nearest", 3), "images/s": ("images_per_second", 0),
+    "bits/dim": ("bits_per_dim", 3), "by nearest": ("bits_per_dim_nearest", 3), "images/s": ("images_per_second", 0),
 }  # fmt: skip
 
 

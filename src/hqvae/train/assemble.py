@@ -165,7 +165,7 @@ def make_schedule(
 
     def rate(step: int) -> float:
         rising, turn = min(1.0, (step + 1) / (config.warmup + 1)), first_nearest(config, total)
-        done = step / turn if step < turn else min(1.0, (step - turn) / max(1, total - turn))
+        done = min(1.0, step / turn) if step < turn or turn == total else min(1.0, (step - turn) / (total - turn))
         return rising * (0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
