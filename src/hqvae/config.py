@@ -45,7 +45,7 @@ class TrainConfig:
         ema: decay of an average of the weights that is evaluated and saved in their place, None for none
         unquantized: share of the run, at most half, in which the autoencoder learns alone; codebooks and s² start after it
         nearest: share of the run, at most half, at whose end decoder and codebooks learn from the nearest codes while the encoder rests;
-            the learning rate falls by its schedule once before it and once in it
+            the learning rate of `cosine` falls once before it and once in it
         temperature: of the relaxed samples
         compile: use torch.compile
         tensorboard: also write TensorBoard events (needs the extra of that name)

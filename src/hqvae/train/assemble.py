@@ -165,7 +165,8 @@ def make_schedule(
 
     def rate(step: int) -> float:
         rising, turn = min(1.0, (step + 1) / (config.warmup + 1)), first_nearest(config, total)
-        done = min(1.0, step / turn) if step < turn or turn == total else min(1.0, (step - turn) / (total - turn))
+        begin, end = (0, turn) if step < turn or turn == total else (turn, total)
+        done = min(1.0, (step - begin) / (end - begin))
         return rising * (0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
