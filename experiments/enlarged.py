@@ -15,14 +15,15 @@ import torch
 from PIL import Image
 
 from hqvae.data import in_order, open_data
+from hqvae.metrics import psnr
 from hqvae.run import Run
 
 _SIDE = 256
 
 
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Of 8-bit pictures, dB."""
-    return float(-10 * np.log10(np.mean((one / 255.0 - other / 255.0) ** 2)))
+def apart(one: np.ndarray, other: np.ndarray) -> float:
+    """PSNR of 8-bit pictures, dB."""
+    return float(psnr(torch.tensor([np.mean((one / 127.5 - other / 127.5) ** 2)])))
 
 
 def enlarged(picture: np.ndarray) -> np.ndarray:
@@ -38,7 +39,7 @@ def main(path: Path, out: Path) -> None:
     for batch in in_order(items, 100):
         x = items.signal(batch)
         pictures = [((y.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).numpy() for y in (x, model(x).reconstruction)]
-        found += [(psnr(one, other), psnr(enlarged(one), enlarged(other))) for one, other in zip(*pictures)]
+        found += [(apart(one, other), apart(enlarged(one), enlarged(other))) for one, other in zip(*pictures)]
     own, large = np.mean(found, axis=0)
     figures = {"images": len(found), "psnr": float(own), f"psnr_at_{_SIDE}": float(large)}
     out.write_text(json.dumps(figures, indent=1) + "\n")
