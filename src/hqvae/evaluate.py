@@ -10,6 +10,7 @@ import torch
 
 from hqvae.config import to_dict
 from hqvae.data import SPLITS, DataConfig, Items, SoundConfig, Sounds, in_order, open_data
+from hqvae.device import pick_device
 from hqvae.errors import InputError, nearest_name
 from hqvae.measure import Finding, Measures, findings, measure
 from hqvae.model import HQVAE
@@ -115,14 +116,6 @@ def evaluate(
     if isinstance(items, Sounds):
         save_sounds(opened, items, rows)
     return report
-
-
-def pick_device(accelerator: str) -> torch.device:
-    if accelerator not in ("auto", "cpu", "cuda"):
-        raise InputError(f"accelerator {accelerator!r} does not exist; {nearest_name(accelerator, ('auto', 'cpu', 'cuda'))}")
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise InputError("accelerator 'cuda' was asked for, but this machine has no CUDA device; expected auto or cpu")
-    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @torch.no_grad()

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 from hqvae.data import Items, open_data
-from hqvae.errors import InputError, nearest_name
+from hqvae.device import pick_device
+from hqvae.errors import InputError
 from hqvae.screen import Steps
 
 from .jobs import Folder, Grid, Machine
 from .report import Place, print_tables, write_report
 from .spec import Entry, Spec, entries, read_spec
-
-ACCELERATORS = ("auto", "cpu", "cuda")
 
 __all__ = ["Entry", "Machine", "Spec", "compare", "entries", "read_spec"]
 
@@ -30,8 +29,7 @@ def compare(spec: Spec, data: str, out: str, machine: Machine = Machine()) -> li
     for name, count in (("jobs", machine.jobs), ("devices", machine.devices)):
         if count < 1:
             raise InputError(f"{name}={count}: expected at least 1")
-    if machine.accelerator not in ACCELERATORS:
-        raise InputError(f"accelerator {machine.accelerator!r} does not exist; {nearest_name(machine.accelerator, ACCELERATORS)}")
+    pick_device(machine.accelerator)
     if Path(out).is_file():
         raise InputError(f"--out {out!r} is a file; expected a folder")
     grid = entries(spec, data)
