@@ -85,6 +85,7 @@ def test_what_is_no_comparison_is_refused_before_anything_is_written(case, data,
         (["nowhere.yaml"], "'nowhere.yaml' does not exist"),
         (["{spec}", "--seeds", "3"], "seeds=3: the spec has 2"),
         (["{spec}", "--split", "tset"], "split 'tset' does not exist; did you mean 'test'"),
+        (["{spec}", "--only", "VQ-VAE"], "'VQ-VAE' is no system or case of the spec; did you mean 'VQ'"),
         (["{spec}", "--jobs", "0"], "jobs=0"),
         (["{spec}", "train.stepz=1"], "did you mean 'steps'"),
         (["{spec}", "train.seed=1"], "train.seed cannot be set in a comparison, which has seeds for it"),
@@ -117,6 +118,18 @@ def test_files_that_are_no_spec_are_refused(tmp_path):
 def test_settings_of_the_command_win_over_those_of_the_system(tmp_path, data):
     spec = read_spec(written(tmp_path, cases={"a": {"train.lr": 0.5}})).narrowed(None, 1, ["train.lr=0.25", "train.steps=9"])
     assert {(e.config.train.lr, e.config.train.steps, e.config.train.seed) for e in entries(spec, data)} == {(0.25, 9, 0)}
+
+
+def test_only_what_is_named_is_compared(tmp_path, data):
+    spec = read_spec(written(tmp_path, cases={"a": {}, "b": {"train.steps": 5}}, reference="SQ"))
+
+    def grid(*only):
+        return [(e.case, e.system) for e in entries(spec.narrowed(seeds=1, only=only), data)]
+
+    assert grid() == [("a", "SQ"), ("a", "VQ"), ("b", "SQ"), ("b", "VQ")]
+    assert grid("VQ") == [("a", "VQ"), ("b", "VQ")] and spec.narrowed(only=["VQ"]).ours == "VQ"
+    assert grid("b") == [("b", "SQ"), ("b", "VQ")] and spec.narrowed(only=["b"]).ours == "SQ"
+    assert grid("a", "VQ") == [("a", "VQ")]
 
 
 # ------------------------------------------------------------------------------------------------ statistics

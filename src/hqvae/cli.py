@@ -152,7 +152,8 @@ def doctor(run: str, *, data: str | None = None, split: str = "test", limit: int
 @app.command
 def compare(
     spec: str, *settings: Annotated[str, Parameter(allow_leading_hyphen=False)], data: str = "photos", out: str, split: str | None = None,
-    seeds: int | None = None, jobs: int = 1, accelerator: str = "auto", devices: int = 1,
+    seeds: int | None = None, only: Annotated[tuple[str, ...], Parameter(negative=())] = (), jobs: int = 1, accelerator: str = "auto",
+    devices: int = 1,
 ) -> int:  # fmt: skip
     """Train several systems with several seeds at equal rate; prints tables, writes OUT/report.html.
 
@@ -163,6 +164,8 @@ def compare(
         hqvae compare experiments/residual.yaml --data cifar10/ --out runs/residual
 
         hqvae compare my.yaml --data ~/pictures --out runs/mine --split validation --seeds 1 train.steps=500
+
+        hqvae compare experiments/depth.yaml --data cifar10/ --out runs/depth --only RSQ-VAE --only "L = 1" --only "L = 2"
 
     Parameters
     ----------
@@ -178,6 +181,8 @@ def compare(
         Images that the figures are of; what the spec says when not given. Tune on validation, read test once.
     seeds
         Only the first so many of the spec's seeds.
+    only
+        A system or case of the spec, once for each that is wanted; the report is then of these.
     jobs
         Runs at a time, each on GPUs of its own where there are several.
     accelerator
@@ -188,7 +193,7 @@ def compare(
     from hqvae.compare import Machine, read_spec
     from hqvae.compare import compare as run_comparison
 
-    chosen = read_spec(spec).narrowed(split, seeds, settings)
+    chosen = read_spec(spec).narrowed(split, seeds, settings, only)
     missing = run_comparison(chosen, data, out, Machine(accelerator, devices, jobs))
     print(f"{out}/report.html, {out}/report.json")
     for sentence in missing:

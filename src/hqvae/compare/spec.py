@@ -77,8 +77,11 @@ class Spec:
         """The name of the system that the others are measured against."""
         return self.reference or next(iter(self.systems))
 
-    def narrowed(self, split: str | None, seeds: int | None, settings: Sequence[str] = ()) -> "Spec":
-        """This spec on another split, with its first `seeds` seeds only, with `key=value` settings over all others.
+    def narrowed(
+        self, split: str | None = None, seeds: int | None = None, settings: Sequence[str] = (), only: Sequence[str] = ()
+    ) -> "Spec":
+        """This spec on another split, with its first `seeds` seeds, `key=value` settings over all others, and of its systems and of
+        its cases only those that `only` names (all where it names none).
 
         Raises InputError where that cannot be.
         """
@@ -86,7 +89,17 @@ class Spec:
             raise InputError(f"split {split!r} does not exist; {nearest_name(split, SPLITS)}")
         if seeds is not None and not 1 <= seeds <= len(self.seeds):
             raise InputError(f"seeds={seeds}: the spec has {len(self.seeds)}; expected 1 to {len(self.seeds)}")
-        return replace(self, split=cast(Any, split or self.split), seeds=self.seeds[:seeds], last=tuple(settings))
+        for name in only:
+            if name not in self.systems and name not in self.cases:
+                raise InputError(
+                    f"{name!r} is no system or case of the spec; {nearest_name(name, filter(None, [*self.systems, *self.cases]))}"
+                )
+        systems = {name: system for name, system in self.systems.items() if name in only} or self.systems
+        cases = {name: case for name, case in self.cases.items() if name in only} or self.cases
+        return replace(
+            self, split=cast(Any, split or self.split), seeds=self.seeds[:seeds], last=tuple(settings), systems=systems, cases=cases,
+            reference=self.reference if self.reference in systems else "",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
