@@ -26,12 +26,16 @@ def main(path: Path) -> None:
     cased = any(row["case"] for row in report["rows"])
     shown = {key: kind for key, kind in FIGURES.items() if all(key in row["figures"] for row in report["rows"])}
     names = [*(["case"] if cased else []), "system", "seeds", *(name for name, _ in shown.values()),
-             f"Δ RMSE to {report['reference']}", "perplexity of each layer", "images/s"]  # fmt: skip
+             f"Δ RMSE to {report['reference']}", "perplexity of each layer", "least used layer: codes ever chosen",
+             "images/s"]  # fmt: skip
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
     for row in report["rows"]:
-        figures = [estimate(row["figures"][key], digits) for key, (_, digits) in shown.items()]
-        cells = [*([row["case"]] if cased else []), row["system"], str(len(row["seeds"])), *figures, estimate(row["difference"], 2, "+"),
-                 " ".join(f"{layer['perplexity']['mean']:.0f}" for layer in row["layers"]),
+        finer = row["figures"]["rmse"]["mean"] < 2  # of log magnitudes
+        figures = [estimate(row["figures"][key], digits + (finer and key == "rmse")) for key, (_, digits) in shown.items()]
+        cells = [*([row["case"]] if cased else []), row["system"], str(len(row["seeds"])), *figures,
+                 estimate(row["difference"], 2 + finer, "+"),
+                 " ".join(f"{layer['perplexity']['mean']:.{int(layer['codebook_size'] < 16)}f}" for layer in row["layers"]),
+                 f"{row['figures']['used_share']['mean']:.0%}",
                  f"{row['figures']['images_per_second']['mean']:.0f}"]  # fmt: skip
         print(f"| {' | '.join(cells)} |")
     print("\n" + "\n".join(f"- {verdict}" for verdict in report["verdicts"]))

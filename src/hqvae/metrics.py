@@ -50,7 +50,7 @@ class Mean:
 
 
 def stft_distance(x: Float[Tensor, "B T"], x_hat: Float[Tensor, "B T"], rate: int) -> Float[Tensor, "B"]:
-    """Multi-resolution STFT distance: the mean over windows of about 23, 46 and 93 ms of spectral convergence and log difference,
+    """Multi-resolution STFT distance: over windows half, once and twice `mel_setting`'s, the mean of convergence and log difference,
 
     ‖|X| − |X̂|‖ / ‖|X|‖  +  mean |ln|X| − ln|X̂||,  magnitudes from 1e-5 on  (Yamamoto, Song and Kim, ICASSP 2020, equations 4 to 6).
     """

@@ -51,7 +51,8 @@ def log_mel(
 
 
 def mel_setting(rate: int) -> dict[str, Any]:
-    """How sounds of a rate are seen where people compare them: 80 mel bands to 8 kHz, windows of about 46 ms (1024 at 22.05 kHz)."""
+    """How sounds of a rate are seen where people compare them: 80 mel bands to 8 kHz, windows of 1024
+    at 22.05 kHz (46 ms), elsewhere of the power of two next to that (1024 at 16 kHz: 64 ms)."""
     n_fft = max(16, 2 ** round(math.log2(rate * 1024 / 22050)))
     return {"n_fft": n_fft, "hop": n_fft // 4, "mels": min(80, n_fft // 8), "low": 0.0, "high": min(8000.0, rate / 2)}
 
