@@ -1,7 +1,9 @@
 """Data: where images come from, how they are decoded and cut, and in which order they are dealt."""
 
+import errno
 import io
 import itertools
+import os
 import pickle
 import re
 
@@ -72,11 +74,29 @@ def folders(root, train, test):
     return root
 
 
+def tables_at(root, train, test):
+    table(root / train, TRAIN, True)
+    table(root / test, TEST, True)
+    return root
+
+
+def links(root, kept):
+    root.mkdir()
+    for name, folder_kept in (("train", "a"), ("test", "b")):
+        (root / name).symlink_to(kept / folder_kept)
+    (kept / "a" / "again").symlink_to(kept / "a")  # a circle
+    return root
+
+
 SPLIT_SOURCES = {
     "folders": lambda tmp: folders(tmp / "d", "train", "test"),
     "folders by other names": lambda tmp: folders(tmp / "d", "Training", "testing"),
     "tables of structs": lambda tmp: tables(tmp / "d", True),
     "tables of bytes": lambda tmp: tables(tmp / "d", False),
+    "tables in folders": lambda tmp: tables_at(tmp / "d", "default/train/0000.parquet", "default/test/0000.parquet"),
+    "tables with a name before": lambda tmp: tables_at(tmp / "d", "gray-10-train.parquet", "gray-10-test.parquet"),
+    "shards with a name before": lambda tmp: tables_at(tmp / "d", "gray-train-00000-of-00001.parquet", "gray_test_0.parquet"),
+    "links to folders": lambda tmp: links(tmp / "d", folders(tmp / "kept", "a", "b")),
     "npz": lambda tmp: npz(tmp / "d.npz", x_train=TRAIN, x_test=TEST),
     "npz by other names": lambda tmp: npz(tmp / "d.npz", train_images=TRAIN, test_images=TEST),
 }
@@ -544,10 +564,47 @@ def test_a_subset_reads_what_it_names():
 
 
 def test_hidden_files_are_no_data(tmp_path):
-    for name in ("a.png", "b.png", "c.png", "d.png", ".hidden.png"):
+    for name in ("a.png", "b.png", "c.png", "d.png", ".hidden.png", ".thumbnails/a.png", "e/.cache/f/a.png"):
         write(tmp_path / "d" / name, noise(8, 8))
-    names = open_source(str(tmp_path / "d"), None, None)
-    assert not any(".hidden" in name for collection in names.values() for name in collection.names)
+    found = open_source(str(tmp_path / "d"), None, None)
+    assert list(found["train"].names) == ["a.png", "b.png", "c.png", "d.png"]
+
+
+def test_a_folder_called_like_the_built_in_photographs_is_not_passed_over(tmp_path, monkeypatch):
+    write(tmp_path / "photos" / "a.png", noise(8, 8))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=re.escape("write ./photos")):
+        open_source("photos", None, None)
+    assert list(open_source("./photos", None, None)["train"].names) == ["a.png"]
+
+
+def test_contents_change_where_files_do(tmp_path):
+    before, same = (opened(folder(tmp_path / "d", TRAIN))[1].contents for _ in range(2))
+    assert before == same and before["test"].startswith("1 items, ") and before["train"].startswith("10 items, ")
+    write(tmp_path / "d" / "class0" / "more.png", solid(7))
+    assert all(opened(tmp_path / "d")[1].contents[name] != before[name] for name in before if name != "validation")
+
+
+def test_many_broken_files_do_not_use_up_the_files_a_process_may_open(tmp_path):
+    resource = pytest.importorskip("resource")
+    whole = png(noise(16, 16))
+    for i in range(300):
+        write(tmp_path / "d" / f"{i:03d}.png", whole if i % 4 == 3 else whole[: len(whole) // 2])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 60, hard))
+    try:
+        images = Images(open_source(str(tmp_path / "d"), None, None)["train"], DataConfig(size=16), 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(images) == 75
+
+
+def test_a_program_that_may_open_no_more_files_does_not_blame_them(tmp_path):
+    def read(i):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.raises(OSError, match="Too many"):
+        Images(Collection(["a"], read), DataConfig(size=8), 3)
 
 
 def test_numpy_s_advice_to_load_unsafely_is_not_passed_on(tmp_path):

@@ -1,6 +1,7 @@
 """From the command: a folder of pictures in, a run, a table, a diagnosis and pictures out."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -62,6 +63,26 @@ def test_the_same_command_gives_the_same_report(folder, tmp_path, capsys):
         assert main(["evaluate", str(tmp_path / name), "--accelerator", "cpu"]) == 0
         reports.append(json.loads((tmp_path / name / "report" / "report.json").read_text()))
     assert reports[0] == reports[1]
+
+
+def test_data_that_has_grown_is_not_taken_for_the_same(folder, tmp_path, capsys, caplog):
+    grown, run = tmp_path / "pictures", str(tmp_path / "run")
+    shutil.copytree(folder, grown)
+    words = ["train", "vqvae", "--data", str(grown), "--out", run, "--accelerator", "cpu", "model.net.widths=[8]", "data.size=16",
+             "train.batch_size=8", "train.steps=2"]  # fmt: skip
+    assert main(words) == 0
+    assert main(["evaluate", run, "--accelerator", "cpu"]) == 0
+    assert "has changed" not in caplog.text
+    for i in range(9):
+        shutil.copy(grown / "1.png", grown / f"00{i}.png")
+    assert main(["evaluate", run, "--accelerator", "cpu"]) == 0
+    assert "has changed" in caplog.text and "may have been trained on" in caplog.text
+    caplog.clear()
+    assert main(["evaluate", run, "--data", folder, "--accelerator", "cpu"]) == 0  # of its own: nothing to compare with
+    assert "has changed" not in caplog.text
+    capsys.readouterr()
+    assert main([*words, "--resume"]) == 2
+    assert "the train split of" in capsys.readouterr().err
 
 
 def test_built_in_photographs_train(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import IMAGE_PRESETS
+from PIL import Image
 from safetensors.torch import load_file
 
 from hqvae.config import from_dict, override, preset
@@ -66,6 +67,7 @@ def test_every_preset_trains_and_leaves_a_whole_run(name, pictures, tmp_path):
     assert [entry["step"] for entry in run.entries("validation")] == [4, 8]
     saved = json.loads((run.path / "config.json").read_text())
     saved.pop("versions")
+    assert saved.pop("contents").keys() == {"train", "validation", "test"}
     assert from_dict(saved) == run.config
     model = run.load_model()
     assert model.encode(torch.zeros(1, 3, 16, 16))[0].shape == (1, 16 // model.stride, 16 // model.stride)
@@ -116,9 +118,9 @@ def test_resuming_is_bitwise(name, settings, pictures, tmp_path, monkeypatch):
     assert without_speed == [{k: v for k, v in e.items() if k != "images_per_second"} for e in resumed.entries("train")]
 
 
-def command(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "hqvae.cli", *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+def command(*arguments, group=False):
+    words, environment = [sys.executable, "-m", "hqvae.cli", *arguments], {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=group)
 
 
 def arguments_of(pictures, out, steps):
@@ -146,6 +148,23 @@ def test_a_killed_process_resumes_bitwise(how, pictures, tmp_path):
     assert resumed.wait(120) == 0, resumed.stderr.read()
     assert same(weights(Run.open(whole)), weights(Run.open(stopped)))
     assert not list(stopped.rglob("*.partial"))
+
+
+def test_ctrl_c_in_a_terminal_reaches_workers_that_decode_too(tmp_path):
+    """They are in the terminal's group; were they to die of it, the step that waits for them could not be finished."""
+    generator = np.random.default_rng(0)
+    for i in range(12):
+        (tmp_path / "d").mkdir(exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (900, 900, 3), dtype=np.uint8)).save(tmp_path / "d" / f"{i}.png")
+    words = arguments_of(str(tmp_path / "d"), tmp_path / "r", 5000)
+    process = command(*words, "data.cache_mb=0", "data.workers=2", "train.validate_every=5000", "train.validation_images=1", group=True)
+    log, deadline = tmp_path / "r" / "log.jsonl", time.time() + 100
+    while not log.exists() and time.time() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume" in errors, errors
+    assert Run.open(tmp_path / "r").load_checkpoint()["step"] >= 2
 
 
 @pytest.mark.parametrize(("step", "says"), [(4, True), (5, False)])

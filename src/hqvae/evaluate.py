@@ -1,8 +1,9 @@
 """A run and a split → distortion, rate, use and ablation of every layer: a table, `report/report.json`, a picture."""
 
 import hashlib
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from hqvae.run import Run, versions
 from hqvae.screen import table
 
 _PICTURES, _SOUNDS = 10, 3
+log = logging.getLogger("hqvae")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def evaluate(
     config = reading.data(opened.config.data, source, run)
     data, splits = open_data(config, model.config.channels, (reading.split,), model.config.axes)
     items = splits[reading.split]
+    if config == opened.config.data:
+        warn_of_change(opened, reading.split, splits.contents)
     if isinstance(data, SoundConfig):
         model.config.spectral.refuse_unfit(data.rate, items.shape[-1])
     perceptual = Perceptual.at_hand(device) if items.form.per_second is None else None  # of pictures
@@ -116,6 +120,17 @@ def evaluate(
     if isinstance(items, Sounds):
         save_sounds(opened, items, rows)
     return report
+
+
+def warn_of_change(run: Run, split: str, contents: Mapping[str, str]) -> None:
+    """Say so where the run's data has grown or shrunk, so that a split cut from it may hold what the run was trained on."""
+    changed = [name for name in ("train", split) if run.contents.get(name) not in (None, contents.get(name))]
+    if len(changed) == 2:
+        log.warning(
+            "%s has changed since run %s began (%s split: %s then, %s now): some of what is measured may have been trained on; "
+            "name data of its own with --data",
+            run.config.data.source, run.path, split, run.contents[split], contents.get(split),
+        )  # fmt: skip
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from hqvae.quantize import LOG_S2_RANGE, Noise
 COLLAPSED = 0.1  # a layer whose hard perplexity is below this share of K
 CARRIES_NOTHING = 0.01  # a layer whose shuffled codes raise the squared error by less than this share
 UNIFORM = 0.95  # a posterior whose entropy is above this share of log K
+_BLOCK = 64  # signals among which codes are shuffled, at least where there are so many
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class LayerMeasures:
     perplexity, used: of the nearest codes over the whole split
     entropy_bits: of the posterior P̂, mean per position
     rmse_after, psnr_after: when decoding from this layer and those before it
-    rmse_shuffled, psnr_loss: with this layer's codes drawn at random from its own histogram, all other layers' as they are
+    rmse_shuffled, psnr_loss: with this layer's codes shuffled over blocks of 64 signals or more, all other layers' as they are
     """
 
     level: int
@@ -93,15 +94,16 @@ def measure(
     """Measure a model (put into evaluation mode) on batches of signals; sums over the processes of a distributed run.
 
     `shuffle_images` limits the ablation, which costs one decoding per layer; everything else is over all images. `perceptual`, for
-    one process only, measures with networks of its own.
+    one process only, measures with networks of its own. Nothing depends on how the signals are cut into batches, beyond rounding.
     """
     model.eval()
     layers = [_LayerSums(layer.quantizer.codebook_size) for layer in model.layers]
     square, peak, structure, latent, drawn, terms, seen = Mean(), Mean(), Mean(), Mean(), Mean(), Mean(), 0
     wave = SoundQuality(round(form.per_second)) if model.config.axes == 1 and form.per_second else None
     views = [Mean() for _ in model.config.spectral.weights]
-    for number, x in enumerate(batches):
-        features, noise = model.features(x), Noise.of(seed, number)
+    ablation, noise = _Ablation(model, layers, seed, shuffle_images), Noise.of(seed, 0)
+    for x in batches:
+        features = model.features(x)
         out = model(x, features=features)
         error = _error(x, out.reconstruction)
         square.add(error)
@@ -116,14 +118,16 @@ def measure(
         if similar is not None:
             structure.add(similar)
         terms.add(out.fit.sum(1) - out.entropy.sum(1))
-        bound = model.bound(x, noise, features)
+        bound = model.bound(x, noise._replace(samples=seen), features)
         latent.add(bound.latent)
         drawn.add(bound.distortion / out.size)
         for index, sums in enumerate(layers):
-            _add_layer(sums, model, x, out.codes, index, error, noise.fold(index) if seen < shuffle_images else None)
+            _add_layer(sums, model, x, out.codes, index, error)
             sums.entropy.add(out.entropy[:, index] / out.codes[index][0].numel())
             sums.s2 = float(out.variance[index])
+        ablation.add(x, out.codes, error)
         seen += len(x)
+    ablation.finish()
     if not seen:
         raise ValueError("no signal to measure on")
     sigma2, points = drawn.value() + form.step**2 / 12, x[0, 0].numel()
@@ -147,23 +151,50 @@ def measure(
     )  # fmt: skip
 
 
-def _add_layer(sums: _LayerSums, model: HQVAE, x: Tensor, codes: Sequence[Tensor], index: int, error: Tensor, noise: Noise | None) -> None:
+def _add_layer(sums: _LayerSums, model: HQVAE, x: Tensor, codes: Sequence[Tensor], index: int, error: Tensor) -> None:
     sums.usage.add(codes[index])
     sums.positions = codes[index][0].numel()
     last = index == len(codes) - 1
     after = error if last else _error(x, model.decode(codes, layers=index + 1, size=x.shape[2:]))
     sums.after.add(after)
     sums.after_psnr.add(psnr(after))
-    if noise is None:
-        return
-    flat = codes[index].flatten()
-    generator = noise.generator()
-    shuffled = list(codes)
-    shuffled[index] = flat[torch.randperm(len(flat), generator=generator).to(flat.device)].view_as(codes[index])
-    worse = _error(x, model.decode(shuffled, size=x.shape[2:]))
-    sums.shuffled.add(worse)
-    sums.shuffled_psnr.add(psnr(worse))
-    sums.kept_psnr.add(psnr(error))
+
+
+class _Ablation:
+    """What is lost when a layer's codes are shuffled over a block of signals; blocks do not depend on the batches that come in."""
+
+    def __init__(self, model: HQVAE, layers: Sequence[_LayerSums], seed: int, limit: int):
+        self.model, self.layers, self.seed, self.room = model, layers, seed, limit
+        self.waiting: list[Tensor] = []  # signals, their errors, and the codes of every layer
+        self.at_once, self.blocks = 1, 0
+
+    def add(self, x: Tensor, codes: Sequence[Tensor], error: Tensor) -> None:
+        """A batch, until there have been `limit` signals."""
+        more = [part[: self.room] for part in (x, error, *codes)]
+        self.room, self.at_once = self.room - len(more[0]), max(self.at_once, len(x))
+        self.waiting = [torch.cat(pair) for pair in zip(self.waiting, more)] if self.waiting else more
+        while len(self.waiting[0]) >= 2 * _BLOCK:  # so that the last block is no small one
+            self._shuffle([part[:_BLOCK] for part in self.waiting])
+            self.waiting = [part[_BLOCK:] for part in self.waiting]
+
+    def finish(self) -> None:
+        if self.waiting and len(self.waiting[0]):
+            self._shuffle(self.waiting)
+
+    def _shuffle(self, block: Sequence[Tensor]) -> None:
+        x, error, *codes = block
+        noise, parts = Noise.of(self.seed, self.blocks), range(0, len(x), self.at_once)  # so many at once as fitted before
+        self.blocks += 1
+        for index, sums in enumerate(self.layers):
+            flat, shuffled = codes[index].flatten(), list(codes)
+            order = torch.randperm(len(flat), generator=noise.fold(index).generator()).to(flat.device)
+            shuffled[index] = flat[order].view_as(codes[index])
+            cut = [slice(start, start + self.at_once) for start in parts]
+            decoded = [self.model.decode([layer[part] for layer in shuffled], size=x.shape[2:]) for part in cut]
+            worse = _error(x, torch.cat(decoded))
+            sums.shuffled.add(worse)
+            sums.shuffled_psnr.add(psnr(worse))
+            sums.kept_psnr.add(psnr(error))
 
 
 def _layer_measures(model: HQVAE, index: int, sums: _LayerSums, form: Form) -> LayerMeasures:

@@ -1,6 +1,6 @@
 """Run: one folder = config + weights + checkpoints + log + report. The only place that knows its layout.
 
-    RUN/config.json            the whole config, versions
+    RUN/config.json            the whole config, versions, what the data's splits are made of
     RUN/model.safetensors      the weights that are evaluated
     RUN/checkpoints/*.pt       everything training needs to go on bitwise (tensors and plain values only)
     RUN/log.jsonl              one JSON object per log line
@@ -16,9 +16,10 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import numpy as np
@@ -38,8 +39,8 @@ KEPT_CHECKPOINTS = 2
 class Run:
     """A run's folder. Make one with `create`, `resume` or `open`."""
 
-    def __init__(self, path: Path, config: Config):
-        self.path, self.config = path, config
+    def __init__(self, path: Path, config: Config, contents: Mapping[str, str]):
+        self.path, self.config, self.contents = path, config, contents
 
     # ------------------------------------------------------------------------------------------------ opening
 
@@ -55,16 +56,16 @@ class Run:
             raise InputError(f"--out {str(path)!r} already holds {what} another folder")
 
     @classmethod
-    def create(cls, path: str | Path, config: Config) -> "Run":
-        """A new run. Raises InputError when the folder is already in use."""
+    def create(cls, path: str | Path, config: Config, contents: Mapping[str, str] = MappingProxyType({})) -> "Run":
+        """A new run; `contents` says what the data's splits are made of. Raises InputError when the folder is already in use."""
         cls.refuse_used(path)
         path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {str(path)!r} cannot be made: {error.strerror}") from error
-        run = cls(path, config)
-        run.write_json("config.json", {**to_dict(config), "versions": versions()})
+        run = cls(path, config, contents)
+        run.write_json("config.json", {**to_dict(config), "contents": dict(contents), "versions": versions()})
         return run
 
     @classmethod
@@ -83,15 +84,23 @@ class Run:
         if not isinstance(saved, dict):
             raise InputError(f"{path / 'config.json'} is no config: it holds {saved!r}")
         saved.pop("versions", None)
-        return cls(path, from_dict(saved))
+        contents = saved.pop("contents", {})  # runs of before 2026-11-22 have none
+        return cls(path, from_dict(saved), contents)
 
     @classmethod
-    def resume(cls, path: str | Path, config: Config) -> "Run":
-        """An existing run, to go on with this config. Raises InputError when it was made with another."""
+    def resume(cls, path: str | Path, config: Config, contents: Mapping[str, str] = MappingProxyType({})) -> "Run":
+        """An existing run, to go on with this config and data. Raises InputError when it was made with others."""
         run = cls.open(path)
         changed = difference(run.config, config)
         if changed:
             raise InputError(f"run {str(path)!r} was made with another config: {changed}")
+        for split in ("train", "validation"):
+            before, now = run.contents.get(split), contents.get(split)
+            if before and now and before != now:
+                raise InputError(
+                    f"the {split} split of {config.data.source!r} has changed since run {str(path)!r} began ({before} then, {now} now): "
+                    "put back what it was, or begin a new run"
+                )
         return run
 
     @contextmanager

@@ -1,5 +1,6 @@
 """Batches in an order that is a function of (seed, step) alone: resuming needs no state, and every process finds its share."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,12 +56,20 @@ class _Share:
 def training_batches(items: Items, order: Order, start: int, stop: int, parts: Sequence[slice]) -> Iterator[Shaped[Tensor, "B C *S"]]:
     """For each step from `start` to `stop`, the given parts of its global batch (one per accumulated batch of this process)."""
     workers = 0 if items.cache is not None else items.config.workers
+    generator = torch.Generator()  # their own, or to begin would move the global one, which some quantizers draw from
     return iter(
         torch.utils.data.DataLoader(
             items, sampler=_Share(order, start, stop, parts), batch_size=None, num_workers=workers,
-            prefetch_factor=4 if workers else None, pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if workers else None, pin_memory=torch.cuda.is_available(), generator=generator,
+            worker_init_fn=_leave_stopping_to_the_parent if workers else None,
         )
     )  # fmt: skip
+
+
+def _leave_stopping_to_the_parent(worker: int) -> None:
+    """A terminal's Ctrl-C and a scheduler's kill reach the whole group; the parent needs its workers to finish its step first."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def in_order(items: Items, batch: int, limit: int | None = None, rank: int = 0, world: int = 1) -> Iterator[Shaped[Tensor, "B C *S"]]:

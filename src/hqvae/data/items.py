@@ -1,9 +1,10 @@
 """One split of a data set, decoded as far as memory allows: what images and sounds share."""
 
+import errno
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -149,16 +150,21 @@ class Items(torch.utils.data.Dataset):
         raise InputError(f"no {self.medium.noun} of this split can be read any more")
 
     def _try_decode(self, i: int) -> np.ndarray | Exception:
-        try:
-            return self.decode(i)
-        except Exception as error:  # a broken file may raise anything from a decoder's plug-ins
-            return error
+        return _tried(self.decode, i)
 
     def _try_check(self, i: int) -> Any:
-        try:
-            return self.check(i)
-        except Exception as error:
-            return error
+        return _tried(self.check, i)
+
+
+def _tried(read: Callable[[int], Any], i: int) -> Any:
+    """What is read, or why it cannot be."""
+    try:
+        return read(i)
+    except Exception as error:  # a broken file may raise anything from a decoder's plug-ins
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # that is no fault of the file
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)  # whose frames would keep the file open
 
 
 def to_signal(batch: Shaped[Tensor, "B C *S"], device: torch.device | str = "cpu") -> Float[Tensor, "B C *S"]:

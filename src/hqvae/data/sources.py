@@ -6,6 +6,8 @@ A collection is a list of names and a way to read the i-th one. Splits that the 
 
 import csv
 import io
+import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -87,18 +89,21 @@ def open_source(
     """
     pictures = medium is IMAGE_MEDIUM
     path = Path(source).expanduser()
-    if held and (not path.is_dir() or any(path.rglob("*.parquet"))):
+    files = _files(path) if path.is_dir() else []
+    tables = [file for file in files if file.suffix == ".parquet"]
+    if held and (not path.is_dir() or tables):
         raise InputError(f"data {source!r} is no folder of files, so none of its sub-folders can be a split: {', '.join(held)}")
     if source == "photos":
+        if path.exists():
+            raise InputError("data 'photos' is the built-in photographs' name, and 'photos' is here too; write ./photos for the one here")
         if not pictures:
             raise InputError(f"data 'photos' holds images, and this preset is for {medium.noun}s; name a folder of them with --data")
         return _photos(size or 64)
     if path.is_dir():
-        tables = sorted(path.rglob("*.parquet"))
-        return _tables(tables, column, medium) if tables else _folder(path, medium, held or {})
+        return _tables(path, tables, column, medium) if tables else _folder(path, files, medium, held or {})
     if path.is_file():
         if path.suffix == ".parquet":
-            return _tables([path], column, medium)
+            return _tables(path.parent, [path], column, medium)
         if path.suffix == ".npz" and pictures:
             return _npz(path)
         kinds = "a folder, .parquet or .npz" if pictures else "a folder or .parquet"
@@ -107,6 +112,20 @@ def open_source(
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise InputError(f"data {source!r} does not exist; {nearest_name(path.name, [*beside, *['photos'] * pictures])}")
     return _hub(source, column, medium)
+
+
+def _files(root: Path) -> list[Path]:
+    """All files below a folder, sorted; links are followed, and hidden files and folders left out."""
+    found, entered = [], set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:  # a link to where we have been: once is enough, and a circle has no end
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        found += [path for path in (Path(folder, name) for name in names if name[0] != ".") if path.is_file()]
+    return sorted(found)
 
 
 def _could_be_hub(source: str) -> bool:
@@ -143,11 +162,11 @@ def split(
     return out
 
 
-def _folder(root: Path, medium: Medium, held: Mapping[str, str]) -> dict[str, Collection]:
+def _folder(root: Path, files: list[Path], medium: Medium, held: Mapping[str, str]) -> dict[str, Collection]:
     groups: dict[str, list[Path]] = {}
     named = {p.name: _SYNONYMS[p.name.lower()] for p in root.iterdir() if p.is_dir() and p.name.lower() in _SYNONYMS}
     listed = _listed(root / "metadata.csv")
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in medium.suffixes and p.is_file() and p.name[0] != "."):
+    for path in (file for file in files if file.suffix.lower() in medium.suffixes):
         folders = path.relative_to(root).parts[:-1]
         found = next((held[name] for name in folders if name in held), None)
         if listed and found is None:
@@ -187,14 +206,21 @@ def _listed(path: Path) -> dict[str, str]:
     return {str(row["file_name"]): _SYNONYMS[row["split"].strip().lower()] for row in rows}
 
 
-def _tables(paths: list[Path], column: str | None, medium: Medium) -> dict[str, Collection]:
+def _declared(path: Path) -> str:
+    """The split that a table's path says it is: by a folder, `test/0000.parquet`, or by the first or last word of its name,
+    `test-00000-of-00002.parquet`, `cifar10-test.parquet`; else train."""
+    words = [word for word in re.split(r"[-_.]", path.stem.lower()) if word and not word.isdigit() and word != "of"]
+    said = [*(part.lower() for part in path.parts[:-1]), *words[:1], *words[-1:]]
+    return next((_SYNONYMS[word] for word in said if word in _SYNONYMS), "train")
+
+
+def _tables(root: Path, paths: list[Path], column: str | None, medium: Medium) -> dict[str, Collection]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     groups: dict[str, list[Path]] = {}
     for path in paths:
-        stem = path.stem.lower().split("-")[0].split("_")[0]
-        groups.setdefault(_SYNONYMS.get(stem, "train"), []).append(path)
+        groups.setdefault(_declared(path.relative_to(root)), []).append(path)
     out = {}
     for name, files in groups.items():
         try:
@@ -206,7 +232,7 @@ def _tables(paths: list[Path], column: str | None, medium: Medium) -> dict[str, 
             raise InputError(f"{files[0]} cannot be read as Parquet: {first_line(error)}") from error
         if pa.types.is_struct(cells.type):
             cells = pa.chunked_array([chunk.field("bytes") for chunk in cells.chunks])
-        names = [f"{file.name} row {i}" for file, part in zip(files, parts) for i in range(len(part))]
+        names = [f"{file.relative_to(root)} row {i}" for file, part in zip(files, parts) for i in range(len(part))]
         out[name] = Collection(names, partial(_read_cell, medium, cells))
     return out
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from lightning.fabric import Fabric
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hqvae.config import Config, TrainConfig
-from hqvae.data import Items, Order
+from hqvae.data import Order, Splits
 from hqvae.errors import InputError, Unusable, first_line
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE
@@ -46,7 +47,7 @@ class Training:
     config: TrainConfig
     fabric: Fabric
     run: Run
-    splits: dict[str, Items]
+    splits: Splits
     total: int
     model: HQVAE
     wrapped: Any  # what Fabric makes of the model
@@ -100,15 +101,15 @@ def my_parts(config: TrainConfig, rank: int, world: int) -> list[slice]:
     return [slice((first + i) * size, (first + i + 1) * size) for i in range(config.accumulate)]
 
 
-def open_run(fabric: Fabric, config: Config, out: str, resume: bool) -> Run:
+def open_run(fabric: Fabric, config: Config, out: str, resume: bool, contents: Mapping[str, str]) -> Run:
     """The run's folder, made or taken up by the first process, which alone writes into it."""
     if fabric.global_rank == 0:
-        run = Run.resume(out, config) if resume else Run.create(out, config)
+        run = Run.resume(out, config, contents) if resume else Run.create(out, config, contents)
     fabric.barrier()
     return run if fabric.global_rank == 0 else Run.open(out)
 
 
-def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: dict[str, Items]) -> Training:
+def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: Splits) -> Training:
     """Weights, optimiser and schedules at step 0, features scaled on the first global batch: the same in every process."""
     settings = config.train
     items = splits["train"]
@@ -132,7 +133,7 @@ def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: dic
     wrapped, optimizer = fabric.setup(model, optimizer)
     usage = [Usage(layer.quantizer.codebook_size) for layer in model.layers]
     writer_of = tensorboard_writer() if settings.tensorboard else None
-    run = open_run(fabric, config, out, resume)
+    run = open_run(fabric, config, out, resume, splits.contents)
     writer = writer_of(str(run.path / "tensorboard")) if writer_of and fabric.global_rank == 0 else None
     schedule, progress = make_schedule(optimizer, settings, total), Progress(usage)
     return Training(settings, fabric, run, splits, total, model, wrapped, optimizer, schedule, average, progress, writer)

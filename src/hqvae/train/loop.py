@@ -19,7 +19,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from hqvae.config import Config
-from hqvae.data import Items, Order, SoundConfig, open_data, training_batches
+from hqvae.data import Order, SoundConfig, Splits, open_data, training_batches
 from hqvae.errors import InputError, Unusable
 from hqvae.objective import Elbo, Stage
 from hqvae.quantize import DataStart, Noise
@@ -58,7 +58,7 @@ def train(config: Config, out: str, resume: bool = False, accelerator: str = "au
         return training.run if loop(training, config, parts) else None
 
 
-def refuse_unfit(config: Config, splits: dict[str, Items], processes: int) -> None:
+def refuse_unfit(config: Config, splits: Splits, processes: int) -> None:
     """Raises InputError where model, data and processes do not go together."""
     stride, shape, noun = config.model.levels[0].stride, splits["train"].shape[1:], splits["train"].medium.noun
     if stride > min(shape):
