@@ -172,6 +172,8 @@ def test_a_missing_seed_is_left_out_of_the_pairs(tmp_path):
     results = [result("SQ", 0, 1.0), result("VQ", 0, 3.0), result("VQ", 1, 100.0)]
     rows = summarise(read_spec(written(tmp_path)), results)
     assert [row.seeds for row in rows] == [(0,), (0, 1)] and rows[1].difference == Estimate(2.0, None, 1)
+    said = verdicts(read_spec(written(tmp_path)), rows)[0]
+    assert "VQ +2.00" in said and "one seed" in said
 
 
 # ------------------------------------------------------------------------------------------------ runs

@@ -298,3 +298,13 @@ def test_a_standalone_quantizer_is_the_models_own():
     quantizer.load_state_dict(model.layers[0].quantizer.state_dict())
     out = model(signals())
     assert torch.equal(quantizer(out.z_e[0]).codes, out.codes[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_a_model_that_is_cast_as_a_whole_trains(member, dtype):
+    model, x = member.to(dtype).train(), signals().to(dtype)
+    out = model(x, 0.7, Noise(1))
+    out.loss.backward()
+    model.update(out.z_e, out.codes, Noise(2))
+    assert out.loss.isfinite() and out.reconstruction.dtype == dtype
+    assert model.eval()(x).reconstruction.dtype == dtype

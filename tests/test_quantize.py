@@ -342,12 +342,13 @@ def test_averages_move_in_place():
     assert {name: buffer.data_ptr() for name, buffer in quantizer.named_buffers()} == places
 
 
-def test_rows_and_codes_pool_layers_in_order():
+def test_rows_and_codes_pool_layers_sample_by_sample():
     z = [features((2, DIM, 3, 2)).requires_grad_(), features((2, DIM, 3, 2), seed=2)]
     codes = [torch.arange(12).reshape(2, 3, 2), torch.arange(12, 24).reshape(2, 3, 2)]
     rows, flat = rows_and_codes(z, codes)
-    assert torch.equal(flat, torch.arange(24)) and rows.shape == (24, DIM) and not rows.requires_grad
-    assert torch.equal(rows[13], z[1][0, :, 0, 1])
+    assert flat.tolist() == [*range(6), *range(12, 18), *range(6, 12), *range(18, 24)]
+    assert rows.shape == (24, DIM) and not rows.requires_grad
+    assert torch.equal(rows[7], z[1][0, :, 0, 1]) and torch.equal(rows[13], z[0][1, :, 0, 1])
 
 
 @pytest.mark.parametrize("kind", ["data", "restart", "ema-data"])
@@ -464,6 +465,30 @@ def test_as_triple_takes_channels_last(quantizer, shape, training):
         torch.testing.assert_close(loss, missed / (2 * quantizer.variance) - out.entropy.mean())
     (gradient,) = torch.autograd.grad(loss, z)
     assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("shape", [(40, DIM), (2, 5, 4, DIM)], ids=str)
+def test_as_triple_moves_a_codebook_of_averages(shape):
+    z, quantizer = features(shape), EMAQuantizer(DIM, 4, EMAConfig(decay=0.5))
+    quantize = AsTriple(quantizer)
+    before, (_, indices, _) = quantizer.codebook.clone(), quantize(z)
+    assert quantize.update(z, indices) == 0 and not torch.equal(quantizer.codebook, before)
+    twin = EMAQuantizer(DIM, 4, EMAConfig(decay=0.5))
+    for name, values in twin.state_dict().items():
+        values.copy_(before if name != "counts" else torch.ones(4))
+    twin.update(z.reshape(-1, DIM), indices.reshape(-1), Noise(1))
+    assert torch.equal(twin.codebook, quantizer.codebook)
+    stochastic = StochasticQuantizer(DIM, 4)
+    before = stochastic.codebook.clone()
+    assert AsTriple(stochastic).update(z, indices) == 0 and torch.equal(stochastic.codebook, before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("whole", [True, False], ids=["module too", "input only"])
+def test_as_triple_gives_back_the_dtype_it_got(quantizer, whole, training):
+    quantize, z = AsTriple(quantizer).train(training), features((2, 9, DIM)).bfloat16()
+    quantized, _, loss = (quantize.bfloat16() if whole else quantize)(z)
+    assert quantized.dtype == torch.bfloat16 and loss.isfinite()
 
 
 @pytest.mark.parametrize("log_s2", [-300.0, 300.0])

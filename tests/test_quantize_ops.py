@@ -271,9 +271,12 @@ def test_an_error_in_a_thread_comes_out_and_every_part_runs_once():
 
 @pytest.mark.not_kernels
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("verb", ["quantize", "assign"])
+@pytest.mark.parametrize("verb", ["quantize", "assign", "nearest", "sample"])
 def test_values_that_are_not_finite_are_refused_and_named(bad, verb):
-    call = {"quantize": lambda *leaves: ops.quantize(*leaves, 1.0, 5), "assign": ops.assign}[verb]
+    call = {
+        "quantize": lambda *leaves: ops.quantize(*leaves, 1.0, 5), "assign": ops.assign,
+        "nearest": lambda z, codebook, _: ops.nearest(z, codebook), "sample": lambda *leaves: ops.sample(*leaves, 5),
+    }[verb]  # fmt: skip
     for which, message in enumerate(["z has 2 of 50 rows", "the codebook has 1 of 7 rows"]):
         leaves = [leaf.detach().clone() for leaf in inputs(50, 7, 3, dtype=torch.float32)]
         leaves[which][[3, 20] if which == 0 else [3], 1] = bad
@@ -286,6 +289,8 @@ def test_distances_that_overflow_are_named():
     z, codebook, log_s2 = inputs(50, 7, 3, dtype=torch.float32)
     with pytest.raises(ValueError, match="overflow float32"):
         ops.quantize(z * 1e30, codebook * 1e30, log_s2, 1.0, 5)
+    with pytest.raises(ValueError, match="overflow float32"):
+        ops.nearest(z * 1e30, codebook)
 
 
 @pytest.mark.parametrize("shapes", [((5, 3), (7, 4)), ((5, 2, 3), (7, 3)), ((5,), (7, 3))], ids=str)

@@ -30,6 +30,7 @@ TINY = [
     "model.net.widths=[8]", "model.net.blocks=1", "data.size=16", "train.batch_size=8", "train.log_every=2", "train.validate_every=4",
     "train.validation_images=8", "train.steps=8",
 ]  # fmt: skip
+ROTATION = ["model.quantizer.kind=other", "model.quantizer.name=rotation"]
 
 
 @pytest.fixture(scope="session")
@@ -91,10 +92,12 @@ class Cut(Exception):
     [("hqvae", []), ("rqvae", ["model.quantizer.restart=true"]), ("sqvae2", ["train.ema=0.9", "train.schedule=plateau", "data.flip=true"]),
      ("rsqvae", ["train.accumulate=2", "model.progressive=0.5", "train.clip=1"]),
      ("hqvae", ["train.unquantized=0.3", "train.ema=0.9"]), ("rsqvae", ["train.unquantized=0.5", "train.accumulate=2"]),
-     ("sqvae2", ["train.nearest=0.4", "train.ema=0.9"])],
+     ("sqvae2", ["train.nearest=0.4", "train.ema=0.9"]), ("vqvae", [*ROTATION, "model.levels.0.codebook_size=64"])],
 )  # fmt: skip
 def test_resuming_is_bitwise(name, settings, pictures, tmp_path, monkeypatch):
     """N steps, an abrupt end after the checkpoint, resume, N steps = 2N steps: weights, optimiser, log."""
+    if settings[:2] == ROTATION:
+        pytest.importorskip("vector_quantize_pytorch", reason="their quantizers come with the extra compare")
     config = tiny(name, pictures, *settings)
     whole = train(config, str(tmp_path / "whole"), accelerator="cpu")
 
@@ -326,6 +329,32 @@ def test_alarm_entries_say_what_and_what_to_do(pictures, tmp_path):
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(pictures, tmp_path):
     with pytest.raises(InputError, match="not finite at step 2; start again"):
         train(tiny("sqvae", pictures, "train.lr=1e20", "train.precision=32-true"), str(tmp_path / "r"), accelerator="cpu")
+
+
+@pytest.mark.parametrize(("step", "asked"), [(5, True), (7, False)], ids=["asked to stop", "at a validation"])
+def test_weights_that_are_not_finite_are_never_saved(step, asked, pictures, tmp_path, monkeypatch):
+    """The loss of the step that broke them was fine still."""
+    descend = loop_module.descend
+
+    def broken(training):
+        descend(training)
+        if training.progress.step == step:
+            next(training.model.decoder.parameters()).data.fill_(math.nan)
+            if asked:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(loop_module, "descend", broken)
+    with pytest.raises(InputError, match=f"weights are not finite at step {step + 1}"):
+        train(tiny("vqvae", pictures), str(tmp_path / "r"), accelerator="cpu")
+    run = Run.open(tmp_path / "r")
+    assert run.load_checkpoint()["step"] == 4 and all(values.isfinite().all() for values in weights(run).values())
+
+
+def test_a_codebook_that_moves_in_every_pass_is_not_accumulated(pictures):
+    config = tiny("vqvae", pictures, *ROTATION, "train.accumulate=2")
+    _, images = open_data(config.data, 3, ("train", "validation"))
+    with pytest.raises(InputError, match=r"train\.accumulate=2: the codebook of model\.quantizer\.name=rotation"):
+        refuse_unfit(config, images, 1)
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 4), (4, 2)])

@@ -12,7 +12,7 @@ import torch
 from hqvae.config import to_dict
 from hqvae.data import SPLITS, DataConfig, Items, SoundConfig, Sounds, in_order, open_data
 from hqvae.device import pick_device
-from hqvae.errors import InputError, nearest_name
+from hqvae.errors import InputError, Unusable, nearest_name
 from hqvae.measure import Finding, Measures, findings, measure
 from hqvae.model import HQVAE
 from hqvae.perceptual import Perceptual
@@ -104,7 +104,10 @@ def evaluate(
         model.config.spectral.refuse_unfit(data.rate, items.shape[-1])
     perceptual = Perceptual.at_hand(device) if items.form.per_second is None else None  # of pictures
     batches = (items.signal(batch, device) for batch in in_order(items, reading.batch_size, reading.limit))
-    measures = measure(model, batches, items.form, shuffle_images, perceptual=perceptual)
+    try:
+        measures = measure(model, batches, items.form, shuffle_images, perceptual=perceptual)
+    except Unusable as error:
+        raise InputError(f"run {run!r} cannot be measured: {error}") from error
     found = findings(measures, model.config)
     weights = hashlib.sha256((opened.path / "model.safetensors").read_bytes()).hexdigest()
     protocol = {

@@ -102,10 +102,11 @@ def verdicts(spec: Spec, rows: Sequence[Row]) -> list[str]:
             continue
         prefix = f"{case}: " if case else ""
         others = [row for row in group.values() if row.difference is not None]
-        if len(spec.seeds) == 1 and others:
-            listed = ", ".join(f"{row.system} {apart(row.difference)}" for row in others)
+        once = [row for row in others if row.difference is not None and row.difference.count == 1]
+        if once:
+            listed = ", ".join(f"{row.system} {apart(row.difference)}" for row in once)
             said.append(f"{prefix}RMSE above that of {spec.ours}: {listed}; one seed, so nothing is known of chance.")
-            others = []
+            others = [row for row in others if row not in once]
         for words, fits in (
             ("has lower RMSE than", lambda d: d.clear and d.mean > 0),
             ("has higher RMSE than", lambda d: d.clear and d.mean < 0),

@@ -143,10 +143,10 @@ class AsTriple(nn.Module):
 
     The loss is a scalar in the quantizer's own unit, averaged over the first axis. With a `StochasticQuantizer` it is
     ‖z̃ − z‖²/2s² − H in nats per sample, to be added to a reconstruction loss in nats; with an `EMAQuantizer` it is β times the
-    mean squared commitment, and the caller also calls `quantizer.update(z, indices)` after the optimiser's step.
+    mean squared commitment, and the caller also calls `update(z, indices)` after the optimiser's step.
 
     >>> quantize = AsTriple(StochasticQuantizer(dim=64, codebook_size=512))
-    >>> quantized, indices, loss = quantize(torch.randn(2, 100, 64))
+    >>> quantized, indices, loss = quantize(torch.randn(2, 100, 64))  # quantized in the dtype of the input
     """
 
     def __init__(self, quantizer: Any):
@@ -159,4 +159,15 @@ class AsTriple(nn.Module):
         z_e = z.movedim(-1, 1)
         quantized = self.quantizer(z_e, temperature)
         loss = (self.quantizer.fit(z_e, [quantized]) - quantized.entropy).mean()
-        return quantized.z.movedim(1, -1), quantized.codes, loss
+        return quantized.z.movedim(1, -1).to(z.dtype), quantized.codes, loss
+
+    @torch.no_grad()
+    def update(self, z: Float[Tensor, "B *S D"], indices: Int[Tensor, "B *S"], noise: Noise | None = None) -> int:
+        """Move a codebook that learns by moving averages with what was quantized; returns how many codes were restarted.
+
+        `noise` (drawn from torch's generator when not given) chooses what they restart on. Nothing happens to a codebook that
+        learns by gradient.
+        """
+        if not hasattr(self.quantizer, "update"):
+            return 0
+        return self.quantizer.update(z.reshape(-1, z.shape[-1]), indices.reshape(-1), noise or Noise.draw())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hqvae.ranks import all_sum, rows_before_mine
 
-from .base import DataStart, NormalStart, Quantized, Quantizer, Start, rows_of
+from .base import DataStart, NormalStart, Quantized, Quantizer, Start
 from .noise import Noise
 
 _SMOOTHING = 1e-5  # Laplace smoothing of the counts, as in the VQ-VAE authors' code
@@ -108,7 +108,7 @@ class EMAQuantizer(Quantizer):
 
         Restart comes last and sets vector, count and sum together, so that the averages cannot overwrite it.
         """
-        gamma, rows = self.config.decay, z_e.float()
+        gamma, rows = self.config.decay, z_e.to(self.sums)
         used = all_sum(torch.bincount(codes, minlength=self.codebook_size).to(rows))
         self.counts.mul_(gamma).add_(used, alpha=1 - gamma)
         self.sums.mul_(gamma).add_(all_sum(torch.zeros_like(self.sums).index_add_(0, codes, rows)), alpha=1 - gamma)
@@ -132,5 +132,9 @@ class EMAQuantizer(Quantizer):
 
 
 def rows_and_codes(z_e: Sequence[Tensor], codes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """([N, D], [N]) of the layers that share one codebook, pooled, as `EMAQuantizer.update` takes them."""
-    return torch.cat([rows_of(z.detach()) for z in z_e]), torch.cat([c.flatten() for c in codes])
+    """([N, D], [N]) of the layers that share one codebook, pooled, as `EMAQuantizer.update` takes them.
+
+    Sample by sample, and only then layer by layer: the processes' rows one after the other are then those of one process.
+    """
+    rows = torch.cat([z.detach().movedim(1, -1).flatten(1, -2) for z in z_e], 1)
+    return rows.flatten(0, 1), torch.cat([c.flatten(1) for c in codes], 1).flatten()

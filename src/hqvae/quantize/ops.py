@@ -80,6 +80,11 @@ def _refuse_broken(figures: Tensor, z: Tensor, codebook: Tensor) -> None:
     raise Unusable("the distances between z and the codebook overflow float32; scale z down")
 
 
+def _size(values: Tensor) -> Tensor:
+    """A norm of all values, finite where they are and their squares are; codes alone would not tell."""
+    return torch.linalg.vector_norm(values) if values.device.type == "cpu" else values.new_zeros(())
+
+
 @cache
 def _kernels() -> ModuleType | None:
     try:
@@ -100,6 +105,7 @@ def _on(z: Tensor) -> ModuleType:
 @torch.library.custom_op("hqvae::nearest", mutates_args=())
 def _nearest(z: Tensor, codebook: Tensor) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
+        _refuse_broken(_size(z) + _size(codebook), z, codebook)
         return _on(z).nearest(z.contiguous(), codebook.contiguous())
 
 
@@ -124,6 +130,7 @@ def _(z, codebook, log_s2):
 @torch.library.custom_op("hqvae::sample", mutates_args=())
 def _sample(z: Tensor, codebook: Tensor, log_s2: Tensor, seed: Tensor, first_row: int) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
+        _refuse_broken(_size(z) + _size(codebook), z, codebook)
         return _on(z).sample(z.contiguous(), codebook.contiguous(), log_s2, _bits(z, codebook, seed, first_row))
 
 

@@ -70,6 +70,8 @@ class StochasticQuantizer(Quantizer):
         seed, first_row = self._place(z_e, noise or Noise.draw())
         z, entropy, codes = quantize(rows, self.codebook, self.log_s2, temperature, seed, first_row)
         codes = codes.reshape(z_e.shape[0], *z_e.shape[2:])
+        if torch.finfo(self.codebook.dtype).bits < 32:  # a model that is cast as a whole, and goes on in that; autocast casts by itself
+            z = z.to(self.codebook.dtype)
         return Quantized(grid_of(z, z_e), codes, entropy.reshape(len(z_e), math.prod(z_e.shape[2:])).sum(1), variance)
 
     def draw(self, z_e: Float[Tensor, "B D *S"], noise: Noise) -> Quantized:

@@ -21,6 +21,7 @@ from torch import Tensor
 from hqvae.config import Config
 from hqvae.data import Order, SoundConfig, Splits, open_data, training_batches
 from hqvae.errors import InputError, Unusable
+from hqvae.likelihood import MeanSquare
 from hqvae.objective import Elbo, Stage
 from hqvae.quantize import DataStart, Noise
 from hqvae.ranks import all_sum
@@ -74,6 +75,11 @@ def refuse_unfit(config: Config, splits: Splits, processes: int) -> None:
             f"train.unquantized={config.train.unquantized} leaves codebooks to start from features, and model.quantizer.start.kind=normal "
             "starts them from none; expected model.quantizer.start.kind=data, or train.unquantized=0"
         )
+    if config.train.accumulate > 1 and getattr(quantizer, "name", None) == "rotation":
+        raise InputError(
+            f"train.accumulate={config.train.accumulate}: the codebook of model.quantizer.name=rotation moves with every batch that is "
+            "passed through it, so accumulated ones are not one; expected train.accumulate=1"
+        )
     validated = min(len(splits["validation"]), config.train.validation_images)
     if validated < processes:
         raise InputError(
@@ -113,13 +119,14 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
             screen.move(progress.step)
             validated = progress.step % config.train.validate_every == 0 or progress.step == total
             if progress.step % config.train.log_every == 0 or validated:
-                refuse_broken(outs, progress.step)
+                refuse_broken(training, outs)
             if progress.step % config.train.log_every == 0 or progress.step == total:
                 log_step(training, outs, float(temperature), screen)
             if validated:
                 validate(training, screen)
                 save(training)
             if stop.asked_anywhere(fabric) and progress.step < total:
+                refuse_broken(training, outs)
                 save(training)
                 unstarted = ", and codebooks have not started yet" if progress.step <= training.first_quantized else ""
                 screen.say(f"stopped at step {progress.step} of {total}{unstarted}; the same command with --resume goes on from there")
@@ -133,10 +140,10 @@ def gradients(
     """Gradients of the global batch's objective, over all processes and accumulated batches.
 
     With several accumulated batches σ² is only known after all of them: a first pass without gradients finds it, the same noise
-    makes the second pass the same, and the result is that of one large batch.
+    makes the second pass the same, and the result is that of one large batch. A mean squared error needs no σ².
     """
     fabric, count, sigma2 = training.fabric, len(signals), None
-    if count > 1:
+    if count > 1 and not isinstance(training.model.likelihood, MeanSquare):
         with torch.no_grad():
             sigma2 = torch.stack([training.wrapped(x, temperature, n, stage=stage).sigma2 for x, n in zip(signals, noises)]).mean(0)
     outs = []
@@ -148,11 +155,14 @@ def gradients(
     return outs
 
 
-def refuse_broken(outs: Sequence[Elbo], step: int) -> None:
-    """Raises InputError when the loss is not finite: before anything that cannot be used is saved."""
-    loss = float(torch.stack([out.loss.detach() for out in outs]).mean())
+def refuse_broken(training: Training, outs: Sequence[Elbo]) -> None:
+    """Raises InputError when the loss, or a weight since, is not finite: before anything that cannot be used is saved."""
+    loss, step = float(torch.stack([out.loss.detach() for out in outs]).mean()), training.progress.step
     if not math.isfinite(loss):
         raise broken(f"the loss is {loss}", step)
+    weights = [values for values in training.model.state_dict().values() if values.is_floating_point()]
+    if not bool(torch.stack([values.isfinite().all() for values in weights]).all()):
+        raise broken("weights are not finite", step)
 
 
 def broken(what: str, step: int) -> InputError:
