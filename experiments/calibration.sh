@@ -9,5 +9,5 @@ settings="train.epochs=$epochs train.batch_size=32 train.lr=5e-3 train.warmup=50
 resume=$([ -d "$run" ] && echo --resume || true)
 hqvae train "$preset" --data "$data" --out "$run" $settings "${@:4}" $resume
 hqvae evaluate "$run"
-python experiments/summarise.py "$run" "experiments/calibration/$preset"
-python experiments/enlarged.py "$run" "experiments/calibration/$preset.enlarged.json"
+python experiments/summarise.py "$run" "experiments/calibration/$preset-$epochs"
+python experiments/enlarged.py "$run" "experiments/calibration/$preset-$epochs.enlarged.json"

@@ -170,19 +170,6 @@ def test_one_axis_works_as_two(pair):
     assert torch.equal(model.decode(model.encode(x)), model(x).reconstruction)
 
 
-def test_with_nearest_codes_for_certain_only_decoder_and_codebooks_learn(member):
-    """The objective is the cost of what `decode(encode(x))` gives, and nothing of how codes are found has a gradient."""
-    x = signals()
-    out = member.train()(x, noise=Noise(3), stage="nearest")
-    out.loss.backward()
-    assert torch.equal(out.reconstruction, member.decode(member.encode(x)))
-    assert torch.allclose(out.loss, member.likelihood(out.distortion, out.size, out.sigma2[0]))
-    assert not out.entropy.any() and not out.fit.any()
-    for name, parameter in member.named_parameters():
-        resting = name.startswith("encoder.") or any(part in name for part in ("to_code", "join", "log_s2"))
-        assert resting == (not parameter.grad.any()), name
-
-
 def test_progressive_objective_adds_a_coarser_reconstruction(member):
     if len(member.layers) == 1:
         pytest.skip("one layer has no prefix")

@@ -44,8 +44,6 @@ class TrainConfig:
         precision: `bf16-mixed` or `32-true`
         ema: decay of an average of the weights that is evaluated and saved in their place, None for none
         unquantized: share of the run, at most half, in which the autoencoder learns alone; codebooks and s² start after it
-        nearest: share of the run, at most half, at whose end decoder and codebooks learn from the nearest codes while the encoder rests;
-            the learning rate of `cosine` falls once before it and once in it
         temperature: of the relaxed samples
         compile: use torch.compile
         tensorboard: also write TensorBoard events (needs the extra of that name)
@@ -67,7 +65,6 @@ class TrainConfig:
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
     ema: float | None = Field(default=None, gt=0, lt=1)
     unquantized: float = Field(default=0.0, ge=0, le=0.5)
-    nearest: float = Field(default=0.0, ge=0, le=0.5)
     temperature: TemperatureConfig = TemperatureConfig()
     compile: bool = False
     tensorboard: bool = False

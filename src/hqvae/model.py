@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hqvae.errors import first_line
 from hqvae.likelihood import FittedGaussian, MeanSquare, SpectralConfig
 from hqvae.nets import Decoder, Encoder, NetConfig, ending, inside, reductions, start_at_zero
-from hqvae.objective import Bound, Elbo, Stage
+from hqvae.objective import Bound, Elbo
 from hqvae.quantize import QUANTIZERS, EMAConfig, EMAQuantizer, Noise, OtherConfig, Quantized, StochasticConfig, rows_and_codes
 from hqvae.topdown import (
     Codes,
@@ -31,7 +31,6 @@ from hqvae.topdown import (
     Posterior,
     Residual,
     Settle,
-    Source,
     Starting,
     State,
     Step,
@@ -142,7 +141,7 @@ class HQVAE(nn.Module):
         noise: Noise | None = None,
         sigma2: Tensor | None = None,
         features: Sequence[Tensor] | None = None,
-        stage: Stage = "relaxed",
+        quantized: bool = True,
     ) -> Elbo:
         """The objective's terms for a batch of signals in [−1, 1].
 
@@ -152,17 +151,12 @@ class HQVAE(nn.Module):
             noise: place in the stream of noise; drawn from torch's generator when not given
             sigma2: `Elbo.sigma2` of the global batch, when it is known from a first pass (accumulated batches)
             features: `features(x)`, where they are known already
-            stage: what of the run this is. `alone`: latents pass as they are, all codes are 0, latent terms are zero. `nearest`: the
-                posterior is the nearest code for certain, latent terms are constants, and the encoder has a gradient of zero
+            quantized: False for the autoencoder alone: latents pass as they are, all codes are 0, latent terms are zero
         """
         if noise is None:
             noise = Noise.draw() if self.training else Noise(torch.tensor(0))  # evaluation uses none
-        with torch.set_grad_enabled(torch.is_grad_enabled() and stage != "nearest"):
-            features = features or self.features(x)
-        sources: dict[Stage, Source] = {
-            "alone": Unquantized(features), "relaxed": Posterior(features, temperature, noise), "nearest": Nearest(features),
-        }  # fmt: skip
-        state, steps = walk(self.layers, sources[stage])
+        features = features or self.features(x)
+        state, steps = walk(self.layers, Posterior(features, temperature, noise) if quantized else Unquantized(features))
         reconstruction = self._signal(state, x.shape[2:])
         layers, size, views = [step.quantized for step in steps], x[0].numel(), self.config.spectral.views(x)
         distortions = self._distortions(x, views, reconstruction)
@@ -174,11 +168,7 @@ class HQVAE(nn.Module):
             distortions += self._distortions(x, views, self._signal(coarser, x.shape[2:]))
         if sigma2 is None:
             sigma2 = torch.stack([FittedGaussian.variance(d, size, everywhere=self.training) for d in distortions])
-        if stage == "nearest":
-            resting = sum(0.0 * p.sum() for p in self.parameters())  # DDP waits for a gradient of every parameter
-            fit, entropy = x.new_zeros(len(x), len(self.config.levels)) + resting, x.new_zeros(len(x), len(layers))
-        else:
-            fit, entropy = torch.stack(self._by_level(steps, "fit"), 1), torch.stack([q.entropy for q in layers], 1)
+        fit, entropy = torch.stack(self._by_level(steps, "fit"), 1), torch.stack([q.entropy for q in layers], 1)
         of_one = [1.0, *self.config.spectral.weights]
         weights = of_one + [self.config.progressive * weight for weight in of_one]
         costs = [w * self.likelihood(d, size, s) for w, d, s in zip(weights, distortions, sigma2)]

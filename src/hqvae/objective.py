@@ -8,12 +8,10 @@ and the codebook collapses. The deterministic systems have the same shape, with 
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-Stage = Literal["alone", "relaxed", "nearest"]  # of a run: what its training quantizes by
 
 
 class Elbo(NamedTuple):

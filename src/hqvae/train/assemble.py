@@ -16,7 +16,6 @@ from hqvae.data import Order, Splits
 from hqvae.errors import InputError, Unusable, first_line
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE
-from hqvae.objective import Stage
 from hqvae.quantize import Noise
 from hqvae.ranks import all_sum, from_first
 from hqvae.run import Run
@@ -61,17 +60,6 @@ class Training:
     def first_quantized(self) -> int:
         """The step at which codebooks start; before it the autoencoder learns alone."""
         return round(self.config.unquantized * self.total)
-
-    @property
-    def first_nearest(self) -> int:
-        """The step from which on decoder and codebooks learn from nearest codes."""
-        return first_nearest(self.config, self.total)
-
-    @property
-    def stage(self) -> Stage:
-        """What the next step quantizes by."""
-        step = self.progress.step
-        return "alone" if step < self.first_quantized else "relaxed" if step < self.first_nearest else "nearest"
 
     @property
     def evaluated(self) -> HQVAE:
@@ -165,9 +153,7 @@ def make_schedule(
         )
 
     def rate(step: int) -> float:
-        rising, turn = min(1.0, (step + 1) / (config.warmup + 1)), first_nearest(config, total)
-        begin, end = (0, turn) if step < turn or turn == total else (turn, total)
-        done = min(1.0, (step - begin) / (end - begin))
+        rising, done = min(1.0, (step + 1) / (config.warmup + 1)), min(1.0, step / total)
         return rising * (0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
@@ -192,18 +178,6 @@ def start_codebooks(training: Training, order: Order) -> None:
         for mine, layer in zip(training.evaluated.layers, model.layers):
             mine.quantizer.load_state_dict(layer.quantizer.state_dict())
     training.progress.since += time.perf_counter() - begun
-
-
-def first_nearest(config: TrainConfig, total: int) -> int:
-    """The step from which on decoder and codebooks learn from nearest codes; `total` where they never do."""
-    return total - round(config.nearest * total)
-
-
-def let_rest(training: Training) -> None:
-    """Adam forgets what it knew of parameters without a gradient, which else would drift on: with zeros alone they stay in place."""
-    for parameter in training.model.parameters():
-        if parameter.grad is not None and not parameter.grad.any():
-            training.optimizer.state.pop(parameter, None)
 
 
 def describe(training: Training) -> str:

@@ -22,13 +22,13 @@ from hqvae.config import Config
 from hqvae.data import Order, SoundConfig, Splits, open_data, training_batches
 from hqvae.errors import InputError, Unusable
 from hqvae.likelihood import MeanSquare
-from hqvae.objective import Elbo, Stage
+from hqvae.objective import Elbo
 from hqvae.quantize import DataStart, Noise
 from hqvae.ranks import all_sum
 from hqvae.run import Run
 from hqvae.screen import Steps
 
-from .assemble import Training, assemble, describe, let_rest, make_fabric, my_parts, restore, save, start_codebooks
+from .assemble import Training, assemble, describe, make_fabric, my_parts, restore, save, start_codebooks
 from .watch import log_step, validate
 
 _UPDATE = -2  # a stream of noise beside those of the steps
@@ -99,19 +99,17 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
         progress.since, progress.since_step = time.perf_counter(), progress.step
         while progress.step < total:
             # A tensor: a compiled model takes any.
-            temperature = torch.tensor(config.train.temperature.at(progress.step / training.first_nearest))
-            noise, stage = Noise.of(config.train.seed, progress.step), training.stage
+            temperature = torch.tensor(config.train.temperature.at(progress.step / total))
+            noise, quantized = Noise.of(config.train.seed, progress.step), progress.step >= training.first_quantized
             signals = [items.signal(next(batches), fabric.device) for _ in parts]
             try:
                 if progress.step == training.first_quantized:
                     start_codebooks(training, order)
-                outs = gradients(training, signals, temperature, [noise._replace(samples=part.start) for part in parts], stage)
+                outs = gradients(training, signals, temperature, [noise._replace(samples=part.start) for part in parts], quantized)
             except Unusable as error:
                 raise broken(str(error), progress.step + 1) from error
-            if progress.step == training.first_nearest:
-                let_rest(training)
             descend(training)
-            if stage != "alone":
+            if quantized:
                 update_codebooks(training, outs, noise.fold(_UPDATE))
             if training.average is not None:
                 training.average.update_parameters(training.model)
@@ -135,7 +133,7 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
 
 
 def gradients(
-    training: Training, signals: Sequence[Tensor], temperature: Tensor, noises: Sequence[Noise], stage: Stage = "relaxed"
+    training: Training, signals: Sequence[Tensor], temperature: Tensor, noises: Sequence[Noise], quantized: bool = True
 ) -> list[Elbo]:
     """Gradients of the global batch's objective, over all processes and accumulated batches.
 
@@ -145,11 +143,11 @@ def gradients(
     fabric, count, sigma2 = training.fabric, len(signals), None
     if count > 1 and not isinstance(training.model.likelihood, MeanSquare):
         with torch.no_grad():
-            sigma2 = torch.stack([training.wrapped(x, temperature, n, stage=stage).sigma2 for x, n in zip(signals, noises)]).mean(0)
+            sigma2 = torch.stack([training.wrapped(x, temperature, n, quantized=quantized).sigma2 for x, n in zip(signals, noises)]).mean(0)
     outs = []
     for index, (x, noise) in enumerate(zip(signals, noises)):
         with fabric.no_backward_sync(training.wrapped, enabled=index < count - 1):
-            out = training.wrapped(x, temperature, noise, sigma2, stage=stage)
+            out = training.wrapped(x, temperature, noise, sigma2, quantized=quantized)
             fabric.backward(out.loss / count)
         outs.append(out)
     return outs
