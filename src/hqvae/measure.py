@@ -183,13 +183,13 @@ class _Ablation:
 
     def _shuffle(self, block: Sequence[Tensor]) -> None:
         x, error, *codes = block
-        noise, parts = Noise.of(self.seed, self.blocks), range(0, len(x), self.at_once)  # so many at once as fitted before
+        noise = Noise.of(self.seed, self.blocks)
+        cut = [slice(start, start + self.at_once) for start in range(0, len(x), self.at_once)]  # so many at once as fitted before
         self.blocks += 1
         for index, sums in enumerate(self.layers):
             flat, shuffled = codes[index].flatten(), list(codes)
             order = torch.randperm(len(flat), generator=noise.fold(index).generator()).to(flat.device)
             shuffled[index] = flat[order].view_as(codes[index])
-            cut = [slice(start, start + self.at_once) for start in parts]
             decoded = [self.model.decode([layer[part] for layer in shuffled], size=x.shape[2:]) for part in cut]
             worse = _error(x, torch.cat(decoded))
             sums.shuffled.add(worse)

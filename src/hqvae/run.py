@@ -84,7 +84,7 @@ class Run:
         if not isinstance(saved, dict):
             raise InputError(f"{path / 'config.json'} is no config: it holds {saved!r}")
         saved.pop("versions", None)
-        contents = saved.pop("contents", {})  # runs of before 2026-11-22 have none
+        contents = saved.pop("contents", {})  # which the oldest runs do not say
         return cls(path, from_dict(saved), contents)
 
     @classmethod

@@ -29,7 +29,7 @@ def compare(spec: Spec, data: str, out: str, machine: Machine = Machine()) -> li
     for name, count in (("jobs", machine.jobs), ("devices", machine.devices)):
         if count < 1:
             raise InputError(f"{name}={count}: expected at least 1")
-    pick_device(machine.accelerator)
+    pick_device(machine.accelerator)  # each run picks its own; here only to refuse one that is missing
     if Path(out).is_file():
         raise InputError(f"--out {out!r} is a file; expected a folder")
     grid = entries(spec, data)

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class Items(torch.utils.data.Dataset):
     def __init__(self, collection: Collection, config: Any, fits: bool):
         self.collection, self.config = collection, config
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            checked = list(pool.map(self._try_decode if fits else self._try_check, range(len(collection))))
+            checked = list(pool.map(partial(_tried, self.decode if fits else self.check), range(len(collection))))
         self.refuse(checked)
         noun = self.medium.noun
         broken = [(collection.names[i], str(c)) for i, c in enumerate(checked) if isinstance(c, Exception)]
@@ -143,17 +144,11 @@ class Items(torch.utils.data.Dataset):
             return self.cache[index]
         for offset in range(len(self.kept)):
             place = self.kept[(index + offset) % len(self.kept)]
-            decoded = self._try_decode(place)
+            decoded = _tried(self.decode, place)
             if not isinstance(decoded, Exception):
                 return decoded
             log.warning("%s is broken (%s); the next %s takes its place", self.collection.names[place], decoded, self.medium.noun)
         raise InputError(f"no {self.medium.noun} of this split can be read any more")
-
-    def _try_decode(self, i: int) -> np.ndarray | Exception:
-        return _tried(self.decode, i)
-
-    def _try_check(self, i: int) -> Any:
-        return _tried(self.check, i)
 
 
 def _tried(read: Callable[[int], Any], i: int) -> Any:
