@@ -2,11 +2,13 @@
 
 import copy
 import itertools
+import json
 import math
 
 import pytest
 import torch
 from conftest import FAMILY, LEVELS, SMALL, build, signals
+from pydantic import TypeAdapter
 
 from hqvae.likelihood import FittedGaussian
 from hqvae.model import HQVAE, HQVAEConfig, Level
@@ -195,6 +197,30 @@ def test_saved_and_loaded_is_the_same(member, tmp_path):
     assert loaded.config == member.config and not loaded.training
     assert torch.equal(loaded(x).reconstruction, member.eval()(x).reconstruction)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_a_hardened_model_is_the_deterministic_system_over_the_same_codebooks(levels, tmp_path):
+    model, x = build("stochastic", levels), signals()
+    began, before, codes = model.config, model.eval()(x).reconstruction, model.encode(x)
+    books = len({id(layer.quantizer.codebook) for layer in model.layers})
+    model.harden([2.0 + index for index in range(len(model.layers))])
+    assert all(torch.equal(a, b) for a, b in zip(codes, model.encode(x))) and torch.equal(before, model(x).reconstruction)
+    assert len({id(layer.quantizer) for layer in model.layers}) == books
+    assert float(model.layers[0].quantizer.counts.unique()) == 2.0
+    assert not model(x).variance.any() and torch.equal(model.bound(x, Noise(1)).distortion, model(x).distortion)
+
+    twin = build("restart", levels)
+    twin.load_state_dict(model.state_dict())
+    ours, theirs = model.train()(x), twin.train()(x)
+    assert torch.equal(ours.loss, theirs.loss) and ours.loss.requires_grad
+    assert model.update(ours.z_e, ours.codes, Noise(3)) == twin.update(theirs.z_e, theirs.codes, Noise(3))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values()))
+
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model": TypeAdapter(HQVAEConfig).dump_python(began, mode="json")}))  # as of a run
+    loaded = HQVAE.from_pretrained(tmp_path)
+    assert loaded.config == model.config and torch.equal(loaded(x).reconstruction, model.eval()(x).reconstruction)
 
 
 def test_from_pretrained_says_what_is_missing(tmp_path):

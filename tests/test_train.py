@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hqvae.config import from_dict, override, preset
-from hqvae.data import Order, open_data
+from hqvae.data import Order, in_order, open_data
 from hqvae.errors import InputError
 from hqvae.model import HQVAE
 from hqvae.run import Run
@@ -92,6 +92,8 @@ class Cut(Exception):
     [("hqvae", []), ("rqvae", ["model.quantizer.restart=true"]), ("sqvae2", ["train.ema=0.9", "train.schedule=plateau", "data.flip=true"]),
      ("rsqvae", ["train.accumulate=2", "model.progressive=0.5", "train.clip=1"]),
      ("hqvae", ["train.unquantized=0.3", "train.ema=0.9"]), ("rsqvae", ["train.unquantized=0.5", "train.accumulate=2"]),
+     ("hqvae", ["train.hard=0.5", "train.accumulate=2", "train.unquantized=0"]),
+     ("rsqvae", ["train.hard=0.75", "train.ema=0.9", "model.levels.0.shared=true", "train.schedule=plateau"]),
      ("vqvae", [*ROTATION, "model.levels.0.codebook_size=64"])],
 )  # fmt: skip
 def test_resuming_is_bitwise(name, settings, pictures, tmp_path, monkeypatch):
@@ -191,6 +193,70 @@ def test_a_stop_before_codebooks_start_says_so(step, says, pictures, tmp_path, m
         Run.open(tmp_path / "r").load_model()
     monkeypatch.undo()
     assert train(config, str(tmp_path / "r"), resume=True, accelerator="cpu") is not None
+
+
+def test_two_processes_train_as_one(pictures, tmp_path):
+    """Over the start of the codebooks and over their hardening, after which DDP has other weights to wait for."""
+    settings = [
+        "train.unquantized=0.25", "train.hard=0.5", "train.precision=32-true", "train.lr=1e-4", "train.ema=0.5",
+        "model.net.widths=[8]", "model.levels.0.dim=4",
+    ]  # fmt: skip
+    for count in ("1", "2"):
+        process = command(*arguments_of(pictures, tmp_path / count, 8), *settings, "--devices", count)
+        assert process.wait(120) == 0, process.stderr.read()
+    one, two = (weights(Run.open(tmp_path / count)) for count in ("1", "2"))
+    assert one.keys() == two.keys() and any(name.endswith("counts") for name in one)
+    for key in one:
+        assert torch.allclose(one[key], two[key], atol=2e-4), key
+
+
+@pytest.mark.parametrize("name", ["sqvae2", "rsqvae"])
+def test_hardening_is_the_limit_of_the_posterior(name, pictures, tmp_path, monkeypatch):
+    """Codes stay what they were, the log says s² = 0 and entropy 0, the optimiser forgets the codebooks and keeps its pace."""
+    seen, harden = [], loop_module.harden
+
+    def watched(training, sigma2):
+        model, items = training.model, training.splits["train"]
+        x = items.signal(next(in_order(items, 8, 8)))
+
+        def moments():
+            return [training.optimizer.state[p]["exp_avg"].clone() for p in model.decoder.parameters()]
+
+        before, codes = moments(), model.encode(x)
+        harden(training, sigma2)
+        assert all(torch.equal(a, b) for a, b in zip(codes, model.encode(x)))
+        scales = [float((a.norm() / b.norm()).log()) for a, b in zip(moments(), before)]
+        pairs = [(a.quantizer.codebook.clone(), b.quantizer.codebook.clone()) for a, b in zip(training.evaluated.layers, model.layers)]
+        left = [p for group in training.optimizer.param_groups for p in group["params"]]
+        seen.append((sigma2, scales, pairs, {id(p) for p in left} == {id(p) for p in model.parameters()}))
+
+    monkeypatch.setattr(loop_module, "harden", watched)
+    settings = ["train.unquantized=0.25", "train.hard=0.5", "train.ema=0.9"]
+    run = train(tiny(name, pictures, *settings), str(tmp_path / "r"), accelerator="cpu")
+
+    ((sigma2, scales, codebooks, exactly_the_models),) = seen
+    assert exactly_the_models
+    assert scales == pytest.approx([math.log(2 * sigma2 / (3 * 16 * 16))] * len(scales), abs=1e-4)
+    entries = {entry["step"]: entry for entry in run.entries("train")}
+    assert all(entries[4]["s2"]) and all(entries[4]["entropy"])
+    for step in (6, 8):
+        assert not any(entries[step]["s2"]) and not any(entries[step]["entropy"]) and all(entries[step]["fit"])
+    assert codebooks and not any(torch.equal(average, own) for average, own in codebooks)  # each its own
+    last = run.entries("validation")[-1]
+    assert last["bits_per_dim"] == pytest.approx(last["bits_per_dim_nearest"], abs=0.02)  # its draws are its nearest codes
+
+    loaded = run.load_model()
+    assert run.config.model.quantizer.kind == "stochastic" and loaded.config.quantizer.kind == "ema"
+    loaded.save_pretrained(tmp_path / "p")
+    again, x = HQVAE.from_pretrained(tmp_path / "p"), torch.rand(2, 3, 16, 16)
+    assert again.config == loaded.config and torch.equal(again(x).reconstruction, loaded(x).reconstruction)
+
+
+def test_only_a_posterior_hardens(pictures):
+    with pytest.raises(InputError, match=r"train\.hard=0\.5 hardens the posterior of a stochastic system, and model\.quantizer\.kind=ema"):
+        train(tiny("vqvae", pictures, "train.hard=0.5"), "nowhere", accelerator="cpu")
+    with pytest.raises(InputError, match="leave no step for samples"):
+        tiny("sqvae", pictures, "train.unquantized=0.25", "train.hard=0.75")
 
 
 @pytest.mark.parametrize("name", ["rsqvae", "hqvae", "rqvae"])

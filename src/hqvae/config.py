@@ -45,6 +45,7 @@ class TrainConfig:
         ema: decay of an average of the weights that is evaluated and saved in their place, None for none
         unquantized: share of the run, at most half, in which the autoencoder learns alone; codebooks and s² start after it
         temperature: of the relaxed samples
+        hard: share of the run, at its end, in which codes are the nearest ones for certain: the limit s² → 0 (docs/theory.md)
         compile: use torch.compile
         tensorboard: also write TensorBoard events (needs the extra of that name)
         log_every, validate_every: steps between log lines, and between validations with their pictures, alarms and checkpoints
@@ -66,6 +67,7 @@ class TrainConfig:
     ema: float | None = Field(default=None, gt=0, lt=1)
     unquantized: float = Field(default=0.0, ge=0, le=0.5)
     temperature: TemperatureConfig = TemperatureConfig()
+    hard: float = Field(default=0.0, ge=0, lt=1)
     compile: bool = False
     tensorboard: bool = False
     log_every: int = Field(default=50, ge=1)
@@ -74,9 +76,13 @@ class TrainConfig:
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
-    def _one_schedule(self) -> "TrainConfig":
+    def _what_goes_together(self) -> "TrainConfig":
         if self.schedule == "plateau" and self.warmup:
             raise ValueError(f"schedule=plateau goes without warmup, which is {self.warmup}; expected warmup=0, or cosine or constant")
+        if self.unquantized + self.hard >= 1:
+            raise ValueError(
+                f"unquantized={self.unquantized:g} and hard={self.hard:g} leave no step for samples; expected less than 1 together"
+            )
         return self
 
 
@@ -106,8 +112,10 @@ _WAVE_NET = NetConfig(
 _CODEC = Level(stride=128, layers=8, codebook_size=256)  # 125 positions a second of 64 bits: 8 kbit/s
 
 
-# Codebooks that start from features that already reconstruct are used from their first step (docs/results.md).
+# Codebooks that start from features that already reconstruct are used from their first step, and once the posterior has filled
+# them, nearest codes are what will be decoded (docs/results.md).
 _ALONE = TrainConfig(unquantized=0.1)
+_HARDENED = replace(_ALONE, hard=0.75)
 
 
 def _mel(quantizer: StochasticConfig | EMAConfig, level: Level, train: TrainConfig = TrainConfig()) -> Config:
@@ -126,12 +134,12 @@ PRESETS: dict[str, Config] = {
     "vqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=EMAConfig())),
     "vqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=EMAConfig())),
     "rqvae": Config(model=HQVAEConfig(levels=_DEEP_SHARED, quantizer=EMAConfig(restart=True))),
-    "sqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=StochasticConfig()), train=_ALONE),
+    "sqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=StochasticConfig()), train=_HARDENED),
     # Without the progressive objective the coarse levels of injected hierarchies starve: the finest does all the work.
     "sqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=StochasticConfig(), progressive=1.0), train=_ALONE),
     # The noise of the layers adds up: samples that end softer serve stacks better (experiments/levers/temperature.yaml).
     "rsqvae": Config(
-        model=HQVAEConfig(levels=_DEEP, quantizer=StochasticConfig()), train=replace(_ALONE, temperature=TemperatureConfig(end=0.6))
+        model=HQVAEConfig(levels=_DEEP, quantizer=StochasticConfig()), train=replace(_HARDENED, temperature=TemperatureConfig(end=0.6))
     ),
     "hqvae": Config(model=HQVAEConfig(levels=_HYBRID, quantizer=StochasticConfig(), progressive=1.0), train=_ALONE),
     # Sounds as log-mel spectra [1, 80, 344]: latents of 20 × 86, small codebooks, as the paper's experiment on sounds.

@@ -108,7 +108,7 @@ def evaluate(
         measures = measure(model, batches, items.form, shuffle_images, perceptual=perceptual)
     except Unusable as error:
         raise InputError(f"run {run!r} cannot be measured: {error}") from error
-    found = findings(measures, model.config)
+    found = findings(measures, opened.config.model)
     weights = hashlib.sha256((opened.path / "model.safetensors").read_bytes()).hexdigest()
     protocol = {
         "data": to_dict(replace(opened.config, data=data))["data"], "split": reading.split, "images": measures.images,

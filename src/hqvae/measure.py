@@ -220,7 +220,8 @@ def _rmse(square: Mean, form: Form) -> float:
 
 
 _AGAINST_COLLAPSE = {
-    "stochastic": "train longer, start after the autoencoder (train.unquantized=0.1) or softer (a lower model.quantizer.start.sharpness)",
+    "stochastic": "train longer, start after the autoencoder (train.unquantized=0.1) or softer (a lower model.quantizer.start.sharpness), "
+    "or harden later (a lower train.hard)",
     "ema": "model.quantizer.restart=true puts unused codes back; a stochastic preset (sqvae, rsqvae) needs no restart",
     "other": "a smaller codebook_size, or a stochastic preset (sqvae, rsqvae)",
 }
@@ -237,7 +238,10 @@ class Finding:
 
 
 def findings(measures: Measures, config: HQVAEConfig) -> list[Finding]:
-    """What is wrong with the layers, worst first; empty when every layer is used and carries something."""
+    """What is wrong with the layers, worst first; empty when every layer is used and carries something.
+
+    `config` is that of the run: of a system that has hardened, what it began as.
+    """
     found, stochastic = [], config.quantizer.kind == "stochastic"
     cure = "train longer" if config.progressive else "model.progressive=1 makes coarse layers earn their place"
     for layer in measures.layers:
@@ -255,7 +259,7 @@ def findings(measures: Measures, config: HQVAEConfig) -> list[Finding]:
                 f"its choices are worth {layer.perplexity:.0f} of {layer.codebook_size} codes ({layer.used} are ever chosen)",
                 _AGAINST_COLLAPSE[config.quantizer.kind],
             ))  # fmt: skip
-        if stochastic and abs(math.log(layer.s2)) > 0.99 * LOG_S2_RANGE:
+        if stochastic and layer.s2 > 0 and abs(math.log(layer.s2)) > 0.99 * LOG_S2_RANGE:
             found.append(Finding(
                 "variance at its bound", layer.name,
                 f"s² = {layer.s2:.3g} has run to the end of what float32 bears, and learns no more",

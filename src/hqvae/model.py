@@ -6,6 +6,7 @@ Shape key: **B** batch, **C** signal channels, **D** width of a code, **\\*S** s
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 from pydantic.dataclasses import dataclass as config
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
@@ -20,7 +22,18 @@ from hqvae.errors import first_line
 from hqvae.likelihood import FittedGaussian, MeanSquare, SpectralConfig
 from hqvae.nets import Decoder, Encoder, NetConfig, ending, inside, reductions, start_at_zero
 from hqvae.objective import Bound, Elbo
-from hqvae.quantize import QUANTIZERS, EMAConfig, EMAQuantizer, Noise, OtherConfig, Quantized, StochasticConfig, rows_and_codes
+from hqvae.quantize import (
+    HARDENED,
+    QUANTIZERS,
+    EMAConfig,
+    EMAQuantizer,
+    Noise,
+    OtherConfig,
+    Quantized,
+    StochasticConfig,
+    StochasticQuantizer,
+    rows_and_codes,
+)
 from hqvae.topdown import (
     Codes,
     Draw,
@@ -198,6 +211,21 @@ class HQVAE(nn.Module):
         parts = [self.features(part) for part in x.split(at_once)]
         walk(self.layers, Starting([torch.cat(level) for level in zip(*parts)], noise, set()))
 
+    def harden(self, counts: Sequence[float] | None = None) -> None:
+        """Take a stochastic system to its limit s² → 0, the deterministic system over the same codebooks; changes structure.
+
+        Codes stay what they are; from here on gradients pass straight through, features commit to every partial sum, and codebooks move
+        by averages that begin with each of a layer's codes chosen `counts[l]` times a step (once, where not given).
+        """
+        limits: dict[int, EMAQuantizer] = {}
+        for index, layer in enumerate(self.layers):
+            quantizer = layer.quantizer
+            assert isinstance(quantizer, StochasticQuantizer)
+            limit = quantizer.hardened(1.0 if counts is None else counts[index])
+            layer.quantizer = limits.setdefault(id(quantizer.codebook), limit)  # layers that share one go on sharing it
+        self.config = replace(self.config, quantizer=HARDENED)
+        self.likelihood = MeanSquare()
+
     @torch.no_grad()
     def update(self, z_e: Sequence[Tensor], codes: Sequence[Tensor], noise: Noise) -> int:
         """Move the codebooks that learn by moving averages, with what `Elbo` says was quantized; how many codes restarted.
@@ -340,9 +368,13 @@ class HQVAE(nn.Module):
         """
         folder = _folder_of(str(source))
         saved = json.loads((folder / "config.json").read_text())
-        model = cls(TypeAdapter(HQVAEConfig).validate_python(saved.get("model")))
+        model, weights = cls(TypeAdapter(HQVAEConfig).validate_python(saved.get("model"))), str(folder / "model.safetensors")
+        with safe_open(weights, "pt") as file:
+            names = list(file.keys())
+        if model.config.quantizer.kind == "stochastic" and any(name.endswith("quantizer.counts") for name in names):
+            model.harden()  # a run's config is that of its beginning
         try:
-            load_model(model, str(folder / "model.safetensors"))
+            load_model(model, weights)
         except RuntimeError as error:
             raise ValueError(f"the weights in {folder} do not fit its config.json: {first_line(error)}") from error
         return model.eval()

@@ -17,8 +17,12 @@ from pydantic.dataclasses import dataclass as config
 from torch import Tensor, nn
 
 from .base import DataStart, NormalStart, Quantized, Quantizer, Start, grid_of, rows_of
+from .ema import EMAConfig, EMAQuantizer
 from .noise import Noise
 from .ops import LOG_S2_RANGE, assign, quantize, sample
+
+# The limit s² → 0. With restart, since some codes lose all their features at once when samples cease.
+HARDENED = EMAConfig(restart=True)
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
@@ -100,6 +104,15 @@ class StochasticQuantizer(Quantizer):
                 rows, codes = rows_of(z_e).float(), self.codebook
                 spread = rows.var(0, correction=0) + codes.var(0, correction=0) + (rows.mean(0) - codes.mean(0)).square()
                 self.log_s2.copy_((spread.sum() / (2 * self.config.start.sharpness)).log())
+
+    def hardened(self, count: float = 1.0) -> EMAQuantizer:
+        """The limit s² → 0: the same codebook with the nearest code for certain, every code as if chosen `count` times a step."""
+        limit = EMAQuantizer(self.dim, self.codebook_size, HARDENED).to(self.codebook).train(self.training)
+        with torch.no_grad():
+            limit.codebook.copy_(self.codebook)
+            limit.counts.fill_(count)
+            limit.sums.copy_(self.codebook * count)
+        return limit
 
     @staticmethod
     def _place(z_e: Tensor, noise: Noise) -> tuple[Tensor | int, int]:

@@ -39,7 +39,7 @@ class Progress:
     since_step: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Training:
     """The parts of a training in progress, put together by `assemble`."""
 
@@ -60,6 +60,11 @@ class Training:
     def first_quantized(self) -> int:
         """The step at which codebooks start; before it the autoencoder learns alone."""
         return round(self.config.unquantized * self.total)
+
+    @property
+    def first_hard(self) -> int:
+        """The step from which on codes are the nearest ones for certain; the last one, where that never happens."""
+        return self.total - round(self.config.hard * self.total)
 
     @property
     def evaluated(self) -> HQVAE:
@@ -162,8 +167,7 @@ def make_schedule(
 def start_codebooks(training: Training, order: Order) -> None:
     """Codebooks and s² from what their layers are given now, on the coming global batches; the first process's for all of them."""
     items, model, settings, begun = training.splits["train"], training.model, training.config, time.perf_counter()
-    positions = (math.prod(-(-side // level.stride) for side in items.shape[1:]) for level in model.config.levels)
-    wanted = max(_ROWS * level.codebook_size / count for level, count in zip(model.config.levels, positions)) / order.batch
+    wanted = max(_ROWS * level.codebook_size / count for level, count in zip(model.config.levels, positions(training))) / order.batch
     most = min(_BATCHES, order.count / order.batch, _NUMBERS // (order.batch * math.prod(items.shape)))
     steps = range(training.progress.step, training.progress.step + max(1, math.ceil(min(wanted, most))))
     x = torch.cat([items.signal(items[order.at(step)], training.fabric.device) for step in steps])
@@ -178,6 +182,41 @@ def start_codebooks(training: Training, order: Order) -> None:
         for mine, layer in zip(training.evaluated.layers, model.layers):
             mine.quantizer.load_state_dict(layer.quantizer.state_dict())
     training.progress.since += time.perf_counter() - begun
+
+
+def positions(training: Training) -> list[int]:
+    """|S_r| of every level."""
+    shape, levels = training.splits["train"].shape[1:], training.model.config.levels
+    return [math.prod(-(-side // level.stride) for side in shape) for level in levels]
+
+
+def harden(training: Training, sigma2: float | None = None) -> None:
+    """Codes are the nearest ones from here on, in the model and in its average.
+
+    The objective changes its unit, from nats to a mean squared error: with `sigma2` [], the decoder's variance now, what the optimiser
+    remembers follows, so that its next step is of the size of the last one.
+    """
+    model, settings = training.model, training.config
+    gone = {id(p) for layer in model.layers for p in layer.quantizer.parameters()}
+    sizes, levels = positions(training), model.config.levels
+    shared = [levels[layer.level].layers if levels[layer.level].shared else 1 for layer in model.layers]
+    counts = [
+        settings.batch_size * sizes[layer.level] * times / layer.quantizer.codebook_size for layer, times in zip(model.layers, shared)
+    ]
+    for one in {training.evaluated, model}:
+        one.harden(counts)
+    for group in training.optimizer.param_groups:
+        for parameter in [p for p in group["params"] if id(p) in gone]:
+            training.optimizer.state.pop(parameter, None)
+        group["params"] = [p for p in group["params"] if id(p) not in gone]
+    if sigma2 is not None:
+        unit = 2 * sigma2 / math.prod(training.splits["train"].shape)
+        for moments in training.optimizer.state.values():
+            moments["exp_avg"].mul_(unit)
+            moments["exp_avg_sq"].mul_(unit**2)
+    if isinstance(training.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        training.schedule.best = math.inf
+    training.wrapped = training.fabric.setup_module(model)  # what DDP waits for has changed
 
 
 def describe(training: Training) -> str:
@@ -213,6 +252,8 @@ def restore(training: Training) -> None:
         training.run.forget_after(0 if state is None else state["step"])
     if state is None:
         return
+    if state["step"] > training.first_hard:
+        harden(training)
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])

@@ -28,7 +28,7 @@ from hqvae.ranks import all_sum
 from hqvae.run import Run
 from hqvae.screen import Steps
 
-from .assemble import Training, assemble, describe, make_fabric, my_parts, restore, save, start_codebooks
+from .assemble import Training, assemble, describe, harden, make_fabric, my_parts, restore, save, start_codebooks
 from .watch import log_step, validate
 
 _UPDATE = -2  # a stream of noise beside those of the steps
@@ -75,6 +75,11 @@ def refuse_unfit(config: Config, splits: Splits, processes: int) -> None:
             f"train.unquantized={config.train.unquantized} leaves codebooks to start from features, and model.quantizer.start.kind=normal "
             "starts them from none; expected model.quantizer.start.kind=data, or train.unquantized=0"
         )
+    if config.train.hard and quantizer.kind != "stochastic":
+        raise InputError(
+            f"train.hard={config.train.hard:g} hardens the posterior of a stochastic system, and model.quantizer.kind={quantizer.kind} has "
+            "none; expected train.hard=0"
+        )
     if config.train.accumulate > 1 and getattr(quantizer, "name", None) == "rotation":
         raise InputError(
             f"train.accumulate={config.train.accumulate}: the codebook of model.quantizer.name=rotation moves with every batch that is "
@@ -101,11 +106,15 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
             # A tensor: a compiled model takes any.
             temperature = torch.tensor(config.train.temperature.at(progress.step / total))
             noise, quantized = Noise.of(config.train.seed, progress.step), progress.step >= training.first_quantized
+            noises = [noise._replace(samples=part.start) for part in parts]
             signals = [items.signal(next(batches), fabric.device) for _ in parts]
             try:
                 if progress.step == training.first_quantized:
                     start_codebooks(training, order)
-                outs = gradients(training, signals, temperature, [noise._replace(samples=part.start) for part in parts], quantized)
+                if progress.step == training.first_hard:
+                    harden(training, float(global_sigma2(training, signals, temperature, noises, quantized)[0]))
+                    screen.say(f"codes are the nearest ones from step {progress.step} on (train.hard={training.config.hard:g})")
+                outs = gradients(training, signals, temperature, noises, quantized)
             except Unusable as error:
                 raise broken(str(error), progress.step + 1) from error
             descend(training)
@@ -142,8 +151,7 @@ def gradients(
     """
     fabric, count, sigma2 = training.fabric, len(signals), None
     if count > 1 and not isinstance(training.model.likelihood, MeanSquare):
-        with torch.no_grad():
-            sigma2 = torch.stack([training.wrapped(x, temperature, n, quantized=quantized).sigma2 for x, n in zip(signals, noises)]).mean(0)
+        sigma2 = global_sigma2(training, signals, temperature, noises, quantized)
     outs = []
     for index, (x, noise) in enumerate(zip(signals, noises)):
         with fabric.no_backward_sync(training.wrapped, enabled=index < count - 1):
@@ -151,6 +159,12 @@ def gradients(
             fabric.backward(out.loss / count)
         outs.append(out)
     return outs
+
+
+@torch.no_grad()
+def global_sigma2(training: Training, signals: Sequence[Tensor], temperature: Tensor, noises: Sequence[Noise], quantized: bool) -> Tensor:
+    """`Elbo.sigma2` of the global batch, from a pass without gradients."""
+    return torch.stack([training.wrapped(x, temperature, n, quantized=quantized).sigma2 for x, n in zip(signals, noises)]).mean(0)
 
 
 def refuse_broken(training: Training, outs: Sequence[Elbo]) -> None:

@@ -64,7 +64,7 @@ def validate(training: Training, screen: Steps) -> None:
         screen.say(f"validation at step {step}: PSNR {measures.psnr:.2f} dB, {measures.bits_per_dim:.3f} bits/dim, "
                    f"perplexity {' '.join(f'{layer.perplexity:.0f}/{layer.codebook_size}' for layer in measures.layers)}")  # fmt: skip
         known = {(entry["layer"], entry["finding"]) for entry in run.entries("alarm") if entry["step"] == training.progress.validated}
-        for finding in findings(measures, training.model.config):
+        for finding in findings(measures, run.config.model):
             run.log(
                 {
                     "kind": "alarm",
