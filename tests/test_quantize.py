@@ -316,13 +316,21 @@ def test_the_same_batch_again_and_again_leads_to_its_means():
 @pytest.mark.parametrize("seed", range(5))
 def test_a_restarted_code_is_a_row_of_the_batch_and_stays_so(seed):
     """Vector, sum and count are set after the averages, which would otherwise overwrite them in the same step."""
-    z, codes = torch.tensor([[0.2], [0.4], [1.4], [1.6]]), torch.tensor([0, 0, 1, 1])
+    z, codes = torch.tensor([[0.2], [0.4], [1.4], [1.6]] * 6), torch.tensor([0, 0, 1, 1] * 6)
     quantizer, without = scalar_ema(restart=True, decay=0.5), scalar_ema(restart=False, decay=0.5)
     assert (quantizer.update(z, codes, Noise(seed)), without.update(z, codes, Noise(seed))) == (1, 0)
     assert quantizer.codebook[2] in z and quantizer.sums[2] == quantizer.codebook[2] and quantizer.counts[2] == 1
     for name in ("codebook", "sums", "counts"):  # codes with a count of 1 or more keep their averages
         assert torch.equal(getattr(quantizer, name)[:2], getattr(without, name)[:2])
     assert without.counts[2] == 0.5 and without.codebook[2] not in z
+
+
+def test_in_small_batches_an_eighth_of_the_even_share_is_enough_to_stay():
+    """By the threshold of 1, two features a step for each code would put most of a large codebook back at every step."""
+    z, codes = torch.tensor([[0.2], [0.4], [1.4]]), torch.tensor([0, 0, 1])  # an even share of 1
+    quantizer = scalar_ema(restart=True, decay=0.5)
+    assert [quantizer.update(z, codes, Noise(seed)) for seed in range(4)] == [0, 0, 0, 1]  # N_3 = 1/2, 1/4, 1/8, 1/16
+    assert quantizer.counts[2] == 1 and quantizer.codebook[2] in z
 
 
 def test_restarts_differ_between_noises_and_repeat_with_one():

@@ -2,7 +2,8 @@
 
     N_k ← γ N_k + (1 − γ) n_k      m_k ← γ m_k + (1 − γ) Σ_{z→k} z      b_k = m_k / N_k        (VQ-VAE, appendix A.1)
 
-with Laplace smoothing of N. A code whose N_k falls below 1 can be put back on a random feature of the batch (RQ-VAE, sec. 3).
+with Laplace smoothing of N. A code whose N_k falls below 1 can be put back on a random feature of the batch (RQ-VAE, sec. 3); in small
+batches, that have few features for each code, below an eighth of its even share: or every code would be put back at every step.
 """
 
 from collections.abc import Sequence
@@ -115,11 +116,11 @@ class EMAQuantizer(Quantizer):
         total = self.counts.sum()
         smoothed = (self.counts + _SMOOTHING) / (total + self.codebook_size * _SMOOTHING) * total
         self.codebook.copy_(self.sums / smoothed.unsqueeze(1))
-        return self._restart(rows, noise) if self.config.restart else 0
+        return self._restart(rows, noise, below=min(1.0, float(used.sum()) / (8 * self.codebook_size))) if self.config.restart else 0
 
-    def _restart(self, rows: Tensor, noise: Noise) -> int:
-        """Codes with N_k < 1 become random rows of the global batch. Every process draws the same row numbers."""
-        unused = torch.nonzero(self.counts < 1).squeeze(1)
+    def _restart(self, rows: Tensor, noise: Noise, below: float) -> int:
+        """Codes with N_k < `below` become random rows of the global batch. Every process draws the same row numbers."""
+        unused = torch.nonzero(self.counts < below).squeeze(1)
         before, total = rows_before_mine(len(rows), rows.device)
         generator = noise.generator()
         chosen = torch.randint(total, (self.codebook_size,), generator=generator).to(rows.device)[: len(unused)] - before
