@@ -45,7 +45,8 @@ class TrainConfig:
         ema: decay of an average of the weights that is evaluated and saved in their place, None for none
         unquantized: share of the run, at most half, in which the autoencoder learns alone; codebooks and s² start after it
         temperature: of the relaxed samples
-        hard: share of the run, at its end, in which codes are the nearest ones for certain: the limit s² → 0 (docs/theory.md)
+        hard: share of the run, at its end, in which codes are the nearest ones for certain: the limit s² → 0 (docs/theory.md); the rate
+            rises anew over its first tenth, or over `warmup` steps where that is more
         compile: use torch.compile
         tensorboard: also write TensorBoard events (needs the extra of that name)
         log_every, validate_every: steps between log lines, and between validations with their pictures, alarms and checkpoints

@@ -64,7 +64,7 @@ class Training:
     @property
     def first_hard(self) -> int:
         """The step from which on codes are the nearest ones for certain; the last one, where that never happens."""
-        return self.total - round(self.config.hard * self.total)
+        return hardens_at(self.config, self.total)
 
     @property
     def evaluated(self) -> HQVAE:
@@ -148,6 +148,11 @@ def parameter_groups(model: HQVAE, config: TrainConfig) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+def hardens_at(config: TrainConfig, total: int) -> int:
+    """The first step of the share in which codes are the nearest ones."""
+    return total - round(config.hard * total)
+
+
 def make_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, total: int
 ) -> torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau:
@@ -157,8 +162,13 @@ def make_schedule(
             optimizer, factor=0.5, patience=config.patience - 1, threshold=1e-4, threshold_mode="abs", eps=0.0
         )
 
+    hardens = hardens_at(config, total)
+    again = max(config.warmup, (total - hardens) // 10)
+
     def rate(step: int) -> float:
         rising, done = min(1.0, (step + 1) / (config.warmup + 1)), min(1.0, step / total)
+        if step >= hardens:  # the encoder's gradient is another one now: at the full rate features can be torn from their codes
+            rising = min(1.0, (step - hardens + 1) / (again + 1))
         return rising * (0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
