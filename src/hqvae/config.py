@@ -46,7 +46,7 @@ class TrainConfig:
         unquantized: share of the run, at most half, in which the autoencoder learns alone; codebooks and s² start after it
         temperature: of the relaxed samples
         hard: share of the run, at its end, in which codes are the nearest ones for certain: the limit s² → 0 (docs/theory.md); the rate
-            rises anew over its first tenth, or over `warmup` steps where that is more
+            rises anew over its first third
         compile: use torch.compile
         tensorboard: also write TensorBoard events (needs the extra of that name)
         log_every, validate_every: steps between log lines, and between validations with their pictures, alarms and checkpoints

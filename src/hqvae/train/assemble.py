@@ -163,12 +163,11 @@ def make_schedule(
         )
 
     hardens = hardens_at(config, total)
-    again = max(config.warmup, (total - hardens) // 10)
 
     def rate(step: int) -> float:
         rising, done = min(1.0, (step + 1) / (config.warmup + 1)), min(1.0, step / total)
-        if step >= hardens:  # the encoder's gradient is another one now: at the full rate features can be torn from their codes
-            rising = min(1.0, (step - hardens + 1) / (again + 1))
+        if hardens <= step < total:  # the encoder's gradient is another one now: at the full rate features can be torn from their codes
+            rising = min(1.0, 3 * (step - hardens + 1) / (total - hardens))
         return rising * (0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
