@@ -91,7 +91,7 @@ class Cut(Exception):
     ("name", "settings"),
     [("hqvae", []), ("rqvae", ["model.quantizer.restart=true"]), ("sqvae2", ["train.ema=0.9", "train.schedule=plateau", "data.flip=true"]),
      ("rsqvae", ["train.accumulate=2", "model.progressive=0.5", "train.clip=1"]),
-     ("hqvae", ["train.unquantized=0.3", "train.ema=0.9"]), ("rsqvae", ["train.unquantized=0.5", "train.accumulate=2"]),
+     ("hqvae", ["train.unquantized=0.3", "train.ema=0.9"]), ("rsqvae", ["train.unquantized=0.5", "train.hard=0", "train.accumulate=2"]),
      ("hqvae", ["train.hard=0.5", "train.accumulate=2", "train.unquantized=0"]),
      ("rsqvae", ["train.hard=0.75", "train.ema=0.9", "model.levels.0.shared=true", "train.schedule=plateau"]),
      ("vqvae", [*ROTATION, "model.levels.0.codebook_size=64"])],
@@ -182,7 +182,7 @@ def test_a_stop_before_codebooks_start_says_so(step, says, pictures, tmp_path, m
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Run, "log", press)
-    config = tiny("rsqvae", pictures, "train.unquantized=0.5", "train.log_every=1")
+    config = tiny("rsqvae", pictures, "train.unquantized=0.5", "train.hard=0", "train.log_every=1")
     assert train(config, str(tmp_path / "r"), accelerator="cpu") is None
     said = capsys.readouterr().err
     assert f"stopped at step {step} of 8" in said and ("codebooks have not started" in said) == says
@@ -317,7 +317,7 @@ def test_codebooks_start_in_the_average_of_weights_too_and_without_the_optimiser
         seen.append((states, others, [(a.quantizer.codebook.clone(), b.quantizer.codebook.clone()) for a, b in pairs]))
 
     monkeypatch.setattr(loop_module, "start_codebooks", watched)
-    train(tiny("rsqvae", pictures, "train.unquantized=0.5", "train.ema=0.9"), str(tmp_path / "r"), accelerator="cpu")
+    train(tiny("rsqvae", pictures, "train.unquantized=0.5", "train.hard=0", "train.ema=0.9"), str(tmp_path / "r"), accelerator="cpu")
     ((states, others, codebooks),) = seen
     assert not any(states) and all(others)
     assert all(torch.equal(average, own) for average, own in codebooks)
