@@ -202,7 +202,7 @@ def positions(training: Training) -> list[int]:
 def harden(training: Training, sigma2: float | None = None) -> None:
     """Codes are the nearest ones from here on, in the model and in its average.
 
-    The objective changes its unit, from nats to a mean squared error: with `sigma2` [], the decoder's variance now, what the optimiser
+    The objective changes its unit, from nats to a mean squared error: with `sigma2`, the decoder's variance now, what the optimiser
     remembers follows, so that its next step is of the size of the last one.
     """
     model, settings = training.model, training.config
