@@ -223,6 +223,26 @@ def test_a_hardened_model_is_the_deterministic_system_over_the_same_codebooks(le
     assert loaded.config == model.config and torch.equal(loaded(x).reconstruction, model.eval()(x).reconstruction)
 
 
+@pytest.mark.parametrize("levels", LEVELS)
+def test_hardened_codebooks_go_to_what_they_are_nearest_to(levels):
+    """Layer by layer, on what the layers before leave; a codebook that layers share stays, for it would go to the first one's features."""
+    model, x = build("stochastic", levels), signals(32)
+    model.scale_from(x)
+    model.start_from(x, Noise(1))
+    with torch.no_grad():  # no k-means any more, as after some training
+        for index, layer in enumerate(model.layers):
+            layer.quantizer.codebook.mul_(1.2 + 0.1 * index)
+    model.harden()
+    model.eval()
+    books = [layer.quantizer.codebook for layer in model.layers]
+    before, missed = [book.clone() for book in books], model(x).fit.sum()
+    model.start_from(x, Noise(1), steps=2)
+    for book, old in zip(books, before):
+        assert torch.equal(book, old) == (sum(book is other for other in books) > 1)
+    if levels != "shared":
+        assert model(x).fit.sum() < 0.99 * missed
+
+
 def test_from_pretrained_says_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder here, and not to be had from the hub"):
         HQVAE.from_pretrained("runs/nobody-has-this")

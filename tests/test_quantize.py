@@ -391,6 +391,21 @@ def test_a_start_from_data_is_the_k_means_of_the_features():
     assert missed[1] < 0.9 * missed[0]
 
 
+def test_a_start_from_the_own_codes_goes_on_from_them():
+    """One round moves every code to the mean of what was nearest to it, an idle one to a feature; counts are of one step of the three."""
+    z_e = features((60, DIM, 8), seed=3)
+    quantizer = EMAQuantizer(DIM, K, EMAConfig(start=DataStart(own=True, kmeans=1)))
+    quantizer.codebook[0] = 1000.0
+    rows, before = rows_of(z_e), quantizer.nearest(z_e).flatten()
+    quantizer.start_from(z_e, Noise(1), steps=3)
+    for code in before.unique():
+        torch.testing.assert_close(quantizer.codebook[code], rows[before == code].mean(0))
+    assert 0 not in before and (rows == quantizer.codebook[0]).all(1).any()
+    counts = torch.bincount(quantizer.nearest(z_e).flatten(), minlength=K)
+    torch.testing.assert_close(quantizer.counts, (counts / 3).clamp(min=1))
+    torch.testing.assert_close(quantizer.sums / quantizer.counts[:, None], quantizer.codebook)
+
+
 def test_k_means_leaves_no_code_on_a_heavy_background():
     """Nearly all features are one: codes that nothing is nearest to go where features are missed, not onto the heap again."""
     torch.manual_seed(0)

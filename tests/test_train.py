@@ -91,7 +91,8 @@ class Cut(Exception):
     ("name", "settings"),
     [("hqvae", []), ("rqvae", ["model.quantizer.restart=true"]), ("sqvae2", ["train.ema=0.9", "train.schedule=plateau", "data.flip=true"]),
      ("rsqvae", ["train.accumulate=2", "model.progressive=0.5", "train.clip=1"]),
-     ("hqvae", ["train.unquantized=0.3", "train.ema=0.9"]), ("rsqvae", ["train.unquantized=0.5", "train.hard=0", "train.accumulate=2"]),
+     ("hqvae", ["train.unquantized=0.3", "train.hard=0.5", "train.ema=0.9"]),
+     ("rsqvae", ["train.unquantized=0.5", "train.hard=0", "train.accumulate=2"]),
      ("hqvae", ["train.hard=0.5", "train.accumulate=2", "train.unquantized=0"]),
      ("rsqvae", ["train.hard=0.75", "train.ema=0.9", "model.levels.0.shared=true", "train.schedule=plateau"]),
      ("vqvae", [*ROTATION, "model.levels.0.codebook_size=64"])],
@@ -212,8 +213,19 @@ def test_two_processes_train_as_one(pictures, tmp_path):
 
 @pytest.mark.parametrize("name", ["sqvae2", "rsqvae"])
 def test_hardening_is_the_limit_of_the_posterior(name, pictures, tmp_path, monkeypatch):
-    """Codes stay what they were, the log says s² = 0 and entropy 0, the optimiser forgets the codebooks and keeps its pace."""
+    """Codes stay what they were, the log says s² = 0 and entropy 0, the optimiser forgets the codebooks and keeps its pace.
+
+    Then codebooks go to the means of what is nearest to them, in the average too.
+    """
     seen, harden = [], loop_module.harden
+    moved, begin = [], loop_module.start_codebooks
+
+    def started(training, order):
+        before = [layer.quantizer.codebook.clone() for layer in training.model.layers]
+        begin(training, order)
+        after = [layer.quantizer.codebook for layer in training.model.layers]
+        same_in_average = all(torch.equal(a, layer.quantizer.codebook) for a, layer in zip(after, training.evaluated.layers))
+        moved.append((training.progress.step, any(torch.equal(a, b) for a, b in zip(before, after)), same_in_average))
 
     def watched(training, sigma2):
         model, items = training.model, training.splits["train"]
@@ -231,9 +243,11 @@ def test_hardening_is_the_limit_of_the_posterior(name, pictures, tmp_path, monke
         seen.append((sigma2, scales, pairs, {id(p) for p in left} == {id(p) for p in model.parameters()}))
 
     monkeypatch.setattr(loop_module, "harden", watched)
+    monkeypatch.setattr(loop_module, "start_codebooks", started)
     settings = ["train.unquantized=0.25", "train.hard=0.5", "train.ema=0.9"]
     run = train(tiny(name, pictures, *settings), str(tmp_path / "r"), accelerator="cpu")
 
+    assert moved == [(2, False, True), (4, False, True)]
     ((sigma2, scales, codebooks, exactly_the_models),) = seen
     assert exactly_the_models
     assert scales == pytest.approx([math.log(2 * sigma2 / (3 * 16 * 16))] * len(scales), abs=1e-4)
@@ -278,13 +292,13 @@ def test_the_autoencoder_learns_alone_before_codebooks_start(name, pictures, tmp
     """Nothing is quantized and nothing validated in its share of the run, and codebooks stay; then they start from its features, once."""
     began, start = [], HQVAE.start_from
 
-    def watched(self, x, noise, at_once):
+    def watched(self, x, noise, *rest):
         before = copy.deepcopy(self.state_dict())
-        start(self, x, noise, at_once)
+        start(self, x, noise, *rest)
         began.append((x, before, copy.deepcopy(self.state_dict())))
 
     monkeypatch.setattr(HQVAE, "start_from", watched)
-    config = tiny(name, pictures, "train.unquantized=0.5", "model.quantizer.start.kind=data", "train.ema=0.9")
+    config = tiny(name, pictures, "train.unquantized=0.5", "train.hard=0", "model.quantizer.start.kind=data", "train.ema=0.9")
     run = train(config, str(tmp_path / "r"), accelerator="cpu")
 
     assert [entry["step"] for entry in run.entries("alone")] == [2, 4] and [entry["step"] for entry in run.entries("train")] == [6, 8]

@@ -137,12 +137,12 @@ PRESETS: dict[str, Config] = {
     "rqvae": Config(model=HQVAEConfig(levels=_DEEP_SHARED, quantizer=EMAConfig(restart=True))),
     "sqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=StochasticConfig()), train=_HARDENED),
     # Without the progressive objective the coarse levels of injected hierarchies starve: the finest does all the work.
-    "sqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=StochasticConfig(), progressive=1.0), train=_ALONE),
+    "sqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=StochasticConfig(), progressive=1.0), train=_HARDENED),
     # The noise of the layers adds up: samples that end softer serve stacks better (experiments/levers/temperature.yaml).
     "rsqvae": Config(
         model=HQVAEConfig(levels=_DEEP, quantizer=StochasticConfig()), train=replace(_HARDENED, temperature=TemperatureConfig(end=0.6))
     ),
-    "hqvae": Config(model=HQVAEConfig(levels=_HYBRID, quantizer=StochasticConfig(), progressive=1.0), train=_ALONE),
+    "hqvae": Config(model=HQVAEConfig(levels=_HYBRID, quantizer=StochasticConfig(), progressive=1.0), train=_HARDENED),
     # Sounds as log-mel spectra [1, 80, 344]: latents of 20 × 86, small codebooks, as the paper's experiment on sounds.
     "sqvae-mel": _mel(StochasticConfig(), Level(stride=4, codebook_size=512), _ALONE),
     "rsqvae-mel": _mel(StochasticConfig(), Level(stride=4, layers=4, codebook_size=8), _ALONE),

@@ -48,6 +48,7 @@ from hqvae.topdown import (
     State,
     Step,
     Unquantized,
+    left_alone,
     walk,
 )
 
@@ -206,10 +207,10 @@ class HQVAE(nn.Module):
         walk(self.layers, Unquantized(self.features(x), normalise=True))
 
     @torch.no_grad()
-    def start_from(self, x: Float[Tensor, "B C *S"], noise: Noise, at_once: int = 32) -> None:
-        """Give codebooks and s² their start from these signals, encoded so many at once, layer by layer; changes state."""
+    def start_from(self, x: Float[Tensor, "B C *S"], noise: Noise, at_once: int = 32, steps: int = 1) -> None:
+        """Give codebooks and s² their start from the signals of `steps` steps, encoded so many at once, layer by layer; changes state."""
         parts = [self.features(part) for part in x.split(at_once)]
-        walk(self.layers, Starting([torch.cat(level) for level in zip(*parts)], noise, set()))
+        walk(self.layers, Starting([torch.cat(level) for level in zip(*parts)], noise, left_alone(self.layers), steps))
 
     def harden(self, counts: Sequence[float] | None = None) -> None:
         """Take a stochastic system to its limit s² → 0, the deterministic system over the same codebooks; changes structure.
@@ -219,10 +220,9 @@ class HQVAE(nn.Module):
         """
         limits: dict[int, EMAQuantizer] = {}
         for index, layer in enumerate(self.layers):
-            quantizer = layer.quantizer
-            assert isinstance(quantizer, StochasticQuantizer)
-            limit = quantizer.hardened(1.0 if counts is None else counts[index])
-            layer.quantizer = limits.setdefault(id(quantizer.codebook), limit)  # layers that share one go on sharing it
+            assert isinstance(layer.quantizer, StochasticQuantizer)
+            limit = layer.quantizer.hardened(1.0 if counts is None else counts[index])
+            layer.quantizer = limits.setdefault(id(layer.quantizer.codebook), limit)  # layers that share one go on sharing it
         self.config = replace(self.config, quantizer=HARDENED)
         self.likelihood = MeanSquare()
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hqvae.errors import Unusable
 from hqvae.nets import CONV, NetConfig, grow, reductions, res_blocks
-from hqvae.quantize import AnyQuantizer, Noise, Quantized
+from hqvae.quantize import AnyQuantizer, DataStart, Noise, Quantized
 
 
 @dataclass(frozen=True)
@@ -260,13 +260,21 @@ class Starting:
     features: Sequence[Tensor]
     noise: Noise
     started: set[int]  # codebooks that have had their start: layers that share one start it once
+    steps: int = 1  # whose batches the features are
 
     def __call__(self, index: int, layer: Layer, state: State) -> Step:
         z_e = layer.query(state, self.features)
         noise = self.noise.fold(index)
-        layer.quantizer.start_from(z_e, noise, keep_codes=id(layer.quantizer.codebook) in self.started)
+        layer.quantizer.start_from(z_e, noise, id(layer.quantizer.codebook) in self.started, self.steps)
         self.started.add(id(layer.quantizer.codebook))
         return Step(z_e, layer.quantizer(z_e, 1.0, noise))
+
+
+def left_alone(layers: Iterable[Layer]) -> set[int]:
+    """Codebooks that no start from their own codes moves: one that layers share would go to what the first of them is given."""
+    starts = [(id(layer.quantizer.codebook), getattr(layer.quantizer.config, "start", None)) for layer in layers]
+    own = [book for book, start in starts if isinstance(start, DataStart) and start.own]
+    return {book for book in own if own.count(book) > 1}
 
 
 def _looked_up(layer: Layer, codes: Tensor) -> Quantized:

@@ -95,12 +95,12 @@ class EMAQuantizer(Quantizer):
         """Zero: with a deterministic assignment the latent's cost is its rate alone."""
         return target.new_zeros(len(target), dtype=torch.float32)
 
-    def start_from(self, z_e: Float[Tensor, "B D *S"], noise: Noise, keep_codes: bool = False) -> None:
-        """With a `DataStart`: codes and counts (at least one) from this batch; with a `NormalStart`, or to keep the codes, nothing."""
+    def start_from(self, z_e: Float[Tensor, "B D *S"], noise: Noise, keep_codes: bool = False, steps: int = 1) -> None:
+        """With a `DataStart`: codes, and what one step counts, from the batches of `steps`; without, or to keep the codes, nothing."""
         if isinstance(self.config.start, DataStart) and not keep_codes:
             codes, counts = self._data_codes(z_e, self.config.start, noise)
             self.codebook.copy_(codes)
-            self.counts.copy_(counts.clamp(min=1))
+            self.counts.copy_((counts / steps).clamp(min=1))  # those of all steps would keep the averages from moving at first
             self.sums.copy_(codes * self.counts.unsqueeze(1))
 
     @torch.no_grad()

@@ -143,7 +143,7 @@ class OtherQuantizer(Quantizer):
         """Zero: with a deterministic assignment the latent's cost is its rate alone."""
         return target.new_zeros(len(target), dtype=torch.float32)
 
-    def start_from(self, z_e: Float[Tensor, "B D *S"], noise: Noise, keep_codes: bool = False) -> None:
+    def start_from(self, z_e: Float[Tensor, "B D *S"], noise: Noise, keep_codes: bool = False, steps: int = 1) -> None:
         """A first look at this batch in training mode: `rotation` starts its codes there by k-means, the others do nothing."""
         if self.config.name == "rotation" and not keep_codes:
             with torch.no_grad():

@@ -21,8 +21,9 @@ from .ema import EMAConfig, EMAQuantizer
 from .noise import Noise
 from .ops import LOG_S2_RANGE, assign, quantize, sample
 
-# The limit s² → 0. With restart, since some codes lose all their features at once when samples cease.
-HARDENED = EMAConfig(restart=True)
+# The limit s² → 0. Codes of a mixture are not the means of what is nearest to them, which in a stack leaves the next layer other residuals:
+# without k-means from where they are, and without restart, many of them would lose all their features at once.
+HARDENED = EMAConfig(restart=True, start=DataStart(own=True))
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
@@ -95,7 +96,7 @@ class StochasticQuantizer(Quantizer):
         """E log q(Z̃|x) − log p(Z̃|Z), nats: the fit at a drawn Z̃, less the d|S|/2 that q's own noise accounts for."""
         return self.fit(target, layers) - target[0].numel() / 2
 
-    def start_from(self, z_e: Float[Tensor, "B D *S"], noise: Noise, keep_codes: bool = False) -> None:
+    def start_from(self, z_e: Float[Tensor, "B D *S"], noise: Noise, keep_codes: bool = False, steps: int = 1) -> None:
         """With a `DataStart`: codes (unless kept) and s² from this batch; with a `NormalStart`, nothing."""
         if isinstance(self.config.start, DataStart):
             with torch.no_grad():

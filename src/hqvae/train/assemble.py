@@ -174,14 +174,14 @@ def make_schedule(
 
 
 def start_codebooks(training: Training, order: Order) -> None:
-    """Codebooks and s² from what their layers are given now, on the coming global batches; the first process's for all of them."""
+    """Codebooks and s² (once hard, counts) from what layers are given now, on the coming global batches; the first process's for all."""
     items, model, settings, begun = training.splits["train"], training.model, training.config, time.perf_counter()
     wanted = max(_ROWS * level.codebook_size / count for level, count in zip(model.config.levels, positions(training))) / order.batch
     most = min(_BATCHES, order.count / order.batch, _NUMBERS // (order.batch * math.prod(items.shape)))
     steps = range(training.progress.step, training.progress.step + max(1, math.ceil(min(wanted, most))))
     x = torch.cat([items.signal(items[order.at(step)], training.fabric.device) for step in steps])
     at_once = order.batch // (training.fabric.world_size * settings.accumulate)  # what training encodes at once fits
-    model.start_from(x, Noise.of(settings.seed, _START), at_once)
+    model.start_from(x, Noise.of(settings.seed, _START), at_once, len(steps))
     for layer in model.layers:
         for parameter in layer.quantizer.parameters():  # Adam has counted steps without a gradient: it would overshoot
             training.optimizer.state.pop(parameter, None)

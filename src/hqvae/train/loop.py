@@ -113,6 +113,7 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
                     start_codebooks(training, order)
                 if progress.step == training.first_hard:
                     harden(training, float(global_sigma2(training, signals, temperature, noises, quantized)[0]))
+                    start_codebooks(training, order)
                     screen.say(f"codes are the nearest ones from step {progress.step} on (train.hard={training.config.hard:g})")
                 outs = gradients(training, signals, temperature, noises, quantized)
             except Unusable as error:
