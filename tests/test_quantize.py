@@ -14,6 +14,7 @@ from hqvae.quantize import (
     EMAQuantizer,
     Noise,
     NormalStart,
+    OwnStart,
     Quantized,
     StochasticConfig,
     StochasticQuantizer,
@@ -394,7 +395,7 @@ def test_a_start_from_data_is_the_k_means_of_the_features():
 def test_a_start_from_the_own_codes_goes_on_from_them():
     """One round moves every code to the mean of what was nearest to it, an idle one to a feature; counts are of one step of the three."""
     z_e = features((60, DIM, 8), seed=3)
-    quantizer = EMAQuantizer(DIM, K, EMAConfig(start=DataStart(own=True, kmeans=1)))
+    quantizer = EMAQuantizer(DIM, K, EMAConfig(start=OwnStart(kmeans=1)))
     quantizer.codebook[0] = 1000.0
     rows, before = rows_of(z_e), quantizer.nearest(z_e).flatten()
     quantizer.start_from(z_e, Noise(1), steps=3)

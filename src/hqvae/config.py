@@ -97,7 +97,7 @@ class Config:
 
 
 _CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
-_KINDS = ("stochastic", "ema", "other", "normal", "data", "images", "sounds", "mel", "wave")
+_KINDS = ("stochastic", "ema", "other", "normal", "data", "own", "images", "sounds", "mel", "wave")
 _ONE = (Level(stride=4, codebook_size=512),)
 _TWO = (Level(stride=8, codebook_size=512), Level(stride=4, codebook_size=512))
 _DEEP = (Level(stride=4, layers=4, codebook_size=256),)

@@ -64,7 +64,6 @@ def _hints(measures: Measures, config: HQVAEConfig) -> list[str]:
     ):
         hints.append(
             "the posterior is still soft (over half of its bits are noise), so nearest codes at test time differ from training's samples. "
-            + ("TRY: nearest codes late in training (train.hard=0.75)" if len(config.levels) == 1 else "TRY: train longer")
-            + ", or a lower train.temperature.end."
+            "TRY: nearest codes late in training (train.hard=0.75), or a lower train.temperature.end."
         )
     return hints

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hqvae.errors import Unusable
 from hqvae.nets import CONV, NetConfig, grow, reductions, res_blocks
-from hqvae.quantize import AnyQuantizer, DataStart, Noise, Quantized
+from hqvae.quantize import AnyQuantizer, Noise, OwnStart, Quantized
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class Starting:
 def left_alone(layers: Iterable[Layer]) -> set[int]:
     """Codebooks that no start from their own codes moves: one that layers share would go to what the first of them is given."""
     starts = [(id(layer.quantizer.codebook), getattr(layer.quantizer.config, "start", None)) for layer in layers]
-    own = [book for book, start in starts if isinstance(start, DataStart) and start.own]
+    own = [book for book, start in starts if isinstance(start, OwnStart)]
     return {book for book in own if own.count(book) > 1}
 
 

@@ -1,6 +1,6 @@
 """Quantizers: useful inside `HQVAE`, and alone in anybody's network."""
 
-from .base import AsTriple, DataStart, NormalStart, Quantized, Quantizer, Start, grid_of, rows_of
+from .base import AsTriple, DataStart, NormalStart, OwnStart, Quantized, Quantizer, Start, grid_of, rows_of
 from .ema import EMAConfig, EMAQuantizer, rows_and_codes
 from .noise import Noise
 from .ops import LOG_S2_RANGE
@@ -23,6 +23,7 @@ __all__ = [
     "NormalStart",
     "OtherConfig",
     "OtherQuantizer",
+    "OwnStart",
     "Quantized",
     "Quantizer",
     "Start",

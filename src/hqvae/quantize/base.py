@@ -27,17 +27,24 @@ class NormalStart:
 class DataStart:
     """Codes are the k-means of the features, and s² = mean ‖z̃ − b‖² / (2 · `sharpness`).
 
-    k-means begins at random features plus `jitter` of their deviation, or with `own` at the codes as they are, and takes `kmeans`
-    rounds; 0, or no more features than codes, and the codes stay where it begins. A code at the mean distance starts
-    exp(−sharpness) times as likely as one on the spot, in any dimension. Too soft (4) learns slowly or lets the posterior go
-    uniform; too hard (600) is one-hot from the first step and collapses as a deterministic quantizer does.
+    k-means begins at random features plus `jitter` of their deviation, and takes `kmeans` rounds; 0, or no more features than
+    codes, and the codes stay where it begins. A code at the mean distance starts exp(−sharpness) times as likely as one on the
+    spot, in any dimension. Too soft (4) learns slowly or lets the posterior go uniform; too hard (600) is one-hot from the first
+    step and collapses as a deterministic quantizer does.
     """
 
     kind: Literal["data"] = "data"
     sharpness: float = Field(default=16.0, gt=0)
     jitter: float = Field(default=0.1, ge=0)
     kmeans: int = Field(default=10, ge=0)
-    own: bool = False
+
+
+@config(frozen=True, config=ConfigDict(extra="forbid"))
+class OwnStart:
+    """Codes go from where they are towards the means of the features nearest to them, by `kmeans` rounds of k-means."""
+
+    kind: Literal["own"] = "own"
+    kmeans: int = Field(default=10, ge=0)
 
 
 Start = NormalStart | DataStart
@@ -114,7 +121,7 @@ class Quantizer(nn.Module):
         if z_e.ndim < 2 or z_e.shape[1] != self.dim:
             raise ValueError(f"z_e has shape {list(z_e.shape)}; this quantizer expects [B, {self.dim}, *S]")
 
-    def _data_codes(self, z_e: Tensor, start: DataStart, noise: Noise) -> tuple[Tensor, Tensor]:
+    def _data_codes(self, z_e: Tensor, start: DataStart | OwnStart, noise: Noise) -> tuple[Tensor, Tensor]:
         """(codes [K, D], how many rows of z_e are nearest to each [K]), by k-means from random rows with jitter, or from the own codes.
 
         A code that nothing is nearest to takes a row, more likely one that is far from its code. Raises Unusable for rows that are
@@ -125,10 +132,13 @@ class Quantizer(nn.Module):
         if not torch.isfinite(variance) or variance <= 0:
             raise Unusable("no codebook can start where the features are constant or not finite")
         generator = noise.fold(7).generator()
-        copies = -(-self.codebook_size // len(rows))
-        chosen = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(copies)])[: self.codebook_size]
-        shake = torch.randn(self.codebook_size, self.dim, generator=generator).to(rows)
-        codes = self.codebook.float() if start.own else rows[chosen.to(rows.device)] + start.jitter * variance.sqrt() * shake
+        if isinstance(start, OwnStart):
+            codes = self.codebook.float()
+        else:
+            copies = -(-self.codebook_size // len(rows))
+            chosen = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(copies)])[: self.codebook_size]
+            shake = torch.randn(self.codebook_size, self.dim, generator=generator).to(rows)
+            codes = rows[chosen.to(rows.device)] + start.jitter * variance.sqrt() * shake
         enough = len(rows) > self.codebook_size and len(rows.unique(dim=0)) > self.codebook_size  # else every row would be a code
         for _ in range(start.kmeans if enough else 0):
             mine = nearest(rows, codes)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hqvae.ranks import all_sum, rows_before_mine
 
-from .base import DataStart, NormalStart, Quantized, Quantizer, Start
+from .base import DataStart, NormalStart, OwnStart, Quantized, Quantizer, Start
 from .noise import Noise
 
 _SMOOTHING = 1e-5  # Laplace smoothing of the counts, as in the VQ-VAE authors' code
@@ -31,7 +31,7 @@ class EMAConfig:
     beta: float = Field(default=0.25, ge=0)
     decay: float = Field(default=0.99, gt=0, lt=1)
     restart: bool = False
-    start: Start = Field(default_factory=NormalStart, discriminator="kind")
+    start: Start | OwnStart = Field(default_factory=NormalStart, discriminator="kind")
 
 
 class EMAQuantizer(Quantizer):
@@ -96,8 +96,8 @@ class EMAQuantizer(Quantizer):
         return target.new_zeros(len(target), dtype=torch.float32)
 
     def start_from(self, z_e: Float[Tensor, "B D *S"], noise: Noise, keep_codes: bool = False, steps: int = 1) -> None:
-        """With a `DataStart`: codes, and what one step counts, from the batches of `steps`; without, or to keep the codes, nothing."""
-        if isinstance(self.config.start, DataStart) and not keep_codes:
+        """Codes, and what one step counts, from the batches of `steps`; with a `NormalStart`, or to keep the codes, nothing."""
+        if isinstance(self.config.start, DataStart | OwnStart) and not keep_codes:
             codes, counts = self._data_codes(z_e, self.config.start, noise)
             self.codebook.copy_(codes)
             self.counts.copy_((counts / steps).clamp(min=1))  # those of all steps would keep the averages from moving at first

@@ -16,14 +16,14 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as config
 from torch import Tensor, nn
 
-from .base import DataStart, NormalStart, Quantized, Quantizer, Start, grid_of, rows_of
+from .base import DataStart, NormalStart, OwnStart, Quantized, Quantizer, Start, grid_of, rows_of
 from .ema import EMAConfig, EMAQuantizer
 from .noise import Noise
 from .ops import LOG_S2_RANGE, assign, quantize, sample
 
 # The limit s² → 0. Codes of a mixture are not the means of what is nearest to them, which in a stack leaves the next layer other residuals:
 # without k-means from where they are, and without restart, many of them would lose all their features at once.
-HARDENED = EMAConfig(restart=True, start=DataStart(own=True))
+HARDENED = EMAConfig(restart=True, start=OwnStart())
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
