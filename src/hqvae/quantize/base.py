@@ -132,12 +132,12 @@ class Quantizer(nn.Module):
         if not torch.isfinite(variance) or variance <= 0:
             raise Unusable("no codebook can start where the features are constant or not finite")
         generator = noise.fold(7).generator()
-        if isinstance(start, OwnStart):
+        copies = -(-self.codebook_size // len(rows))
+        chosen = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(copies)])[: self.codebook_size]
+        shake = torch.randn(self.codebook_size, self.dim, generator=generator).to(rows)
+        if isinstance(start, OwnStart):  # drawn all the same: docs/results.md is of this order of draws
             codes = self.codebook.float()
         else:
-            copies = -(-self.codebook_size // len(rows))
-            chosen = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(copies)])[: self.codebook_size]
-            shake = torch.randn(self.codebook_size, self.dim, generator=generator).to(rows)
             codes = rows[chosen.to(rows.device)] + start.jitter * variance.sqrt() * shake
         enough = len(rows) > self.codebook_size and len(rows.unique(dim=0)) > self.codebook_size  # else every row would be a code
         for _ in range(start.kmeans if enough else 0):
