@@ -67,6 +67,8 @@ REFUSED = {
     ),
     "two of one name": ({"systems": {"SQ!": {"preset": "sqvae"}, "sq": {"preset": "sqvae"}}}, ["'sq-seed0'", "rename"]),
     "no such split": ({"split": "tets"}, ["split", "tets"]),
+    "settings that contradict each other": ({"settings": {**SETTINGS, "train.hard": 0.5}}, ["VQ: train.hard=0.5", "kind=ema"]),
+    "data of its own, in a mapping": ({"settings": {**SETTINGS, "data": {"kind": "images", "size": 8}}}, ["data.source", "--data"]),
 }  # fmt: skip
 
 
@@ -118,6 +120,17 @@ def test_files_that_are_no_spec_are_refused(tmp_path):
 def test_settings_of_the_command_win_over_those_of_the_system(tmp_path, data):
     spec = read_spec(written(tmp_path, cases={"a": {"train.lr": 0.5}})).narrowed(None, 1, ["train.lr=0.25", "train.steps=9"])
     assert {(e.config.train.lr, e.config.train.steps, e.config.train.seed) for e in entries(spec, data)} == {(0.25, 9, 0)}
+
+
+def test_the_last_word_of_a_spec_is_kept_and_the_commands_comes_after_it(tmp_path, data):
+    spec = read_spec(written(tmp_path, last=["train.lr=0.5", "train.warmup=3"])).narrowed(None, 1, ["train.lr=0.25"])
+    assert {(e.config.train.lr, e.config.train.warmup) for e in entries(spec, data)} == {(0.25, 3)}
+
+
+def test_what_a_case_says_of_its_own_levels_holds(tmp_path, data):
+    levels = {"model.levels": [{"stride": 4}, {"stride": 2}], "model.levels.0.codebook_size": 16, "model.levels.1.codebook_size": 32}
+    for entry in entries(read_spec(written(tmp_path, cases={"two": levels})), data):  # SETTINGS name the first of these keys before
+        assert [level.codebook_size for level in entry.config.model.levels] == [16, 32]
 
 
 def test_only_what_is_named_is_compared(tmp_path, data):
@@ -232,12 +245,12 @@ def test_what_is_done_is_not_done_again_and_more_seeds_are_added(finished, data,
 
 
 def test_a_run_that_fails_is_named_and_the_others_count(data, tmp_path, capsys):
-    systems = {"SQ": {"preset": "sqvae"}, "wild": {"preset": "vqvae", "settings": {"train.lr": 1e30}}}
+    systems = {"SQ [own]": {"preset": "sqvae"}, "wild": {"preset": "vqvae", "settings": {"train.lr": 1e30}}}
     spec = written(tmp_path, systems=systems, seeds=[0])
     assert main(["compare", spec, "--data", data, "--out", str(tmp_path / "c"), "--accelerator", "cpu"]) == 1
     shown = capsys.readouterr().out
     assert "! wild, seed 0 failed with code 2: " in shown and "lower train.lr" in shown
-    assert list(figures(tmp_path / "c")) == [("", "SQ", 0)]
+    assert list(figures(tmp_path / "c")) == [("", "SQ [own]", 0)] and "│ SQ [own]" in shown and "Δ RMSE to SQ [own]" in shown
     assert "wild, seed 0 failed" in (tmp_path / "c" / "report.html").read_text()
 
 

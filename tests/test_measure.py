@@ -9,6 +9,7 @@ from conftest import build, signals
 
 from hqvae.data import IMAGE, to_signal
 from hqvae.doctor import diagnose
+from hqvae.likelihood import SpectralConfig
 from hqvae.measure import LayerMeasures, Measures, findings, measure
 from hqvae.model import HQVAEConfig
 from hqvae.quantize import EMAConfig
@@ -101,8 +102,13 @@ def measures(*layers):
         ({}, True, []),
         ({"perplexity": 51.0}, True, ["collapsed"]),
         ({"perplexity": 52.0}, True, []),
-        ({"rmse_shuffled": 10.04}, True, ["carries nothing"]),
-        ({"rmse_shuffled": 10.06}, True, []),
+        ({"psnr_loss": 0.04}, True, ["carries nothing"]),
+        ({"psnr_loss": 0.06}, True, []),
+        # Errors of the whole split and of the shuffled part are of other signals: they say nothing about each other.
+        ({"rmse_shuffled": 9.0}, True, []),
+        # 100 images of one position each can show no more than 100 codes.
+        ({"positions": 1, "perplexity": 30.0}, True, []),
+        ({"positions": 1, "perplexity": 9.0}, True, ["collapsed"]),
         ({"entropy_bits": 8.7}, True, ["posterior uniform"]),
         ({"s2": math.exp(35)}, True, ["variance at its bound"]),
         ({"s2": math.exp(-35)}, True, ["variance at its bound"]),
@@ -110,7 +116,7 @@ def measures(*layers):
         ({"s2": 0.0}, False, []),
         ({"entropy_bits": 8.7}, False, []),
         # Failure mode 2: the posterior is uniform, so a soft perplexity would read 512, while the layer carries nothing.
-        ({"entropy_bits": 9.0, "rmse_shuffled": 10.0, "perplexity": 3.0}, True, ["carries nothing", "collapsed", "posterior uniform"]),
+        ({"entropy_bits": 9.0, "psnr_loss": -0.1, "perplexity": 3.0}, True, ["carries nothing", "collapsed", "posterior uniform"]),
     ],
 )
 def test_findings_stand_at_their_thresholds(changes, stochastic, kinds):
@@ -118,7 +124,7 @@ def test_findings_stand_at_their_thresholds(changes, stochastic, kinds):
 
 
 def test_the_doctor_says_every_problem_with_a_remedy():
-    bad = measures(layer(), layer(layer=1, perplexity=3.0, rmse_shuffled=10.0, psnr_after=27.0))
+    bad = measures(layer(), layer(layer=1, perplexity=3.0, psnr_loss=0.0, psnr_after=27.0))
     text = "\n".join(diagnose(bad, findings(bad, STOCHASTIC), STOCHASTIC))
     assert "PROBLEM level 0 layer 1 carries nothing" in text and "PROBLEM level 0 layer 1 collapsed" in text and text.count("TRY:") >= 3
     assert "1.00 dB worse than without it" in text
@@ -133,6 +139,20 @@ def test_every_measure_is_finite(member):
 
 
 def test_advice_knows_what_is_already_done():
-    dead = measures(layer(rmse_shuffled=10.0))
+    dead = measures(layer(psnr_loss=0.0))
     assert "model.progressive=1" in findings(dead, HQVAEConfig())[0].advice
     assert "model.progressive" not in findings(dead, HQVAEConfig(progressive=1.0))[0].advice
+
+
+@pytest.mark.parametrize(
+    ("config", "advised"), [(STOCHASTIC, True), (HQVAEConfig(channels=1, axes=1, spectral=SpectralConfig(weight=1)), False)]
+)
+def test_hardening_is_not_advised_where_it_is_refused(config, advised):
+    soft = measures(layer(entropy_bits=8.0))
+    assert ("train.hard" in "\n".join(diagnose(soft, [], config))) == advised
+
+
+def test_the_rate_is_not_called_idle_for_want_of_images():
+    few = Measures(1, 10.0, 28.0, 0.9, 4.0, 3.9, 0.5, 0.01, -1000.0, 1, (layer(perplexity=60.0),))
+    assert "idle" not in "\n".join(diagnose(few, [], STOCHASTIC))
+    assert "idle" in "\n".join(diagnose(measures(layer(perplexity=60.0)), [], STOCHASTIC))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -16,14 +17,16 @@ import torch
 from conftest import IMAGE_PRESETS
 from PIL import Image
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from hqvae.config import from_dict, override, preset
+from hqvae.config import TrainConfig, from_dict, override, preset
 from hqvae.data import Order, in_order, open_data
 from hqvae.errors import InputError
 from hqvae.model import HQVAE
 from hqvae.run import Run
 from hqvae.train import loop as loop_module
 from hqvae.train import my_parts, train
+from hqvae.train.assemble import make_schedule
 from hqvae.train.loop import refuse_unfit
 
 TINY = [
@@ -269,6 +272,8 @@ def test_hardening_is_the_limit_of_the_posterior(name, pictures, tmp_path, monke
 def test_only_a_posterior_hardens(pictures):
     with pytest.raises(InputError, match=r"train\.hard=0\.5 hardens the posterior of a stochastic system, and model\.quantizer\.kind=ema"):
         train(tiny("vqvae", pictures, "train.hard=0.5"), "nowhere", accelerator="cpu")
+    with pytest.raises(InputError, match=r"model\.spectral\.weight=1\); expected train\.hard=0"):
+        train(override(preset("rsqvae-audio"), [f"data.source={pictures}", "train.hard=0.5"]), "nowhere", accelerator="cpu")
     with pytest.raises(InputError, match="leave no step for samples"):
         tiny("sqvae", pictures, "train.unquantized=0.25", "train.hard=0.75")
 
@@ -374,6 +379,55 @@ def test_the_rate_rises_anew_where_codes_harden(pictures, tmp_path):
     rates = [entry["lr"] for entry in [*run.entries("alone"), *run.entries("train")]]  # of the next step
     assert rates[:4] == pytest.approx([2e-3 / 4, 3e-3 / 4, 1e-3, 1e-3])
     assert rates[10:16] == pytest.approx([1e-3, 1e-3 / 4, 2e-3 / 4, 3e-3 / 4, 1e-3, 1e-3])
+
+
+@contextmanager
+def optimiser_steps():
+    """Rate of the first group, and norm of all gradients, at every step of an optimiser."""
+    seen = []
+
+    def look(optimizer, *arguments):
+        gradients = [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        seen.append((optimizer.param_groups[0]["lr"], float(torch.stack(gradients).norm())))
+
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def test_a_plateau_schedule_rises_too(pictures, tmp_path):
+    settings = ["train.steps=24", "train.hard=0.5", "train.unquantized=0", "train.warmup=3", "train.schedule=plateau", "train.patience=9"]
+    with optimiser_steps() as steps:
+        train(tiny("sqvae", pictures, *settings), str(tmp_path / "r"), accelerator="cpu")
+    rates = [rate for rate, _ in steps]
+    assert rates[:5] == pytest.approx([1e-3 / 4, 2e-3 / 4, 3e-3 / 4, 1e-3, 1e-3])
+    assert rates[11:17] == pytest.approx([1e-3, 1e-3 / 4, 2e-3 / 4, 3e-3 / 4, 1e-3, 1e-3])
+
+
+def test_small_errors_that_fall_steadily_are_no_plateau():
+    """0.05 dB better at every validation: in nats many units, in a mean squared error of 10⁻³ less than 10⁻⁴."""
+    losses = [1e-3 * 10 ** (-0.005 * step) for step in range(20)]
+    for in_nats, of_loss in ((False, lambda loss: loss), (True, lambda loss: 1536 * math.log(loss))):
+        optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = make_schedule(optimizer, TrainConfig(schedule="plateau", patience=2), 100, in_nats)
+        for loss in losses:
+            schedule.step(of_loss(loss))
+        assert optimizer.param_groups[0]["lr"] == 1.0
+        for _ in range(2):
+            schedule.step(of_loss(losses[-1]))
+        assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_clipped_gradient_is_clipped_in_the_new_unit_once_hard(pictures, tmp_path):
+    """Else Adam's memory of clipped gradients meets ones that no limit touches, and the first steps are many times too long."""
+    settings = ["train.steps=16", "train.hard=0.5", "train.clip=1e-6", "train.precision=32-true"]
+    with optimiser_steps() as steps:
+        run = train(tiny("sqvae", pictures, *settings), str(tmp_path / "r"), accelerator="cpu")
+    unit, norms = run.load_checkpoint()["unit"], [norm for _, norm in steps]
+    assert unit < 0.1
+    assert norms[2:8] == pytest.approx([1e-6] * 6, rel=1e-2) and norms[8:] == pytest.approx([1e-6 * unit] * 8, rel=1e-2)
 
 
 def test_average_of_weights_is_what_is_saved(pictures, tmp_path):

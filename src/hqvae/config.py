@@ -13,7 +13,7 @@ from hqvae.errors import InputError, nearest_name
 from hqvae.likelihood import SpectralConfig
 from hqvae.model import HQVAEConfig, Level
 from hqvae.nets import NetConfig
-from hqvae.quantize import EMAConfig, StochasticConfig
+from hqvae.quantize import DataStart, EMAConfig, StochasticConfig
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
@@ -39,8 +39,8 @@ class TrainConfig:
         accumulate: batches that a step's images are taken in, when they do not fit at once; the result is that of one batch
         lr: Adam's learning rate; `lr_log_s2` multiplies it for s²
         schedule: `cosine` to zero, `constant`, or `plateau` (halved when the validation loss has not improved `patience` times)
-        warmup: steps over which the rate rises from zero
-        clip: largest norm of the gradient, None for no limit
+        warmup: steps over which the rate rises from zero, whatever the schedule
+        clip: largest norm of the gradient, None for no limit; in nats for a stochastic system, and as many of them once it has hardened
         precision: `bf16-mixed` or `32-true`
         ema: decay of an average of the weights that is evaluated and saved in their place, None for none
         unquantized: share of the run, at most half, in which the autoencoder learns alone; codebooks and s² start after it
@@ -180,6 +180,31 @@ def override(config: Config, settings: list[str]) -> Config:
         if key.endswith("kind") or isinstance(value, dict | list):  # later settings may name the keys that this one brought
             tree = to_dict(from_dict(tree))
     return from_dict(tree)
+
+
+def refuse_contradictions(config: Config) -> None:
+    """Raises InputError where two settings, each good alone, cannot go together: known before there is any data."""
+    settings, quantizer, spectral = config.train, config.model.quantizer, config.model.spectral
+    if settings.unquantized and not isinstance(getattr(quantizer, "start", DataStart()), DataStart):
+        raise InputError(
+            f"train.unquantized={settings.unquantized} leaves codebooks to start from features, and model.quantizer.start.kind=normal "
+            "starts them from none; expected model.quantizer.start.kind=data, or train.unquantized=0"
+        )
+    if settings.hard and quantizer.kind != "stochastic":
+        raise InputError(
+            f"train.hard={settings.hard:g} hardens the posterior of a stochastic system, and model.quantizer.kind={quantizer.kind} has "
+            "none; expected train.hard=0"
+        )
+    if settings.hard and spectral.weight:
+        raise InputError(
+            f"train.hard={settings.hard:g} takes the decoder's variances away, which hold the waveform and its spectra in balance "
+            f"(model.spectral.weight={spectral.weight:g}); expected train.hard=0"
+        )
+    if settings.accumulate > 1 and getattr(quantizer, "name", None) == "rotation":
+        raise InputError(
+            f"train.accumulate={settings.accumulate}: the codebook of model.quantizer.name=rotation moves with every batch that is "
+            "passed through it, so accumulated ones are not one; expected train.accumulate=1"
+        )
 
 
 def setting(key: str, value: Any) -> str:

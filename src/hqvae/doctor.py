@@ -16,7 +16,7 @@ def diagnose(measures: Measures, found: list[Finding], config: HQVAEConfig) -> l
     if not found:
         said.append(
             f"No layer has collapsed (perplexity below {COLLAPSED:.0%} of K) and every layer carries something "
-            f"(shuffling it costs more than {CARRIES_NOTHING:.0%} of the squared error)."
+            f"(shuffling it costs {CARRIES_NOTHING:g} dB or more)."
         )
     return said
 
@@ -46,7 +46,9 @@ def _plain(decibels: float) -> str:
 def _hints(measures: Measures, config: HQVAEConfig) -> list[str]:
     """What is no problem yet, but worth a look."""
     hints = []
-    idle = sum(layer.positions * (math.log2(layer.codebook_size) - math.log2(max(1.0, layer.perplexity))) for layer in measures.layers)
+    idle = sum(
+        layer.positions * (math.log2(layer.choices(measures.images)) - math.log2(max(1.0, layer.perplexity))) for layer in measures.layers
+    )
     total = sum(layer.positions * math.log2(layer.codebook_size) for layer in measures.layers)
     if idle > 0.25 * total:
         hints.append(
@@ -64,6 +66,8 @@ def _hints(measures: Measures, config: HQVAEConfig) -> list[str]:
     ):
         hints.append(
             "the posterior is still soft (over half of its bits are noise), so nearest codes at test time differ from training's samples. "
-            "TRY: nearest codes late in training (train.hard=0.75), or a lower train.temperature.end."
+            "TRY: "
+            + ("" if config.spectral.weight else "nearest codes late in training (train.hard=0.75), or ")
+            + "a lower train.temperature.end."
         )
     return hints

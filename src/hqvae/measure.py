@@ -14,7 +14,7 @@ from hqvae.perceptual import Perceptual
 from hqvae.quantize import LOG_S2_RANGE, Noise
 
 COLLAPSED = 0.1  # a layer whose hard perplexity is below this share of K
-CARRIES_NOTHING = 0.01  # a layer whose shuffled codes raise the squared error by less than this share
+CARRIES_NOTHING = 0.05  # decibels: a layer whose shuffled codes cost less
 UNIFORM = 0.95  # a posterior whose entropy is above this share of log K
 _BLOCK = 64  # signals among which codes are shuffled, at least where there are so many
 
@@ -46,6 +46,10 @@ class LayerMeasures:
     @property
     def name(self) -> str:
         return f"level {self.level} layer {self.layer}"
+
+    def choices(self, images: int) -> int:
+        """How many codes so many signals could choose at most: few positions cannot show a large codebook in use."""
+        return min(self.codebook_size, self.positions * images)
 
 
 @dataclass(frozen=True)
@@ -245,18 +249,17 @@ def findings(measures: Measures, config: HQVAEConfig) -> list[Finding]:
     found, stochastic = [], config.quantizer.kind == "stochastic"
     cure = "train longer" if config.progressive else "model.progressive=1 makes coarse layers earn their place"
     for layer in measures.layers:
-        share, capacity = layer.perplexity / layer.codebook_size, math.log2(layer.codebook_size)
-        error, shuffled = measures.rmse**2, layer.rmse_shuffled**2
-        if shuffled < error * (1 + CARRIES_NOTHING):
+        share, capacity = layer.perplexity / layer.choices(measures.images), math.log2(layer.codebook_size)
+        if layer.psnr_loss < CARRIES_NOTHING:
             found.append(Finding(
                 "carries nothing", layer.name,
-                f"its codes can be shuffled and the squared error grows by only {max(0.0, shuffled / error - 1):.1%}",
+                f"its codes can be shuffled and only {max(0.0, layer.psnr_loss):.2f} dB are lost",
                 f"{cure}; or drop the layer and spend its bits elsewhere",
             ))  # fmt: skip
         if share < COLLAPSED:
             found.append(Finding(
                 "collapsed", layer.name,
-                f"its choices are worth {layer.perplexity:.0f} of {layer.codebook_size} codes ({layer.used} are ever chosen)",
+                f"its choices are worth {layer.perplexity:.0f} of {layer.choices(measures.images)} codes ({layer.used} are ever chosen)",
                 _AGAINST_COLLAPSE[config.quantizer.kind],
             ))  # fmt: skip
         if stochastic and layer.s2 > 0 and abs(math.log(layer.s2)) > 0.99 * LOG_S2_RANGE:

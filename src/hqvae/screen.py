@@ -7,6 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 class Steps:
@@ -54,8 +55,8 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     shown = Table()
     for column in columns:
-        shown.add_column(column, justify="left" if column == columns[0] else "right")
+        shown.add_column(Text(column), justify="left" if column == columns[0] else "right")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))  # as it is: a system's name may hold square brackets
     console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)  # a table's own title wraps at the table's width
     console.print(shown)

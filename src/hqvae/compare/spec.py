@@ -23,7 +23,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass as config
 
-from hqvae.config import Config, explain, flatten, override, preset, setting, to_dict
+from hqvae.config import Config, explain, flatten, override, preset, refuse_contradictions, setting, to_dict
 from hqvae.data import SPLITS
 from hqvae.errors import InputError, nearest_name
 from hqvae.model import HQVAE
@@ -97,8 +97,8 @@ class Spec:
         systems = {name: system for name, system in self.systems.items() if name in only} or self.systems
         cases = {name: case for name, case in self.cases.items() if name in only} or self.cases
         return replace(
-            self, split=cast(Any, split or self.split), seeds=self.seeds[:seeds], last=tuple(settings), systems=systems, cases=cases,
-            reference=self.reference if self.reference in systems else "",
+            self, split=cast(Any, split or self.split), seeds=self.seeds[:seeds], last=(*self.last, *settings), systems=systems,
+            cases=cases, reference=self.reference if self.reference in systems else "",
         )  # fmt: skip
 
 
@@ -176,16 +176,23 @@ def bits_per_point(entry: Entry) -> float:
 
 def _entry(spec: Spec, case: str, system: str, seed: int, data: str) -> Entry:
     chosen = spec.systems[system]
-    merged = {**spec.settings, **spec.cases[case], **chosen.settings}
+    merged: dict[str, Any] = {}
+    for key, value in (pair for part in (spec.settings, spec.cases[case], chosen.settings) for pair in part.items()):
+        merged.pop(key, None)  # so that it stands where it was said last: a whole `model.levels` wipes what stands before it
+        merged[key] = value
     settings = (*(setting(key, value) for key, value in merged.items()), *spec.last, setting("train.seed", seed))
     for taken, instead in (("data.source", "--data"), ("train.seed", "seeds")):
         if taken in merged or any(word.split("=")[0].strip() == taken for word in spec.last):
             raise InputError(f"{taken} cannot be set in a comparison, which has {instead} for it")
     try:
-        made = override(preset(chosen.preset), list(settings))
+        before = preset(chosen.preset)
+        made = override(replace(before, data=replace(before.data, source=data)), list(settings))  # as the command of the run does it
+        refuse_contradictions(made)
     except InputError as error:
         raise InputError(f"{', '.join(part for part in (case, system) if part)}: {error}") from error
-    return Entry(case, system, seed, chosen.preset, settings, replace(made, data=replace(made.data, source=data)))
+    if made.data.source != data:
+        raise InputError("a whole `data` sets data.source too, for which a comparison has --data; expected keys such as data.size")
+    return Entry(case, system, seed, chosen.preset, settings, made)
 
 
 def _refuse_unlike(group: list[Entry], rates: str) -> None:

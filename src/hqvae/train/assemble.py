@@ -3,7 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hqvae.config import Config, TrainConfig
 from hqvae.data import Order, Splits
 from hqvae.errors import InputError, Unusable, first_line
+from hqvae.likelihood import FittedGaussian
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE
 from hqvae.quantize import Noise
@@ -35,6 +37,7 @@ class Progress:
     step: int = 0
     validated: int = 0
     restarted: int = 0
+    unit: float = 1.0  # of gradients, in those of the first step; hardening changes it
     since: float = field(default_factory=time.perf_counter)
     since_step: int = 0
 
@@ -128,7 +131,7 @@ def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: Spl
     writer_of = tensorboard_writer() if settings.tensorboard else None
     run = open_run(fabric, config, out, resume, splits.contents)
     writer = writer_of(str(run.path / "tensorboard")) if writer_of and fabric.global_rank == 0 else None
-    schedule, progress = make_schedule(optimizer, settings, total), Progress(usage)
+    schedule, progress = make_schedule(optimizer, settings, total, isinstance(model.likelihood, FittedGaussian)), Progress(usage)
     return Training(settings, fabric, run, splits, total, model, wrapped, optimizer, schedule, average, progress, writer)
 
 
@@ -154,23 +157,39 @@ def hardens_at(config: TrainConfig, total: int) -> int:
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, total: int
+    optimizer: torch.optim.Optimizer, config: TrainConfig, total: int, in_nats: bool
 ) -> torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau:
-    if config.schedule == "plateau":
-        # Absolute, because a relative threshold turns round for negative losses.
+    if config.schedule == "plateau":  # `risen` has its rise
+        # Losses in nats may be negative, where a relative threshold turns round; mean squared errors get as small as an absolute one.
         return torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=0.5, patience=config.patience - 1, threshold=1e-4, threshold_mode="abs", eps=0.0
+            optimizer, factor=0.5, patience=config.patience - 1, threshold=1e-4, threshold_mode="abs" if in_nats else "rel", eps=0.0
         )
 
-    hardens = hardens_at(config, total)
-
     def rate(step: int) -> float:
-        rising, done = min(1.0, (step + 1) / (config.warmup + 1)), min(1.0, step / total)
-        if hardens <= step < total:  # the encoder's gradient is another one now: at the full rate features can be torn from their codes
-            rising = min(1.0, 3 * (step - hardens + 1) / (total - hardens))
-        return rising * (0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0)
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))) if config.schedule == "cosine" else 1.0
+        return rise(config, total, step) * fall
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+
+def rise(config: TrainConfig, total: int, step: int) -> float:
+    """The share of the rate that a step has while it rises: from the first one, and anew where codes harden."""
+    hardens = hardens_at(config, total)
+    if hardens <= step < total:  # the encoder's gradient is another one now: at the full rate features can be torn from their codes
+        return min(1.0, 3 * (step - hardens + 1) / (total - hardens))
+    return min(1.0, (step + 1) / (config.warmup + 1))
+
+
+@contextmanager
+def risen(training: Training) -> Iterator[None]:
+    """One step at the risen share of a plateau schedule's rate, which the schedule itself halves where it stands."""
+    groups, share = training.optimizer.param_groups, rise(training.config, training.total, training.progress.step)
+    rates = [group["lr"] for group in groups]
+    for group in groups:
+        group["lr"] *= share
+    yield
+    for group, rate in zip(groups, rates):
+        group["lr"] = rate
 
 
 def start_codebooks(training: Training, order: Order) -> None:
@@ -219,12 +238,13 @@ def harden(training: Training, sigma2: float | None = None) -> None:
             training.optimizer.state.pop(parameter, None)
         group["params"] = [p for p in group["params"] if id(p) not in gone]
     if sigma2 is not None:
-        unit = 2 * sigma2 / math.prod(training.splits["train"].shape)
+        unit = training.progress.unit = 2 * sigma2 / math.prod(training.splits["train"].shape)
         for moments in training.optimizer.state.values():
             moments["exp_avg"].mul_(unit)
             moments["exp_avg_sq"].mul_(unit**2)
-    if isinstance(training.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        training.schedule.best = math.inf
+    schedule = training.schedule
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        schedule.best, schedule.num_bad_epochs, schedule.threshold_mode = math.inf, 0, "rel"
     training.wrapped = training.fabric.setup_module(model)  # what DDP waits for has changed
 
 
@@ -238,7 +258,7 @@ def describe(training: Training) -> str:
 def save(training: Training) -> None:
     """A checkpoint with all that the next step depends on, and, once codebooks have started, the weights as they are evaluated."""
     fabric, progress = training.fabric, training.progress
-    mine = torch.get_rng_state()
+    mine = generator_states(fabric.device)
     generators = mine.new_zeros(fabric.world_size, len(mine))
     generators[fabric.global_rank] = mine
     generators = all_sum(generators)
@@ -249,7 +269,8 @@ def save(training: Training) -> None:
         training.run.save_checkpoint({
             "step": progress.step, "model": training.model.state_dict(), "optimizer": training.optimizer.state_dict(),
             "schedule": training.schedule.state_dict(), "average": training.average and training.average.state_dict(),
-            "usage": counts, "restarted": progress.restarted, "validated": progress.validated, "generators": generators,
+            "usage": counts, "restarted": progress.restarted, "validated": progress.validated, "unit": progress.unit,
+            "generators": generators,
         })  # fmt: skip
     fabric.barrier()
 
@@ -268,8 +289,21 @@ def restore(training: Training) -> None:
     training.schedule.load_state_dict(state["schedule"])
     if training.average is not None:
         training.average.load_state_dict(state["average"])
-    progress.step, progress.validated, progress.restarted = state["step"], state["validated"], state["restarted"]
+    progress.step, progress.validated, progress.restarted, progress.unit = (
+        state[name] for name in ("step", "validated", "restarted", "unit")
+    )
     if training.fabric.global_rank == 0:
         progress.usage[:] = [Usage(len(counts), counts) for counts in state["usage"]]
     if len(state["generators"]) == training.fabric.world_size:
-        torch.set_rng_state(state["generators"][training.fabric.global_rank].cpu())
+        mine, on_cpu = state["generators"][training.fabric.global_rank].cpu(), len(torch.get_rng_state())
+        torch.set_rng_state(mine[:on_cpu])
+        if training.fabric.device.type == "cuda" and len(mine) > on_cpu:
+            torch.cuda.set_rng_state(mine[on_cpu:], training.fabric.device)
+
+
+def generator_states(device: torch.device) -> torch.Tensor:
+    """Of torch's generators: ours is never drawn from, but a quantizer of another library may draw, on its device."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)

@@ -18,17 +18,17 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from hqvae.config import Config
+from hqvae.config import Config, refuse_contradictions
 from hqvae.data import Order, SoundConfig, Splits, open_data, training_batches
 from hqvae.errors import InputError, Unusable
 from hqvae.likelihood import MeanSquare
 from hqvae.objective import Elbo
-from hqvae.quantize import DataStart, Noise
+from hqvae.quantize import Noise
 from hqvae.ranks import all_sum
 from hqvae.run import Run
 from hqvae.screen import Steps
 
-from .assemble import Training, assemble, describe, harden, make_fabric, my_parts, restore, save, start_codebooks
+from .assemble import Training, assemble, describe, harden, make_fabric, my_parts, restore, risen, save, start_codebooks
 from .watch import log_step, validate
 
 _UPDATE = -2  # a stream of noise beside those of the steps
@@ -45,6 +45,7 @@ def train(config: Config, out: str, resume: bool = False, accelerator: str = "au
 
     Raises InputError for data, folder or settings that cannot be used, before anything is written.
     """
+    refuse_contradictions(config)
     fabric = make_fabric(config.train, accelerator, devices, nodes)
     parts = my_parts(config.train, fabric.global_rank, fabric.world_size)
     if not resume:
@@ -69,22 +70,6 @@ def refuse_unfit(config: Config, splits: Splits, processes: int) -> None:
         )
     if isinstance(config.data, SoundConfig):
         config.model.spectral.refuse_unfit(config.data.rate, shape[-1])
-    quantizer = config.model.quantizer
-    if config.train.unquantized and not isinstance(getattr(quantizer, "start", DataStart()), DataStart):
-        raise InputError(
-            f"train.unquantized={config.train.unquantized} leaves codebooks to start from features, and model.quantizer.start.kind=normal "
-            "starts them from none; expected model.quantizer.start.kind=data, or train.unquantized=0"
-        )
-    if config.train.hard and quantizer.kind != "stochastic":
-        raise InputError(
-            f"train.hard={config.train.hard:g} hardens the posterior of a stochastic system, and model.quantizer.kind={quantizer.kind} has "
-            "none; expected train.hard=0"
-        )
-    if config.train.accumulate > 1 and getattr(quantizer, "name", None) == "rotation":
-        raise InputError(
-            f"train.accumulate={config.train.accumulate}: the codebook of model.quantizer.name=rotation moves with every batch that is "
-            "passed through it, so accumulated ones are not one; expected train.accumulate=1"
-        )
     validated = min(len(splits["validation"]), config.train.validation_images)
     if validated < processes:
         raise InputError(
@@ -185,12 +170,14 @@ def broken(what: str, step: int) -> InputError:
 def descend(training: Training) -> None:
     """The optimiser's and the schedule's step, on the gradients that are there."""
     if training.config.clip is not None:
-        clip, wrapped = training.config.clip, training.wrapped
+        clip, wrapped = training.config.clip * training.progress.unit, training.wrapped
         training.fabric.clip_gradients(wrapped, training.optimizer, max_norm=clip, error_if_nonfinite=False)
-    training.optimizer.step()
+    schedule = training.schedule
+    with risen(training) if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau) else nullcontext():
+        training.optimizer.step()
     training.optimizer.zero_grad()
-    if isinstance(training.schedule, torch.optim.lr_scheduler.LambdaLR):
-        training.schedule.step()
+    if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+        schedule.step()
 
 
 def update_codebooks(training: Training, outs: Sequence[Elbo], noise: Noise) -> None:
