@@ -60,3 +60,16 @@ def test_the_variance_carries_no_gradient_and_a_perfect_reconstruction_no_infini
 def test_mean_square_is_the_mean_over_elements_whatever_the_variance(sigma2):
     x = errors()
     torch.testing.assert_close(MeanSquare()(x.square().sum(1), SIZE, sigma2), x.square().mean())
+
+
+def test_two_reconstructions_pull_as_hard_in_either_unit():
+    """MeanSquare, weighed by its share, has the gradient of ½D(log σ² + log σ'²) times 2σ²/D."""
+    fine, coarse = errors(), 3 * errors().detach().flip(0)
+    coarse.requires_grad_()
+    first, second = (e.square().sum(1) for e in (fine, coarse))
+    sigma2, other = (FittedGaussian.variance(d, SIZE) for d in (first, second))
+    fitted, mean = FittedGaussian(), MeanSquare()
+    nats = torch.autograd.grad(fitted(first, SIZE) + fitted.share(sigma2, other) * fitted(second, SIZE), (fine, coarse), retain_graph=True)
+    square = torch.autograd.grad(mean(first, SIZE) + mean.share(sigma2, other) * mean(second, SIZE), (fine, coarse))
+    for ours, theirs in zip(square, nats):
+        torch.testing.assert_close(ours, theirs * 2 * sigma2 / SIZE)

@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 
 from hqvae.likelihood import FittedGaussian
 from hqvae.model import HQVAE, HQVAEConfig, Level
-from hqvae.quantize import Noise, StochasticConfig, StochasticQuantizer
+from hqvae.quantize import EMAConfig, Noise, StochasticConfig, StochasticQuantizer
+from hqvae.topdown import Injected, State
 
 
 def test_decoded_codes_are_the_reconstruction(member):
@@ -181,8 +182,19 @@ def test_progressive_objective_adds_a_coarser_reconstruction(member):
     assert len(plain.sigma2) == 1 and len(weighed.sigma2) == 2
     assert torch.equal(plain.sigma2[0], weighed.sigma2[0])
     size, error = x[0].numel(), weighed.sigma2[1]
-    cost = size / 2 * error.log() if member.config.quantizer.kind == "stochastic" else error
+    cost = size / 2 * error.log() if member.config.quantizer.kind == "stochastic" else plain.sigma2[0]  # error · σ²/error
     assert torch.allclose(weighed.loss, plain.loss + 0.5 * cost, rtol=1e-4)
+
+
+def test_an_injected_layer_begins_with_its_features():
+    """What the levels above know already is learned; at first, random features of theirs would only be in the way."""
+    model = build("stochastic", "two")
+    features, injected = model.features(signals()), model.layers[1]
+    assert isinstance(injected, Injected)
+    context = torch.randn(4, injected.join.in_channels - features[1].shape[1], *features[1].shape[2:])
+    torch.testing.assert_close(injected.query(State(context=context), features), injected.to_code(features[1]))
+    injected.join.weight.data.normal_()
+    assert not torch.allclose(injected.query(State(context=context), features), injected.to_code(features[1]))
 
 
 def build_like(model: HQVAE, **config) -> HQVAE:
@@ -210,8 +222,7 @@ def test_a_hardened_model_is_the_deterministic_system_over_the_same_codebooks(le
     assert float(model.layers[0].quantizer.counts.unique()) == 2.0
     assert not model(x).variance.any() and torch.equal(model.bound(x, Noise(1)).distortion, model(x).distortion)
 
-    twin = build("restart", levels)
-    twin.load_state_dict(model.state_dict())
+    twin = build_like(model, quantizer=EMAConfig(beta=0.025, restart=True))
     ours, theirs = model.train()(x), twin.train()(x)
     assert torch.equal(ours.loss, theirs.loss) and ours.loss.requires_grad
     assert model.update(ours.z_e, ours.codes, Noise(3)) == twin.update(theirs.z_e, theirs.codes, Noise(3))

@@ -39,14 +39,13 @@ class TrainConfig:
         accumulate: batches that a step's images are taken in, when they do not fit at once; the result is that of one batch
         lr: Adam's learning rate; `lr_log_s2` multiplies it for s²
         schedule: `cosine` to zero, `constant`, or `plateau` (halved when the validation loss has not improved `patience` times)
-        warmup: steps over which the rate rises from zero, whatever the schedule
+        warmup: steps over which the rate rises from zero
         clip: largest norm of the gradient, None for no limit; in nats for a stochastic system, and as many of them once it has hardened
         precision: `bf16-mixed` or `32-true`
         ema: decay of an average of the weights that is evaluated and saved in their place, None for none
         unquantized: share of the run, at most half, in which the autoencoder learns alone; codebooks and s² start after it
         temperature: of the relaxed samples
-        hard: share of the run, at its end, in which codes are the nearest ones for certain: the limit s² → 0 (docs/theory.md); the rate
-            rises anew over its first third
+        hard: share of the run, at its end, in which codes are the nearest ones for certain: the limit s² → 0 (docs/theory.md)
         compile: use torch.compile
         tensorboard: also write TensorBoard events (needs the extra of that name)
         log_every, validate_every: steps between log lines, and between validations with their pictures, alarms and checkpoints

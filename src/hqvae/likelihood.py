@@ -92,9 +92,20 @@ class FittedGaussian:
         slope = distortion.mean() / (2 * sigma2)
         return size / 2 * sigma2.log() + slope - slope.detach()
 
+    @staticmethod
+    def share(sigma2: Tensor, other: Tensor) -> Tensor | float:
+        """What a further reconstruction's cost is multiplied by, beside that of the first: nothing, each is in its own σ² already."""
+        return 1.0
+
 
 class MeanSquare:
-    """The mean squared error itself, no variance: `sigma2` belongs to the contract and has no effect."""
+    """The mean squared error itself, no variance: `sigma2` belongs to the contract and has no effect on it."""
 
     def __call__(self, distortion: Float[Tensor, "B"], size: int, sigma2: Tensor | None = None) -> Float[Tensor, ""]:
         return distortion.mean() / size
+
+    @staticmethod
+    def share(sigma2: Tensor, other: Tensor) -> Tensor | float:
+        """σ²/σ'², so that a further reconstruction with mean squared error σ'² has the gradient that FittedGaussian gives it beside the
+        first, in the first one's unit: the worse one would else have nearly all of it."""
+        return sigma2 / other

@@ -183,8 +183,8 @@ class HQVAE(nn.Module):
         if sigma2 is None:
             sigma2 = torch.stack([FittedGaussian.variance(d, size, everywhere=self.training) for d in distortions])
         fit, entropy = torch.stack(self._by_level(steps, "fit"), 1), torch.stack([q.entropy for q in layers], 1)
-        of_one = [1.0, *self.config.spectral.weights]
-        weights = of_one + [self.config.progressive * weight for weight in of_one]
+        of_one, share = [1.0, *self.config.spectral.weights], self.likelihood.share(sigma2[0], sigma2[-1 - len(views)])
+        weights = of_one + [self.config.progressive * share * weight for weight in of_one]
         costs = [w * self.likelihood(d, size, s) for w, d, s in zip(weights, distortions, sigma2)]
         return Elbo(
             loss=sum(costs) + fit.sum(1).mean() - entropy.sum(1).mean(),

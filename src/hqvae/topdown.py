@@ -114,9 +114,9 @@ class Injected(Layer):
                 steps += [net.active()] if i else []
                 steps += [grow(axes, coarse if i == 0 else width, width, factor)]
             self.lift = nn.Sequential(*steps)
-            self.join = nn.Sequential(
-                CONV[axes](features + width, features, 3, padding=1), *res_blocks(axes, features, net, 1), net.active()
-            )
+            self.join = CONV[axes](features + width, features, 3, padding=1)
+            for values in self.join.parameters():  # at first it asks for its features, and learns what of them the state has already
+                nn.init.zeros_(values)
         self.active = net.active()
         self.to_code = CONV[axes](features, quantizer.dim, 1)
 
@@ -128,7 +128,7 @@ class Injected(Layer):
     def query(self, state: State, features: Sequence[Tensor]) -> Tensor:
         h = features[self.level]
         if state.context is not None:
-            h = self.join(torch.cat([h, self.active(state.context)], 1))
+            h = h + self.join(torch.cat([h, self.active(state.context)], 1))
         return self.to_code(h)
 
     @torch.no_grad()

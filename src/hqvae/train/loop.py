@@ -28,7 +28,7 @@ from hqvae.ranks import all_sum
 from hqvae.run import Run
 from hqvae.screen import Steps
 
-from .assemble import Training, assemble, describe, harden, make_fabric, my_parts, restore, risen, save, start_codebooks
+from .assemble import Training, assemble, describe, harden, make_fabric, my_parts, restore, save, start_codebooks
 from .watch import log_step, validate
 
 _UPDATE = -2  # a stream of noise beside those of the steps
@@ -133,10 +133,10 @@ def gradients(
     """Gradients of the global batch's objective, over all processes and accumulated batches.
 
     With several accumulated batches σ² is only known after all of them: a first pass without gradients finds it, the same noise
-    makes the second pass the same, and the result is that of one large batch. A mean squared error needs no σ².
+    makes the second pass the same, and the result is that of one large batch. A mean squared error alone needs no σ².
     """
     fabric, count, sigma2 = training.fabric, len(signals), None
-    if count > 1 and not isinstance(training.model.likelihood, MeanSquare):
+    if count > 1 and (not isinstance(training.model.likelihood, MeanSquare) or training.model.config.progressive):
         sigma2 = global_sigma2(training, signals, temperature, noises, quantized)
     outs = []
     for index, (x, noise) in enumerate(zip(signals, noises)):
@@ -172,12 +172,10 @@ def descend(training: Training) -> None:
     if training.config.clip is not None:
         clip, wrapped = training.config.clip * training.progress.unit, training.wrapped
         training.fabric.clip_gradients(wrapped, training.optimizer, max_norm=clip, error_if_nonfinite=False)
-    schedule = training.schedule
-    with risen(training) if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau) else nullcontext():
-        training.optimizer.step()
+    training.optimizer.step()
     training.optimizer.zero_grad()
-    if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
-        schedule.step()
+    if isinstance(training.schedule, torch.optim.lr_scheduler.LambdaLR):
+        training.schedule.step()
 
 
 def update_codebooks(training: Training, outs: Sequence[Elbo], noise: Noise) -> None:
