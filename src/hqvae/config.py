@@ -46,6 +46,7 @@ class TrainConfig:
         unquantized: share of the run, at most half, in which the autoencoder learns alone; codebooks and s² start after it
         temperature: of the relaxed samples
         hard: share of the run, at its end, in which codes are the nearest ones for certain: the limit s² → 0 (docs/theory.md)
+        hard_rise: share of that share over which the learning rate rises anew from zero
         compile: use torch.compile
         tensorboard: also write TensorBoard events (needs the extra of that name)
         log_every, validate_every: steps between log lines, and between validations with their pictures, alarms and checkpoints
@@ -68,6 +69,7 @@ class TrainConfig:
     unquantized: float = Field(default=0.0, ge=0, le=0.5)
     temperature: TemperatureConfig = TemperatureConfig()
     hard: float = Field(default=0.0, ge=0, lt=1)
+    hard_rise: float = Field(default=0.3, ge=0, le=1)
     compile: bool = False
     tensorboard: bool = False
     log_every: int = Field(default=50, ge=1)
@@ -137,9 +139,11 @@ PRESETS: dict[str, Config] = {
     "sqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=StochasticConfig()), train=_HARDENED),
     # Without the progressive objective the coarse levels of injected hierarchies starve: the finest does all the work.
     "sqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=StochasticConfig(), progressive=1.0), train=_HARDENED),
-    # The noise of the layers adds up: samples that end softer serve stacks better (experiments/levers/temperature.yaml).
+    # The noise of the layers adds up: samples that end softer serve stacks better (experiments/levers/temperature.yaml). Injected layers
+    # were torn from their codes where they hardened at the full rate; a residual stack was not, and gains from it (docs/levers.md).
     "rsqvae": Config(
-        model=HQVAEConfig(levels=_DEEP, quantizer=StochasticConfig()), train=replace(_HARDENED, temperature=TemperatureConfig(end=0.6))
+        model=HQVAEConfig(levels=_DEEP, quantizer=StochasticConfig()),
+        train=replace(_HARDENED, hard_rise=0.0, temperature=TemperatureConfig(end=0.6)),
     ),
     "hqvae": Config(model=HQVAEConfig(levels=_HYBRID, quantizer=StochasticConfig(), progressive=1.0), train=_HARDENED),
     # Sounds as log-mel spectra [1, 80, 344]: latents of 20 × 86, small codebooks, as the paper's experiment on sounds.

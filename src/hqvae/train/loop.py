@@ -28,7 +28,7 @@ from hqvae.ranks import all_sum
 from hqvae.run import Run
 from hqvae.screen import Steps
 
-from .assemble import Training, assemble, describe, harden, make_fabric, my_parts, restore, save, start_codebooks
+from .assemble import Training, assemble, describe, harden, make_fabric, my_parts, restore, risen, save, start_codebooks
 from .watch import log_step, validate
 
 _UPDATE = -2  # a stream of noise beside those of the steps
@@ -172,10 +172,12 @@ def descend(training: Training) -> None:
     if training.config.clip is not None:
         clip, wrapped = training.config.clip * training.progress.unit, training.wrapped
         training.fabric.clip_gradients(wrapped, training.optimizer, max_norm=clip, error_if_nonfinite=False)
-    training.optimizer.step()
+    schedule = training.schedule
+    with risen(training) if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau) else nullcontext():
+        training.optimizer.step()
     training.optimizer.zero_grad()
-    if isinstance(training.schedule, torch.optim.lr_scheduler.LambdaLR):
-        training.schedule.step()
+    if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+        schedule.step()
 
 
 def update_codebooks(training: Training, outs: Sequence[Elbo], noise: Noise) -> None:
