@@ -374,14 +374,7 @@ def test_cosine_and_warmup(pictures, tmp_path):
 
 
 def test_the_rate_rises_anew_where_codes_harden(pictures, tmp_path):
-    settings = [
-        "train.steps=24",
-        "train.hard=0.5",
-        "train.hard_rise=0.25",
-        "train.warmup=3",
-        "train.schedule=constant",
-        "train.log_every=1",
-    ]
+    settings = ["train.steps=24", "train.hard=0.5", "train.hard_rise=0.25", "train.warmup=3", "train.schedule=constant"]
     run = train(tiny("sqvae", pictures, *settings, "train.log_every=1"), str(tmp_path / "r"), accelerator="cpu")
     rates = [entry["lr"] for entry in [*run.entries("alone"), *run.entries("train")]]  # of the next step
     assert rates[:4] == pytest.approx([2e-3 / 4, 3e-3 / 4, 1e-3, 1e-3])
