@@ -244,6 +244,20 @@ def test_what_is_done_is_not_done_again_and_more_seeds_are_added(finished, data,
     assert "of another config: train.lr is 0.001 there and 0.5 here" in capsys.readouterr().err
 
 
+def test_a_system_joins_a_kept_report_without_training_the_others_again(finished, data, tmp_path, capsys):
+    """`experiments/restore.py` lays down the kept results; their runs' folders, and with them training curves, are gone."""
+    spec, kept = finished
+    out, script = tmp_path / "c", Path(__file__).parent.parent / "experiments" / "restore.py"
+    subprocess.run([sys.executable, script, kept / "report.json", out, "VQ"], check=True, capture_output=True)
+    old = {key: rmse for key, rmse in figures(kept).items() if key[1] == "VQ" and key[2] == 0}
+    assert main(["compare", spec, "--data", data, "--out", str(out), "--seeds", "1", "--accelerator", "cpu"]) == 0
+    assert "VQ, seed 0: begins" not in capsys.readouterr().out and {path.name for path in (out / "runs").glob("*/")} == {
+        "l-1-sq-seed0", "l-2-sq-seed0"
+    }  # fmt: skip
+    assert len(old) == 2 and old.items() <= figures(out).items() and len(figures(out)) == 4
+    assert len(list((out / "pictures").glob("*.png"))) == 9
+
+
 def test_a_run_that_fails_is_named_and_the_others_count(data, tmp_path, capsys):
     systems = {"SQ [own]": {"preset": "sqvae"}, "wild": {"preset": "vqvae", "settings": {"train.lr": 1e30}}}
     spec = written(tmp_path, systems=systems, seeds=[0])

@@ -188,10 +188,12 @@ def override(config: Config, settings: list[str]) -> Config:
 def refuse_contradictions(config: Config) -> None:
     """Raises InputError where two settings, each good alone, cannot go together: known before there is any data."""
     settings, quantizer, spectral = config.train, config.model.quantizer, config.model.spectral
-    if settings.unquantized and not isinstance(getattr(quantizer, "start", DataStart()), DataStart):
+    start = getattr(quantizer, "start", DataStart())
+    if settings.unquantized and not isinstance(start, DataStart):
         raise InputError(
-            f"train.unquantized={settings.unquantized} leaves codebooks to start from features, and model.quantizer.start.kind=normal "
-            "starts them from none; expected model.quantizer.start.kind=data, or train.unquantized=0"
+            f"train.unquantized={settings.unquantized} leaves codebooks to start from features, and "
+            f"model.quantizer.start.kind={start.kind} starts them from none; expected model.quantizer.start.kind=data, "
+            "or train.unquantized=0"
         )
     if settings.hard and quantizer.kind != "stochastic":
         raise InputError(

@@ -112,11 +112,11 @@ def side_by_side(runs: Sequence[tuple[str, Run]], items: Items) -> Figure:
 
 
 def finished(entries: Sequence[Entry], results: Sequence[dict[str, Any]], folder: Folder, case: str) -> list[tuple[str, Run]]:
-    """One finished run per system of a case, that of the earliest seed."""
+    """One finished run per system of a case, that of the earliest seed whose folder is there."""
     done = {(result["case"], result["system"], result["seed"]) for result in results}
     runs: dict[str, Run] = {}
     for entry in entries:
-        if entry.case == case and (case, entry.system, entry.seed) in done:
+        if entry.case == case and (case, entry.system, entry.seed) in done and folder.run(entry).is_dir():
             runs.setdefault(entry.system, Run.open(folder.run(entry)))
     return list(runs.items())
 

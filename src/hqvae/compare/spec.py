@@ -188,10 +188,10 @@ def _entry(spec: Spec, case: str, system: str, seed: int, data: str) -> Entry:
         before = preset(chosen.preset)
         made = override(replace(before, data=replace(before.data, source=data)), list(settings))  # as the command of the run does it
         refuse_contradictions(made)
+        if made.data.source != data:
+            raise InputError("a whole `data` sets data.source too, for which a comparison has --data; expected keys such as data.size")
     except InputError as error:
         raise InputError(f"{', '.join(part for part in (case, system) if part)}: {error}") from error
-    if made.data.source != data:
-        raise InputError("a whole `data` sets data.source too, for which a comparison has --data; expected keys such as data.size")
     return Entry(case, system, seed, chosen.preset, settings, made)
 
 
