@@ -39,11 +39,15 @@ FAMILY = [(quantizer, levels) for quantizer in QUANTIZERS for levels in LEVELS]
 
 
 def build(quantizer: str, levels: str, axes: int = 2, started: bool = True, **config) -> HQVAE:
-    """A small member of the family, the same at every call."""
+    """A small member of the family, the same at every call; its levels do expect something of each other, as they learn to."""
     torch.manual_seed(0)
     model = HQVAE(HQVAEConfig(levels=LEVELS[levels], quantizer=QUANTIZERS[quantizer], net=SMALL, axes=axes, **config))
     if started:
         model.scale_from(signals(axes=axes))
+    for layer in model.layers:
+        if getattr(layer, "expect", None) is not None:
+            torch.nn.init.normal_(layer.expect[-1].weight, std=0.05)
+    if started:
         model.start_from(signals(axes=axes), Noise(5))
     return model
 

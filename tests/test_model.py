@@ -186,15 +186,21 @@ def test_progressive_objective_adds_a_coarser_reconstruction(member):
     assert torch.allclose(weighed.loss, plain.loss + 0.5 * cost, rtol=1e-4)
 
 
-def test_an_injected_layer_begins_with_its_features():
-    """What the levels above know already is learned; at first, random features of theirs would only be in the way."""
-    model = build("stochastic", "two")
-    features, injected = model.features(signals()), model.layers[1]
-    assert isinstance(injected, Injected)
-    context = torch.randn(4, injected.join.in_channels - features[1].shape[1], *features[1].shape[2:])
-    torch.testing.assert_close(injected.query(State(context=context), features), injected.to_code(features[1]))
-    injected.join.weight.data.normal_()
-    assert not torch.allclose(injected.query(State(context=context), features), injected.to_code(features[1]))
+def test_what_is_expected_from_above_is_not_asked_for_again():
+    """Latents that pass as they are stay what they are, whatever was expected; at first nothing is."""
+    torch.manual_seed(0)
+    model, x = HQVAE(HQVAEConfig(levels=LEVELS["two"], net=SMALL)), signals()
+    injected = model.layers[1]
+    assert isinstance(injected, Injected) and injected.expect is not None
+    features, above = model.features(x), State(chosen=torch.randn(4, 6, 2, 2))
+    assert torch.equal(injected.query(injected.enter(above), features), injected.to_code(features[1]))
+    before = model(x, quantized=False).reconstruction
+    torch.nn.init.normal_(injected.expect[-1].weight)
+    state = injected.enter(above)
+    asked = injected.query(state, features)
+    assert not torch.allclose(asked, injected.to_code(features[1]), atol=0.1)
+    torch.testing.assert_close(injected.absorb(state, asked, asked).latent, injected.to_code(features[1]))
+    torch.testing.assert_close(model(x, quantized=False).reconstruction, before)
 
 
 def build_like(model: HQVAE, **config) -> HQVAE:

@@ -101,11 +101,11 @@ def test_residual_stacks_have_the_library_s_gradient():
     ((z * weight).sum() + losses.sum()).backward()
     target, state = other.movedim(-1, 1), State()
     layers = [Residual(0, quantizer) for quantizer in ours]
-    state, cost = replace(state, target=target, latent=torch.zeros_like(target)), torch.zeros(())
+    state, cost = replace(state, target=target, chosen=torch.zeros_like(target)), torch.zeros(())
     for layer in layers:
         z_e = layer.query(state, [])
         out = layer.quantizer(z_e)
         state, cost = layer.absorb(state, z_e, out.z), cost + out.cost[0]
-    ((state.latent * weight.movedim(-1, 1)).sum() + cost).backward()
-    torch.testing.assert_close(state.latent.movedim(1, -1), z, rtol=0, atol=1e-5)
+    ((state.chosen * weight.movedim(-1, 1)).sum() + cost).backward()
+    torch.testing.assert_close(state.chosen.movedim(1, -1), z, rtol=0, atol=1e-5)
     torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-5)

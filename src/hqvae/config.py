@@ -69,7 +69,7 @@ class TrainConfig:
     unquantized: float = Field(default=0.0, ge=0, le=0.5)
     temperature: TemperatureConfig = TemperatureConfig()
     hard: float = Field(default=0.0, ge=0, lt=1)
-    hard_rise: float = Field(default=0.3, ge=0, le=1)
+    hard_rise: float = Field(default=0.1, ge=0, le=1)
     compile: bool = False
     tensorboard: bool = False
     log_every: int = Field(default=50, ge=1)
@@ -139,13 +139,12 @@ PRESETS: dict[str, Config] = {
     "sqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=StochasticConfig()), train=_HARDENED),
     # Without the progressive objective the coarse levels of injected hierarchies starve: the finest does all the work.
     "sqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=StochasticConfig(), progressive=1.0), train=_HARDENED),
-    # The noise of the layers adds up: samples that end softer serve stacks better (experiments/levers/temperature.yaml). Injected layers
-    # were torn from their codes where they hardened at the full rate; a residual stack was not, and gains from it (docs/levers.md).
+    # The noise of the layers adds up: samples that end softer serve stacks better (experiments/levers/temperature.yaml).
     "rsqvae": Config(
-        model=HQVAEConfig(levels=_DEEP, quantizer=StochasticConfig()),
-        train=replace(_HARDENED, hard_rise=0.0, temperature=TemperatureConfig(end=0.6)),
+        model=HQVAEConfig(levels=_DEEP, quantizer=StochasticConfig()), train=replace(_HARDENED, temperature=TemperatureConfig(end=0.6))
     ),
-    "hqvae": Config(model=HQVAEConfig(levels=_HYBRID, quantizer=StochasticConfig(), progressive=1.0), train=_HARDENED),
+    # With more layers a little of it has the coarse ones carry as much, and costs less fidelity (docs/levers.md).
+    "hqvae": Config(model=HQVAEConfig(levels=_HYBRID, quantizer=StochasticConfig(), progressive=0.1), train=_HARDENED),
     # Sounds as log-mel spectra [1, 80, 344]: latents of 20 × 86, small codebooks, as the paper's experiment on sounds.
     "sqvae-mel": _mel(StochasticConfig(), Level(stride=4, codebook_size=512), _ALONE),
     "rsqvae-mel": _mel(StochasticConfig(), Level(stride=4, layers=4, codebook_size=8), _ALONE),

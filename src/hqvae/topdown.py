@@ -1,7 +1,9 @@
 """The two kinds of layer, and the one walk over them.
 
-    injected    Z̃_l = G_φ^l(h^r, state)                      first layer of a level: looks at features and at what is decided above
+    injected    Z̃_l = G_φ^l(h^r) − E^l(state)                first layer of a level: its features, less what is to be expected from above
     residual    Z̃_l = Z̃_first − Σ_{l' before it} Z_l'        further layers: what the level's codes so far have missed
+
+A level's latent is E^l(state) + Σ Z_l: whatever the levels above have got wrong, this one is asked to put right.
 
 The walk visits the layers coarse to fine. What a layer's z is comes from a *source*: the posterior (train, encode), given
 latents (decode; fewer latents than layers are a coarser decode), or a draw. There is no other loop over layers.
@@ -24,14 +26,21 @@ class State:
     """What has been decided so far.
 
     Shape:
-        context: [B, W, *S], the levels above, brought to this level's resolution (None at the coarsest)
+        expected: [B, D, *S], what the levels above let this one expect, at its resolution (None at the coarsest)
         target: [B, D, *S], Z̃_first of this level (None before its first layer)
-        latent: [B, D, *S], Σ Z_l of this level's layers so far (None before its first)
+        chosen: [B, D, *S], Σ Z_l of this level's layers so far (None before its first)
     """
 
-    context: Tensor | None = None
+    expected: Tensor | None = None
     target: Tensor | None = None
-    latent: Tensor | None = None
+    chosen: Tensor | None = None
+
+    @property
+    def latent(self) -> Tensor:
+        """[B, D, *S], the level's latent as it is so far."""
+        parts = [part for part in (self.expected, self.chosen) if part is not None]
+        assert parts  # only levels below a decided one are ever skipped
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 @dataclass(frozen=True)
@@ -43,18 +52,14 @@ class Step:
 
 
 class Settle(nn.Module):
-    """The canvas `[B, W, *S]` of a level: its latent drawn over the context from the levels above."""
+    """The canvas `[B, W, *S]` that a level's latent is drawn as."""
 
     def __init__(self, axes: int, dim: int, width: int):
         super().__init__()
         self.draw = CONV[axes](dim, width, 3, padding=1)
 
     def forward(self, state: State) -> Tensor:
-        if state.latent is None:
-            assert state.context is not None and self.draw.bias is not None  # only levels below a decided one are ever skipped
-            return state.context + self.draw.bias.view(1, -1, *[1] * (state.context.ndim - 2))  # what a latent of zeros draws
-        drawn = self.draw(state.latent)
-        return drawn if state.context is None else drawn + state.context
+        return self.draw(state.latent)
 
 
 class Layer(nn.Module):
@@ -78,19 +83,22 @@ class Layer(nn.Module):
     def absorb(self, state: State, z_e: Tensor, z: Tensor) -> State:
         """The state after z has been chosen; the level's first z_e is remembered as its target."""
         target = z_e if state.target is None else state.target
-        return replace(state, target=target, latent=z if state.latent is None else state.latent + z)
+        return replace(state, target=target, chosen=z if state.chosen is None else state.chosen + z)
 
 
 class Residual(Layer):
     """Asks for what is missed: Z̃_first − Σ Z so far. Adds nothing of its own, not a single parameter but the quantizer's."""
 
     def query(self, state: State, features: Sequence[Tensor]) -> Tensor:
-        assert state.target is not None and state.latent is not None
-        return state.target - (state.latent.detach() if self.quantizer.detached else state.latent)
+        assert state.target is not None and state.chosen is not None
+        return state.target - (state.chosen.detach() if self.quantizer.detached else state.chosen)
 
 
 class Injected(Layer):
-    """Opens a level: brings the state to its resolution, and asks with features and state together.
+    """Opens a level: asks for its features, less what the levels above let it expect of them.
+
+    E is drawn from the canvas above and begins as zero. While latents pass as they are it makes no difference to the finest one, so a
+    hierarchy learns as fast as a single level does; a coarser reconstruction, which has nothing else, teaches it (docs/levers.md).
 
     Args:
         level: index of the level, 0 the coarsest
@@ -105,31 +113,28 @@ class Injected(Layer):
         super().__init__(level, quantizer)
         features, width = widths
         self.settle: Settle | None = None
-        self.lift: nn.Sequential | None = None
+        self.expect: nn.Sequential | None = None
         if above is not None:
             self.settle, ratio, coarse = above
-            steps: list[nn.Module] = [*res_blocks(axes, coarse, net, net.blocks), net.active()]
-            factors = reductions(ratio, net.factor)
-            for i, factor in enumerate(factors):
-                steps += [net.active()] if i else []
-                steps += [grow(axes, coarse if i == 0 else width, width, factor)]
-            self.lift = nn.Sequential(*steps)
-            self.join = CONV[axes](features + width, features, 3, padding=1)
-            for values in self.join.parameters():  # at first it asks for its features, and learns what of them the state has already
+            steps: list[nn.Module] = [*res_blocks(axes, coarse, net, net.blocks)]
+            for i, factor in enumerate(reductions(ratio, net.factor)):
+                steps += [net.active(), grow(axes, width if i else coarse, width, factor)]
+            last = CONV[axes](width, quantizer.dim, 3, padding=1)
+            for values in last.parameters():
                 nn.init.zeros_(values)
-        self.active = net.active()
+            self.expect = nn.Sequential(*steps, net.active(), last)
         self.to_code = CONV[axes](features, quantizer.dim, 1)
 
     def enter(self, state: State) -> State:
-        if self.settle is None or self.lift is None:
+        if self.settle is None or self.expect is None:
             return State()
-        return State(context=self.lift(self.settle(state)))
+        return State(expected=self.expect(self.settle(state)))
 
     def query(self, state: State, features: Sequence[Tensor]) -> Tensor:
-        h = features[self.level]
-        if state.context is not None:
-            h = h + self.join(torch.cat([h, self.active(state.context)], 1))
-        return self.to_code(h)
+        asked = self.to_code(features[self.level])
+        if state.expected is None:
+            return asked
+        return asked - (state.expected.detach() if self.quantizer.detached else state.expected)
 
     @torch.no_grad()
     def normalise(self, z_e: Tensor) -> Tensor:
