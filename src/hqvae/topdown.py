@@ -38,9 +38,11 @@ class State:
     @property
     def latent(self) -> Tensor:
         """[B, D, *S], the level's latent as it is so far."""
-        parts = [part for part in (self.expected, self.chosen) if part is not None]
-        assert parts  # only levels below a decided one are ever skipped
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        if self.expected is not None and self.chosen is not None:
+            return self.expected + self.chosen
+        latent = self.chosen if self.expected is None else self.expected
+        assert latent is not None  # only levels below a decided one are ever skipped
+        return latent
 
 
 @dataclass(frozen=True)
