@@ -9,20 +9,16 @@ import json
 import sys
 from pathlib import Path
 
-from hqvae.compare.spec import plain
+from hqvae.compare.jobs import Folder
 
 
-def main(report: Path, out: Path, systems: list[str]) -> None:
-    whole = json.loads(report.read_text())
-    for result in whole["results"]:
-        if systems and result["system"] not in systems:
-            continue
-        name = "-".join(part for part in (plain(result["case"]), plain(result["system"]), f"seed{result['seed']}") if part)
-        path = out / "results" / f"{name}.{whole['split']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(path)
+def main(report: Path, out: str, systems: list[str]) -> None:
+    kept = json.loads(report.read_text())
+    for result in kept["results"]:
+        if not systems or result["system"] in systems:
+            Folder(out).save_result(kept["split"], result)
+            print(f"{result['case']} {result['system']}, seed {result['seed']}".strip())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -32,7 +32,7 @@ from hqvae.errors import InputError
 from hqvae.run import Run, lock, whole
 from hqvae.screen import Steps
 
-from .spec import Entry
+from .spec import Entry, name_of
 
 HQVAE_COMMAND = [sys.executable, "-m", "hqvae.cli"]
 
@@ -69,7 +69,7 @@ class Folder:
 
     def result(self, entry: Entry, split: str) -> dict[str, Any] | None:
         """A finished run's figures; None while there are none. Raises InputError when they are another config's."""
-        path = self._result(entry, split)
+        path = self._result(entry.name, split)
         if not path.is_file():
             return None
         saved = json.loads(path.read_text())
@@ -78,12 +78,12 @@ class Folder:
             raise InputError(f"{path} is of another config: {changed}; choose another --out, or delete what is to be run again")
         return saved
 
-    def save_result(self, entry: Entry, split: str, result: dict[str, Any]) -> None:
-        with whole(self._result(entry, split)) as temporary:
+    def save_result(self, split: str, result: dict[str, Any]) -> None:
+        with whole(self._result(name_of(result["case"], result["system"], result["seed"]), split)) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
 
-    def _result(self, entry: Entry, split: str) -> Path:
-        return self.path / "results" / f"{entry.name}.{split}.json"
+    def _result(self, name: str, split: str) -> Path:
+        return self.path / "results" / f"{name}.{split}.json"
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -149,7 +149,7 @@ class Grid:
             finally:
                 self.slots.put(slot)
             result = result_of(entry, self.folder.run(entry))
-            self.folder.save_result(entry, self.split, result)
+            self.folder.save_result(self.split, result)
             measures, minutes = result["measures"], (time.perf_counter() - started) / 60
             screen.say(f"{place}: RMSE {measures['rmse']:.4g}, {measures['psnr']:.2f} dB, {minutes:.1f} minutes")
             return None

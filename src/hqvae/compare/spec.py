@@ -116,7 +116,7 @@ class Entry:
     @property
     def name(self) -> str:
         """Of its folder: `l-4-rsq-vae-seed0`."""
-        return "-".join(part for part in (plain(self.case), plain(self.system), f"seed{self.seed}") if part)
+        return name_of(self.case, self.system, self.seed)
 
     @property
     def title(self) -> str:
@@ -209,6 +209,11 @@ def _refuse_unlike(group: list[Entry], rates: str) -> None:
                 f"{one.title} has {bits_per_point(one):.6g} bits per sample point, {other.title} {bits_per_point(other):.6g}; "
                 "expected equal rates (or rates: any)"
             )
+
+
+def name_of(case: str, system: str, seed: int) -> str:
+    """A run's name among the files of its comparison."""
+    return "-".join(part for part in (plain(case), plain(system), f"seed{seed}") if part)
 
 
 def plain(name: str) -> str:
