@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from hqvae.likelihood import FittedGaussian
 from hqvae.model import HQVAE, HQVAEConfig, Level
-from hqvae.quantize import EMAConfig, Noise, StochasticConfig, StochasticQuantizer
+from hqvae.quantize import EMAConfig, Noise, OtherConfig, StochasticConfig, StochasticQuantizer
 from hqvae.topdown import Injected, State
 
 
@@ -115,6 +115,39 @@ def test_residual_layers_quantize_what_is_missed(member):
         if index and member.layers[index - 1].level == layer.level:
             missed = out.z_e[index - 1] - member.layers[index - 1].quantizer.lookup(out.codes[index - 1])
             assert torch.allclose(out.z_e[index], missed, atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", ["residual", "hybrid"])
+@pytest.mark.parametrize("quantizer", ["stochastic", "ema"])
+def test_codes_of_a_level_can_be_the_nearest_together(quantizer, levels):
+    """A beam changes what codes are, in every mode and company the same, and nothing of training."""
+    alone, x = build(quantizer, levels), signals(16, seed=7)  # others than codebooks started from
+    together = build(quantizer, levels, search=8)
+    assert torch.equal(alone.train()(x, noise=Noise(1)).loss, together.train()(x, noise=Noise(1)).loss)
+    codes, out = together.encode(x), together.eval()(x)
+    assert all(torch.equal(a, b) for a, b in zip(codes, out.codes))
+    assert all(torch.equal(a, b) for a, b in zip(codes, together.encode(x)))
+    assert torch.equal(together.decode(codes), out.reconstruction)
+    assert all(torch.equal(a[1:2], b) for a, b in zip(codes, together.encode(x[1:2])))
+
+    def missed(model):
+        out = model.eval()(x)
+        coarse = [i for i, layer in enumerate(model.layers) if layer.level == 0]  # finer levels are asked for other things then
+        return (out.z_e[0] - sum(model.layers[i].quantizer.lookup(out.codes[i]) for i in coarse)).square().sum()
+
+    assert missed(together) < missed(alone)
+
+
+def test_the_bound_of_a_hardened_model_is_of_the_codes_that_are_nearest_together():
+    model, x = build("stochastic", "residual", search=8), signals()
+    model.harden()
+    model.eval()
+    assert torch.equal(model.bound(x, Noise(3)).distortion, model(x).distortion)
+
+
+def test_a_search_needs_codebooks():
+    with pytest.raises(ValueError, match=r"search=8.*codebooks"):
+        HQVAEConfig(quantizer=OtherConfig(name="fsq"), search=8)
 
 
 def test_one_level_one_layer_is_sq_vae():

@@ -1,6 +1,7 @@
 """Blocked quantization against the textbook: full N x K distances, softmax, entropy and Gumbel-softmax in float64."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -155,6 +156,57 @@ def test_codes_of_training_are_the_nearest_even_where_codes_crowd():
     z, codebook, log_s2 = inputs(20000, 512, 1, dtype=torch.float32)
     codes = ops.quantize(z, codebook, log_s2, 1.0, 5)[2]
     assert torch.equal(codes, ops.nearest(z, codebook)) and torch.equal(codes, ops.assign(z, codebook, log_s2)[0])
+
+
+def layers_of_codes(count=3, codes=6, dim=4, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(codes + layer, dim, generator=generator, dtype=dtype) / (layer + 1) for layer in range(count)]
+
+
+def missed(z, codebooks, codes):
+    return (z - sum(book[code] for book, code in zip(codebooks, codes.unbind(1)))).square().sum(1)
+
+
+@pytest.mark.not_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_beam_as_wide_as_all_sums_finds_the_nearest_sum(dtype):
+    z, codebooks = torch.randn(200, 4, generator=torch.Generator().manual_seed(0), dtype=dtype), layers_of_codes(dtype=dtype)
+    every = torch.cartesian_prod(*(torch.arange(len(book)) for book in codebooks))
+    sums = sum(book[every[:, layer]] for layer, book in enumerate(codebooks))
+    assert torch.equal(ops.nearest_sum(z, codebooks, 42), every[torch.cdist(z, sums).argmin(1)])
+
+
+@pytest.mark.not_kernels
+def test_a_beam_of_one_takes_the_nearest_code_layer_by_layer():
+    z, codebooks, rest = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)), layers_of_codes(), []
+    left = z
+    for book in codebooks:
+        rest.append(ops.nearest(left, book))
+        left = left - book[rest[-1]]
+    assert torch.equal(ops.nearest_sum(z, codebooks, 1), torch.stack(rest, 1))
+
+
+@pytest.mark.not_kernels
+def test_a_wider_beam_misses_less():
+    z, codebooks = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)), layers_of_codes(4, 32)
+    errors = [float(missed(z, codebooks, ops.nearest_sum(z, codebooks, width)).mean()) for width in (1, 2, 4, 8, 16)]
+    assert all(wider < narrower for narrower, wider in pairwise(errors))
+
+
+@pytest.mark.not_kernels
+def test_the_beam_of_a_row_is_its_own(rows_per_block, monkeypatch):
+    z, codebooks = torch.randn(100, 4, generator=torch.Generator().manual_seed(0)), layers_of_codes(4, 32)
+    whole = ops.nearest_sum(z, codebooks, 4)
+    assert torch.equal(torch.cat([ops.nearest_sum(part, codebooks, 4) for part in z.split(7)]), whole)
+    blocks_of(monkeypatch, rows_per_block)
+    assert torch.equal(ops.nearest_sum(z, codebooks, 4), whole)
+    assert ops.nearest_sum(z[:0], codebooks, 4).shape == (0, 4)
+
+
+@pytest.mark.not_kernels
+def test_a_beam_of_none_is_refused():
+    with pytest.raises(ValueError, match="width=0"):
+        ops.nearest_sum(torch.zeros(2, 4), layers_of_codes(), 0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, TIGHT), (torch.float32, SINGLE)], ids=["double", "single"])

@@ -373,14 +373,6 @@ def test_cosine_and_warmup(pictures, tmp_path):
     assert rates[0] < rates[1] < rates[2] and rates[-1] < rates[5] and rates[-1] == pytest.approx(0, abs=1e-9)
 
 
-def test_the_rate_rises_anew_where_codes_harden(pictures, tmp_path):
-    settings = ["train.steps=24", "train.hard=0.5", "train.hard_rise=0.25", "train.warmup=3", "train.schedule=constant"]
-    run = train(tiny("sqvae", pictures, *settings, "train.log_every=1"), str(tmp_path / "r"), accelerator="cpu")
-    rates = [entry["lr"] for entry in [*run.entries("alone"), *run.entries("train")]]  # of the next step
-    assert rates[:4] == pytest.approx([2e-3 / 4, 3e-3 / 4, 1e-3, 1e-3])
-    assert rates[10:16] == pytest.approx([1e-3, 1e-3 / 4, 2e-3 / 4, 3e-3 / 4, 1e-3, 1e-3])
-
-
 @contextmanager
 def optimiser_steps():
     """Rate of the first group, and norm of all gradients, at every step of an optimiser."""
@@ -395,13 +387,6 @@ def optimiser_steps():
         yield seen
     finally:
         hook.remove()
-
-
-def test_a_plateau_schedule_rises_too(pictures, tmp_path):
-    settings = ["train.steps=24", "train.hard=0.5", "train.hard_rise=0.25", "train.schedule=plateau", "train.patience=9"]
-    with optimiser_steps() as steps:
-        train(tiny("sqvae", pictures, *settings), str(tmp_path / "r"), accelerator="cpu")
-    assert [rate for rate, _ in steps][10:17] == pytest.approx([1e-3, 1e-3, 1e-3 / 4, 2e-3 / 4, 3e-3 / 4, 1e-3, 1e-3])
 
 
 def test_small_errors_that_fall_steadily_are_no_plateau():

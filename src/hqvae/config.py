@@ -38,6 +38,7 @@ class TrainConfig:
         batch_size: images of one step, over all devices and accumulated batches
         accumulate: batches that a step's images are taken in, when they do not fit at once; the result is that of one batch
         lr: Adam's learning rate; `lr_log_s2` multiplies it for s²
+        beta2: decay of Adam's mean of squared gradients; 0.999 is 1,000 steps late to see that they grow (docs/levers.md)
         schedule: `cosine` to zero, `constant`, or `plateau` (halved when the validation loss has not improved `patience` times)
         warmup: steps over which the rate rises from zero
         clip: largest norm of the gradient, None for no limit; in nats for a stochastic system, and as many of them once it has hardened
@@ -46,7 +47,6 @@ class TrainConfig:
         unquantized: share of the run, at most half, in which the autoencoder learns alone; codebooks and s² start after it
         temperature: of the relaxed samples
         hard: share of the run, at its end, in which codes are the nearest ones for certain: the limit s² → 0 (docs/theory.md)
-        hard_rise: share of that share over which the learning rate rises anew from zero
         compile: use torch.compile
         tensorboard: also write TensorBoard events (needs the extra of that name)
         log_every, validate_every: steps between log lines, and between validations with their pictures, alarms and checkpoints
@@ -60,6 +60,7 @@ class TrainConfig:
     accumulate: int = Field(default=1, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     lr_log_s2: float = Field(default=1.0, gt=0)
+    beta2: float = Field(default=0.999, gt=0, lt=1)
     schedule: Literal["cosine", "constant", "plateau"] = "cosine"
     patience: int = Field(default=3, ge=1)
     warmup: int = Field(default=0, ge=0)
@@ -69,7 +70,6 @@ class TrainConfig:
     unquantized: float = Field(default=0.0, ge=0, le=0.5)
     temperature: TemperatureConfig = TemperatureConfig()
     hard: float = Field(default=0.0, ge=0, lt=1)
-    hard_rise: float = Field(default=0.1, ge=0, le=1)
     compile: bool = False
     tensorboard: bool = False
     log_every: int = Field(default=50, ge=1)
@@ -115,9 +115,11 @@ _CODEC = Level(stride=128, layers=8, codebook_size=256)  # 125 positions a secon
 
 
 # Codebooks that start from features that already reconstruct are used from their first step, and once the posterior has filled
-# them, nearest codes are what will be decoded (docs/results.md).
+# them, nearest codes are what will be decoded (docs/results.md). Then a gradient that grows is seen within twenty steps: seen later
+# it tears features from their codes (docs/levers.md). And what a level's codes stand for is their sum.
 _ALONE = TrainConfig(unquantized=0.1)
-_HARDENED = replace(_ALONE, hard=0.75)
+_HARDENED = replace(_ALONE, hard=0.75, beta2=0.95)
+_SEARCH = 8
 
 
 def _mel(quantizer: StochasticConfig | EMAConfig, level: Level, train: TrainConfig = TrainConfig()) -> Config:
@@ -141,10 +143,11 @@ PRESETS: dict[str, Config] = {
     "sqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=StochasticConfig(), progressive=1.0), train=_HARDENED),
     # The noise of the layers adds up: samples that end softer serve stacks better (experiments/levers/temperature.yaml).
     "rsqvae": Config(
-        model=HQVAEConfig(levels=_DEEP, quantizer=StochasticConfig()), train=replace(_HARDENED, temperature=TemperatureConfig(end=0.6))
+        model=HQVAEConfig(levels=_DEEP, quantizer=StochasticConfig(), search=_SEARCH),
+        train=replace(_HARDENED, temperature=TemperatureConfig(end=0.6)),
     ),
     # With more layers a little of it has the coarse ones carry as much, and costs less fidelity (docs/levers.md).
-    "hqvae": Config(model=HQVAEConfig(levels=_HYBRID, quantizer=StochasticConfig(), progressive=0.1), train=_HARDENED),
+    "hqvae": Config(model=HQVAEConfig(levels=_HYBRID, quantizer=StochasticConfig(), progressive=0.1, search=_SEARCH), train=_HARDENED),
     # Sounds as log-mel spectra [1, 80, 344]: latents of 20 × 86, small codebooks, as the paper's experiment on sounds.
     "sqvae-mel": _mel(StochasticConfig(), Level(stride=4, codebook_size=512), _ALONE),
     "rsqvae-mel": _mel(StochasticConfig(), Level(stride=4, layers=4, codebook_size=8), _ALONE),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hqvae.errors import Unusable
 from hqvae.nets import CONV, NetConfig, grow, reductions, res_blocks
-from hqvae.quantize import AnyQuantizer, Noise, OwnStart, Quantized
+from hqvae.quantize import AnyQuantizer, Noise, OwnStart, Quantized, StochasticQuantizer, nearest_sum, rows_of
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class State:
         expected: [B, D, *S], what the levels above let this one expect, at its resolution (None at the coarsest)
         target: [B, D, *S], Z̃_first of this level (None before its first layer)
         chosen: [B, D, *S], Σ Z_l of this level's layers so far (None before its first)
+        decided: [B, *S] each, codes that are known already of this level's next layers
     """
 
     expected: Tensor | None = None
     target: Tensor | None = None
     chosen: Tensor | None = None
+    decided: tuple[Tensor, ...] = ()
 
     @property
     def latent(self) -> Tensor:
@@ -47,10 +49,14 @@ class State:
 
 @dataclass(frozen=True)
 class Step:
-    """One layer's turn: what it was asked to quantize (given codes stand for themselves), and what came of it."""
+    """One layer's turn: what it was asked to quantize (given codes stand for themselves), and what came of it.
+
+    `ahead` are codes [B, *S] of its level's next layers, where they were found together with this one's.
+    """
 
     z_e: Tensor
     quantized: Quantized
+    ahead: tuple[Tensor, ...] = ()
 
 
 class Settle(nn.Module):
@@ -170,9 +176,38 @@ def walk(layers: Iterable[Layer], source: Source) -> tuple[State, list[Step]]:
         state = layer.enter(state)
         step = source(index, layer, state)
         if step is not None:
-            state = layer.absorb(state, step.z_e, step.quantized.z)
+            state = replace(layer.absorb(state, step.z_e, step.quantized.z), decided=step.ahead)
             steps.append(step)
     return state, steps
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which codes are the nearest ones: layer by layer (`width` 1), or those of a level's layers together.
+
+    What a level's layers stand for is their sum. The posterior of all of them given Z̃ has, for s² → 0, its mass where
+    ‖Z̃ − Σ_l Z_l‖² is least; a layer that takes what is nearest to it alone need not leave the next ones there.
+    """
+
+    layers: Iterable[Layer]
+    width: int = 1
+
+    def __call__(self, layer: Layer, state: State, z_e: Tensor) -> tuple[Tensor, ...]:
+        """Codes [B, *S] of this layer, and of as many next ones of its level as are known with it."""
+        if state.decided:
+            return state.decided
+        books = [one.quantizer.codebook for one in self.layers if one.level == layer.level]
+        if self.width == 1 or len(books) == 1:
+            return (layer.quantizer.nearest(z_e),)
+        codes = nearest_sum(rows_of(z_e), books, self.width)
+        return tuple(of_layer.reshape(len(z_e), *z_e.shape[2:]) for of_layer in codes.unbind(1))
+
+    def settle(self, layer: Layer, state: State, z_e: Tensor, quantized: Quantized) -> Step:
+        """The step of a layer whose codes are nearest ones, `quantized` layer by layer, with those of the search in their place."""
+        if self.width == 1:
+            return Step(z_e, quantized)
+        codes, *ahead = self(layer, state, z_e)
+        return Step(z_e, replace(quantized, codes=codes, z=layer.quantizer.lookup(codes)), tuple(ahead))
 
 
 @dataclass(frozen=True)
@@ -180,13 +215,15 @@ class Posterior:
     """Codes from the signal's features: a relaxed sample in training mode, the nearest code in evaluation mode."""
 
     features: Sequence[Tensor]
+    search: Search
     temperature: Tensor | float = 1.0
     noise: Noise | None = None
 
     def __call__(self, index: int, layer: Layer, state: State) -> Step:
         z_e = layer.query(state, self.features)
         noise = self.noise.fold(index) if self.noise is not None else None
-        return Step(z_e, layer.quantizer(z_e, self.temperature, noise))
+        quantized = layer.quantizer(z_e, self.temperature, noise)
+        return Step(z_e, quantized) if layer.training else self.search.settle(layer, state, z_e, quantized)
 
 
 @dataclass(frozen=True)
@@ -194,6 +231,7 @@ class Draw:
     """A true draw from the posterior: Z̃_first with the Gaussian noise of its level, every Z_l a hard sample of its P̂."""
 
     features: Sequence[Tensor]
+    search: Search
     noise: Noise
     spread: Sequence[Tensor]  # of every level: sqrt(Σ s_l²)
 
@@ -201,7 +239,8 @@ class Draw:
         z_e, noise = layer.query(state, self.features), self.noise.fold(index)
         if state.target is None:
             z_e = z_e + self.spread[layer.level] * noise.fold(-1).gaussian(z_e)
-        return Step(z_e, layer.quantizer.draw(z_e, noise))
+        drawn = layer.quantizer.draw(z_e, noise)
+        return Step(z_e, drawn) if isinstance(layer.quantizer, StochasticQuantizer) else self.search.settle(layer, state, z_e, drawn)
 
 
 @dataclass(frozen=True)
@@ -209,10 +248,12 @@ class Nearest:
     """Nearest codes from the signal's features, in either mode."""
 
     features: Sequence[Tensor]
+    search: Search
 
     def __call__(self, index: int, layer: Layer, state: State) -> Step:
         z_e = layer.query(state, self.features)
-        return Step(z_e, _looked_up(layer, layer.quantizer.nearest(z_e)))
+        codes, *ahead = self.search(layer, state, z_e)
+        return Step(z_e, _looked_up(layer, codes), tuple(ahead))
 
 
 @dataclass(frozen=True)

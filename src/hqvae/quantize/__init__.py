@@ -3,7 +3,7 @@
 from .base import AsTriple, DataStart, NormalStart, OwnStart, Quantized, Quantizer, Start, grid_of, rows_of
 from .ema import EMAConfig, EMAQuantizer, rows_and_codes
 from .noise import Noise
-from .ops import LOG_S2_RANGE
+from .ops import LOG_S2_RANGE, nearest_sum
 from .others import OtherConfig, OtherQuantizer
 from .stochastic import HARDENED, StochasticConfig, StochasticQuantizer
 
@@ -30,6 +30,7 @@ __all__ = [
     "StochasticConfig",
     "StochasticQuantizer",
     "grid_of",
+    "nearest_sum",
     "rows_and_codes",
     "rows_of",
 ]

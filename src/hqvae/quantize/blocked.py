@@ -11,7 +11,7 @@ thread has its own rows, and the arrays of a block are all that is kept. The for
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -77,6 +77,33 @@ def nearest(z: Tensor, codebook: Tensor) -> Tensor:
     run, codes = _passes(z), torch.empty(len(z), dtype=torch.long, device=z.device)
     _over_blocks(z, codebook, lambda rows, scores: _call(run.nearest, scores, codes[rows]))
     return codes
+
+
+def nearest_sum(z: Tensor, codebooks: Sequence[Tensor], width: int) -> Tensor:
+    """Beam search for argmin ‖z − Σ_l b^l‖², int64 [N, L]: after each codebook the `width` best partial sums are kept."""
+    codes = torch.empty(len(z), len(codebooks), dtype=torch.long, device=z.device)
+    parts, biases = _shares(z), [-codebook.square().sum(1) / 2 for codebook in codebooks]
+
+    def share(part: int) -> None:
+        for rows in _blocks(parts[part], width * max(len(codebook) for codebook in codebooks)):
+            codes[rows] = _best_sum(z[rows], codebooks, biases, width)
+
+    if len(z):
+        in_parallel(share, len(parts))
+    return codes
+
+
+def _best_sum(z: Tensor, codebooks: Sequence[Tensor], biases: Sequence[Tensor], width: int) -> Tensor:
+    # ‖r − b‖² = ‖r‖² − 2 score: what a sum has gained is twice its scores, whatever its first rest was.
+    rest, gain = z.unsqueeze(1), z.new_zeros(len(z), 1)
+    codes = torch.empty(len(z), 1, 0, dtype=torch.long, device=z.device)
+    for codebook, bias in zip(codebooks, biases):
+        scores = linear(rest.flatten(0, 1), codebook, bias).view(len(z), -1, len(codebook)).add_(gain.unsqueeze(2)).flatten(1)
+        gain, places = scores.topk(min(width, scores.shape[1]), 1)
+        parent, code = places // len(codebook), places % len(codebook)
+        codes = torch.cat([codes.gather(1, parent.unsqueeze(2).expand(-1, -1, codes.shape[2])), code.unsqueeze(2)], 2)
+        rest = rest.gather(1, parent.unsqueeze(2).expand(-1, -1, z.shape[1])) - codebook[code]
+    return codes[:, 0]
 
 
 def assign(z: Tensor, codebook: Tensor, log_s2: Tensor) -> tuple[Tensor, Tensor]:

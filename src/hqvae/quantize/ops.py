@@ -8,6 +8,7 @@ Each is an operator of torch, so that `torch.compile` takes a whole model withou
 """
 
 import importlib
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 
@@ -27,6 +28,17 @@ def nearest(z: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code of every row of z: argmin_k ‖z − b_k‖², int64 [N]."""
     z, codebook = _exact(z.detach(), codebook.detach())
     return _nearest(z, codebook)
+
+
+def nearest_sum(z: Tensor, codebooks: Sequence[Tensor], width: int) -> Tensor:
+    """One code of each codebook, int64 [N, L], so that ‖z − Σ_l b^l‖² is small: beam search, of the `width` best partial sums.
+
+    Width 1 takes the nearest code to what is left, codebook after codebook. Raises ValueError for a width below 1.
+    """
+    if width < 1:
+        raise ValueError(f"width={width}: expected at least 1")
+    exact = [_exact(z.detach(), codebook.detach()) for codebook in codebooks]
+    return _nearest_sum(exact[0][0], [codebook.to(exact[0][0]) for _, codebook in exact], width)
 
 
 def assign(z: Tensor, codebook: Tensor, log_s2: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,6 +124,19 @@ def _nearest(z: Tensor, codebook: Tensor) -> Tensor:
 @_nearest.register_fake
 def _(z, codebook):
     return z.new_empty(len(z), dtype=torch.long)
+
+
+@torch.library.custom_op("hqvae::nearest_sum", mutates_args=())
+def _nearest_sum(z: Tensor, codebooks: list[Tensor], width: int) -> Tensor:
+    with torch.autocast(z.device.type, enabled=False):
+        for codebook in codebooks:
+            _refuse_broken(_size(z) + _size(codebook), z, codebook)
+        return blocked.nearest_sum(z.contiguous(), [codebook.contiguous() for codebook in codebooks], width)
+
+
+@_nearest_sum.register_fake
+def _(z, codebooks, width):
+    return z.new_empty(len(z), len(codebooks), dtype=torch.long)
 
 
 @torch.library.custom_op("hqvae::assign", mutates_args=())

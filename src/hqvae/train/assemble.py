@@ -3,8 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -67,7 +66,7 @@ class Training:
     @property
     def first_hard(self) -> int:
         """The step from which on codes are the nearest ones for certain; the last one, where that never happens."""
-        return hardens_at(self.config, self.total)
+        return self.total - round(self.config.hard * self.total)
 
     @property
     def evaluated(self) -> HQVAE:
@@ -122,7 +121,7 @@ def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: Spl
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
         model.compile()
-    optimizer = torch.optim.Adam(parameter_groups(model, settings))
+    optimizer = torch.optim.Adam(parameter_groups(model, settings), betas=(0.9, settings.beta2))
     average = None
     if settings.ema is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)).to(fabric.device)
@@ -154,7 +153,7 @@ def parameter_groups(model: HQVAE, config: TrainConfig) -> list[dict[str, Any]]:
 def make_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, total: int, in_nats: bool
 ) -> torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau:
-    if config.schedule == "plateau":  # `risen` has its rise
+    if config.schedule == "plateau":
         # Losses in nats may be negative, where a relative threshold turns round; mean squared errors get as small as an absolute one.
         return torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=0.5, patience=config.patience - 1, threshold=1e-4, threshold_mode="abs" if in_nats else "rel", eps=0.0
@@ -162,34 +161,9 @@ def make_schedule(
 
     def rate(step: int) -> float:
         fall = 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))) if config.schedule == "cosine" else 1.0
-        return rise(config, total, step) * fall
+        return min(1.0, (step + 1) / (config.warmup + 1)) * fall
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-
-
-def hardens_at(config: TrainConfig, total: int) -> int:
-    """The first step of the share in which codes are the nearest ones."""
-    return total - round(config.hard * total)
-
-
-def rise(config: TrainConfig, total: int, step: int) -> float:
-    """The share of the rate that a step has while it rises: from the first one, and anew where codes harden."""
-    hardens = hardens_at(config, total)
-    if hardens <= step < total:  # the encoder's gradient is another one now: at the full rate features can be torn from their codes
-        return min(1.0, (step - hardens + 1) / (1 + config.hard_rise * (total - hardens)))
-    return min(1.0, (step + 1) / (config.warmup + 1))
-
-
-@contextmanager
-def risen(training: Training) -> Iterator[None]:
-    """One step at the risen share of a plateau schedule's rate, which the schedule itself halves where it stands."""
-    groups, share = training.optimizer.param_groups, rise(training.config, training.total, training.progress.step)
-    rates = [group["lr"] for group in groups]
-    for group in groups:
-        group["lr"] *= share
-    yield
-    for group, rate in zip(groups, rates):
-        group["lr"] = rate
 
 
 def start_codebooks(training: Training, order: Order) -> None:

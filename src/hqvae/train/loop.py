@@ -28,7 +28,7 @@ from hqvae.ranks import all_sum
 from hqvae.run import Run
 from hqvae.screen import Steps
 
-from .assemble import Training, assemble, describe, harden, make_fabric, my_parts, restore, risen, save, start_codebooks
+from .assemble import Training, assemble, describe, harden, make_fabric, my_parts, restore, save, start_codebooks
 from .watch import log_step, validate
 
 _UPDATE = -2  # a stream of noise beside those of the steps
@@ -173,8 +173,7 @@ def descend(training: Training) -> None:
         clip, wrapped = training.config.clip * training.progress.unit, training.wrapped
         training.fabric.clip_gradients(wrapped, training.optimizer, max_norm=clip, error_if_nonfinite=False)
     schedule = training.schedule
-    with risen(training) if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau) else nullcontext():
-        training.optimizer.step()
+    training.optimizer.step()
     training.optimizer.zero_grad()
     if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
         schedule.step()

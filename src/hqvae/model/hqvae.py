@@ -1,4 +1,4 @@
-"""HQVAE: features up, codes down, signal out; its configuration, and its way to disk and back.
+"""HQVAE: features up, codes down, signal out; and its way to disk and back.
 
 Shape key: **B** batch, **C** signal channels, **D** width of a code, **\\*S** space (H W, or T), **K** codebook size, **L** layers.
 """
@@ -7,33 +7,20 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
-from pydantic.dataclasses import dataclass as config
+from pydantic import TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from hqvae.errors import first_line
-from hqvae.likelihood import FittedGaussian, MeanSquare, SpectralConfig
-from hqvae.nets import Decoder, Encoder, NetConfig, ending, inside, reductions, start_at_zero
+from hqvae.likelihood import FittedGaussian, MeanSquare
+from hqvae.nets import Decoder, Encoder, ending, inside, reductions, start_at_zero
 from hqvae.objective import Bound, Elbo
-from hqvae.quantize import (
-    HARDENED,
-    QUANTIZERS,
-    EMAConfig,
-    EMAQuantizer,
-    Noise,
-    OtherConfig,
-    Quantized,
-    StochasticConfig,
-    StochasticQuantizer,
-    rows_and_codes,
-)
+from hqvae.quantize import HARDENED, QUANTIZERS, EMAQuantizer, Noise, Quantized, StochasticQuantizer, rows_and_codes
 from hqvae.topdown import (
     Codes,
     Draw,
@@ -43,6 +30,7 @@ from hqvae.topdown import (
     Nearest,
     Posterior,
     Residual,
+    Search,
     Settle,
     Starting,
     State,
@@ -52,63 +40,7 @@ from hqvae.topdown import (
     walk,
 )
 
-
-@config(frozen=True, config=ConfigDict(extra="forbid"))
-class Level:
-    """One resolution of the hierarchy: one injected layer and `layers` − 1 residual ones.
-
-    Args:
-        stride: signal samples per latent position, along every axis
-        layers: number of quantization layers, ≥ 1
-        codebook_size: K of each layer
-        dim: width of a code
-        shared: whether the layers share one codebook
-    """
-
-    stride: int = Field(default=4, ge=1)
-    layers: int = Field(default=1, ge=1)
-    codebook_size: int = Field(default=512, ge=2)
-    dim: int = Field(default=64, ge=1)
-    shared: bool = False
-
-
-@config(frozen=True, config=ConfigDict(extra="forbid"))
-class HQVAEConfig:
-    """A member of the family: what is quantized (`levels`, coarse first), how (`quantizer`), and with which networks.
-
-    `progressive` weighs a second reconstruction, from a random number of first layers, in the training objective; `spectral`
-    adds costs of log spectra, for waveforms.
-    """
-
-    levels: tuple[Level, ...] = Field(default=(Level(),), min_length=1)
-    quantizer: StochasticConfig | EMAConfig | OtherConfig = Field(default=StochasticConfig(), discriminator="kind")
-    net: NetConfig = NetConfig()
-    channels: int = Field(default=3, ge=1)
-    axes: int = Field(default=2, ge=1, le=2)
-    progressive: float = Field(default=0.0, ge=0)
-    spectral: SpectralConfig = SpectralConfig()
-
-    @model_validator(mode="after")
-    def _spectra_of_waves(self) -> "HQVAEConfig":
-        if self.spectral.weight and (self.axes, self.channels) != (1, 1):
-            raise ValueError(
-                f"spectral.weight={self.spectral.weight:g} is for waveforms, with axes=1 and channels=1, "
-                f"but axes={self.axes} and channels={self.channels}; expected weight=0"
-            )
-        return self
-
-    @field_validator("levels")
-    @classmethod
-    def _nested(cls, levels: tuple[Level, ...]) -> tuple[Level, ...]:
-        for coarse, fine in pairwise(levels):
-            if coarse.stride <= fine.stride or coarse.stride % fine.stride:
-                raise ValueError(f"strides go coarse to fine and each is a multiple of the next, but {fine.stride} follows {coarse.stride}")
-        return levels
-
-    @property
-    def bits_per_point(self) -> float:
-        """The rate: Σ_l log2 K_l / stride_l^axes, bits per pixel or sample point, before any entropy coding."""
-        return sum(level.layers * math.log2(level.codebook_size) / level.stride**self.axes for level in self.levels)
+from .family import HQVAEConfig
 
 
 class HQVAE(nn.Module):
@@ -170,7 +102,7 @@ class HQVAE(nn.Module):
         if noise is None:
             noise = Noise.draw() if self.training else Noise(torch.tensor(0))  # evaluation uses none
         features = features or self.features(x)
-        state, steps = walk(self.layers, Posterior(features, temperature, noise) if quantized else Unquantized(features))
+        state, steps = walk(self.layers, Posterior(features, self.search, temperature, noise) if quantized else Unquantized(features))
         reconstruction = self._signal(state, x.shape[2:])
         layers, size, views = [step.quantized for step in steps], x[0].numel(), self.config.spectral.views(x)
         distortions = self._distortions(x, views, reconstruction)
@@ -252,7 +184,7 @@ class HQVAE(nn.Module):
         it in `x`, and 0 past ⌈length / coarsest stride⌉ coarsest positions. Raises ValueError for lengths that do not fit x.
         """
         if lengths is None:
-            return tuple(step.quantized.codes for step in walk(self.layers, Nearest(self.features(x)))[1])
+            return tuple(step.quantized.codes for step in walk(self.layers, Nearest(self.features(x), self.search))[1])
         if len(lengths) != len(x) or not all(1 <= length <= x.shape[-1] for length in lengths):
             raise ValueError(f"lengths={list(lengths)}: expected {len(x)} from 1 to {x.shape[-1]}")
         ends, total = self._ends(lengths), -(-x.shape[-1] // self.stride)
@@ -296,13 +228,18 @@ class HQVAE(nn.Module):
         """
         levels = range(len(self.config.levels))
         variance = [torch.stack([layer.quantizer.variance for layer in self.layers if layer.level == r]).sum() for r in levels]
-        state, steps = walk(self.layers, Draw(features or self.features(x), noise, [v.sqrt() for v in variance]))
+        state, steps = walk(self.layers, Draw(features or self.features(x), self.search, noise, [v.sqrt() for v in variance]))
         layers = [step.quantized for step in steps]
         surplus, entropy = torch.stack(self._by_level(steps, "surplus")).sum(0), torch.stack([q.entropy for q in layers]).sum(0)
         latent = self.capacity(layers) + surplus - entropy
         return Bound(_distortion(x, self._signal(state, x.shape[2:])), latent)
 
     # ------------------------------------------------------------------------------------------------ parts
+
+    @property
+    def search(self) -> Search:
+        """How nearest codes are found."""
+        return Search(self.layers, self.config.search)
 
     @property
     def stride(self) -> int:
