@@ -27,7 +27,7 @@ test: $(TEST_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 --cov=hqvae --cov-report=term
+	$(BIN)/python -m pytest -n 2 --durations=25 --cov=hqvae --cov-report=term
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage

@@ -207,7 +207,7 @@ class Search:
         if self.width == 1:
             return Step(z_e, quantized)
         codes, *ahead = self(layer, state, z_e)
-        return Step(z_e, replace(quantized, codes=codes, z=layer.quantizer.lookup(codes)), tuple(ahead))
+        return Step(z_e, replace(quantized, codes=codes, z=layer.quantizer.embed(codes)), tuple(ahead))
 
 
 @dataclass(frozen=True)

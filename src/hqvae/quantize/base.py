@@ -106,9 +106,9 @@ class Quantizer(nn.Module):
             raise ValueError(
                 f"codes range from {int(codes.min())} to {int(codes.max())}; this codebook has codes 0 to {self.codebook_size - 1}"
             )
-        return self._embed(codes)
+        return self.embed(codes)
 
-    def _embed(self, codes: Tensor) -> Tensor:
+    def embed(self, codes: Tensor) -> Tensor:
         """`lookup` of codes that are known to be in range: the check would make a GPU wait."""
         return nn.functional.embedding(codes, self.codebook).movedim(-1, 1)
 

@@ -69,7 +69,7 @@ class EMAQuantizer(Quantizer):
     def forward(self, z_e: Float[Tensor, "B D *S"], temperature: Tensor | float = 1.0, noise: Noise | None = None) -> Quantized:
         """Quantize; temperature and noise belong to the contract and have no effect here."""
         codes = self.nearest(z_e)
-        z = self._embed(codes)
+        z = self.embed(codes)
         if self.training:
             z = z_e + (z - z_e).detach()
         return Quantized(z, codes, self.variance.expand(len(z_e)), self.variance)
@@ -77,7 +77,7 @@ class EMAQuantizer(Quantizer):
     def draw(self, z_e: Float[Tensor, "B D *S"], noise: Noise) -> Quantized:
         """The nearest code: a posterior with all its mass on one code has one draw."""
         codes = self.nearest(z_e)
-        return Quantized(self._embed(codes), codes, self.variance.expand(len(z_e)), self.variance)
+        return Quantized(self.embed(codes), codes, self.variance.expand(len(z_e)), self.variance)
 
     def fit(self, target: Float[Tensor, "B D *S"], layers: Sequence[Quantized]) -> Float[Tensor, "B"]:
         """β/L Σ_l mean ‖H − sg[Σ_{l'≤l} Z_l']‖²: commitment on every partial sum (RQ-VAE, eq. 7; one layer: VQ-VAE, eq. 3).

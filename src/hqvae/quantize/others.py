@@ -82,7 +82,7 @@ class OtherQuantizer(Quantizer):
     @property
     def codebook(self) -> Tensor:  # type: ignore[override]
         """All the codes' vectors [K, D], computed: where codes are implicit there is no table."""
-        return self._embed(torch.arange(self.codebook_size, device=self.variance.device)).T.contiguous()
+        return self.embed(torch.arange(self.codebook_size, device=self.variance.device)).T.contiguous()
 
     @property
     def variance(self) -> Tensor:
@@ -94,7 +94,7 @@ class OtherQuantizer(Quantizer):
         """The same quantizer: layers that share a codebook share the module."""
         return self
 
-    def _embed(self, codes: Tensor) -> Tensor:
+    def embed(self, codes: Tensor) -> Tensor:
         flat: Any = codes.flatten().unsqueeze(0)
         look = "get_output_from_indices" if self.config.name == "rotation" else "indices_to_codes"
         vectors = getattr(self.module, look)(flat)
@@ -125,7 +125,7 @@ class OtherQuantizer(Quantizer):
         nothing = self.variance.expand(len(z_e))
         if not self.training:
             codes = self.nearest(z_e)
-            return Quantized(self._embed(codes), codes, nothing, self.variance, nothing)
+            return Quantized(self.embed(codes), codes, nothing, self.variance, nothing)
         self._check(z_e)
         z, codes, loss = self._run(z_e)
         return Quantized(z, codes, nothing, self.variance, loss.expand(len(z_e)))
@@ -133,7 +133,7 @@ class OtherQuantizer(Quantizer):
     def draw(self, z_e: Float[Tensor, "B D *S"], noise: Noise) -> Quantized:
         """The code of evaluation mode: a posterior with all its mass on one code has one draw."""
         codes, nothing = self.nearest(z_e), self.variance.expand(len(z_e))
-        return Quantized(self._embed(codes), codes, nothing, self.variance, nothing)
+        return Quantized(self.embed(codes), codes, nothing, self.variance, nothing)
 
     def fit(self, target: Float[Tensor, "B D *S"], layers: Sequence[Quantized]) -> Float[Tensor, "B"]:
         """The sum of their losses."""

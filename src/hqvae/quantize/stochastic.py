@@ -72,7 +72,7 @@ class StochasticQuantizer(Quantizer):
         if not self.training:
             codes, entropy = assign(rows, self.codebook, self.log_s2)
             codes = codes.reshape(z_e.shape[0], *z_e.shape[2:])
-            return Quantized(self._embed(codes), codes, entropy.reshape(len(z_e), math.prod(z_e.shape[2:])).sum(1), variance)
+            return Quantized(self.embed(codes), codes, entropy.reshape(len(z_e), math.prod(z_e.shape[2:])).sum(1), variance)
         seed, first_row = self._place(z_e, noise or Noise.draw())
         z, entropy, codes = quantize(rows, self.codebook, self.log_s2, temperature, seed, first_row)
         codes = codes.reshape(z_e.shape[0], *z_e.shape[2:])
@@ -86,7 +86,7 @@ class StochasticQuantizer(Quantizer):
         rows, (seed, first_row) = rows_of(z_e), self._place(z_e, noise)
         codes = sample(rows, self.codebook, self.log_s2, seed, first_row).reshape(z_e.shape[0], *z_e.shape[2:])
         entropy = assign(rows, self.codebook, self.log_s2)[1].reshape(len(z_e), math.prod(z_e.shape[2:])).sum(1)
-        return Quantized(self._embed(codes), codes, entropy, self.variance)
+        return Quantized(self.embed(codes), codes, entropy, self.variance)
 
     def fit(self, target: Float[Tensor, "B D *S"], layers: Sequence[Quantized]) -> Float[Tensor, "B"]:
         """‖Z̃ − Σ_l Z_l‖² / (2 Σ_l s_l²), nats: one quadratic term for all the layers of a level  (HQ-VAE, RSQ objective)."""
