@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from hqvae.likelihood import FittedGaussian
 from hqvae.model import HQVAE, HQVAEConfig, Level
-from hqvae.quantize import EMAConfig, Noise, OtherConfig, StochasticConfig, StochasticQuantizer
+from hqvae.quantize import EMAConfig, Noise, StochasticConfig, StochasticQuantizer
 from hqvae.topdown import Injected, State
 
 
@@ -143,11 +143,6 @@ def test_the_bound_of_a_hardened_model_is_of_the_codes_that_are_nearest_together
     model.harden()
     model.eval()
     assert torch.equal(model.bound(x, Noise(3)).distortion, model(x).distortion)
-
-
-def test_a_search_needs_codebooks():
-    with pytest.raises(ValueError, match=r"search=8.*codebooks"):
-        HQVAEConfig(quantizer=OtherConfig(name="fsq"), search=8)
 
 
 def test_one_level_one_layer_is_sq_vae():

@@ -37,6 +37,15 @@ def test_a_codebook_that_cannot_have_equal_rate_is_refused(name, codes):
         OtherQuantizer(6, codes, OtherConfig(name=name))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_search_leaves_their_codes_as_they_are(name):
+    torch.manual_seed(0)
+    model = HQVAE(HQVAEConfig(levels=LEVELS["residual"], quantizer=OtherConfig(name=name), net=SMALL)).eval()
+    codes = model.encode(signals())
+    model.config = replace(model.config, search=8)
+    assert all(torch.equal(before, after) for before, after in zip(codes, model.encode(signals())))
+
+
 def test_evaluation_looks_codes_up_and_depends_on_no_batch_mate(quantizer):
     z = torch.randn(5, 6, 4, 3)
     out = quantizer.eval()(z)

@@ -36,7 +36,8 @@ class HQVAEConfig:
 
     `progressive` weighs a second reconstruction, from a random number of first layers, in the training objective; `spectral`
     adds costs of log spectra, for waveforms. `search` is the width of the beam in which `encode` and evaluation look for codes of a
-    level's layers that are nearest together; with 1 each layer takes what is nearest to it. Training does without.
+    level's layers that are nearest together; with 1, in training, and with the quantizers of others each layer takes what is
+    nearest to it.
     """
 
     levels: tuple[Level, ...] = Field(default=(Level(),), min_length=1)
@@ -47,12 +48,6 @@ class HQVAEConfig:
     progressive: float = Field(default=0.0, ge=0)
     spectral: SpectralConfig = SpectralConfig()
     search: int = Field(default=1, ge=1)
-
-    @model_validator(mode="after")
-    def _search_of_codebooks(self) -> "HQVAEConfig":
-        if self.search > 1 and self.quantizer.kind == "other":
-            raise ValueError(f"search={self.search} is for quantizers with codebooks, stochastic or ema; expected search=1")
-        return self
 
     @model_validator(mode="after")
     def _spectra_of_waves(self) -> "HQVAEConfig":

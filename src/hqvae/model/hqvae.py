@@ -238,8 +238,8 @@ class HQVAE(nn.Module):
 
     @property
     def search(self) -> Search:
-        """How nearest codes are found."""
-        return Search(self.layers, self.config.search)
+        """How nearest codes are found: the quantizers of others have ways of their own."""
+        return Search(self.layers, 1 if self.config.quantizer.kind == "other" else self.config.search)
 
     @property
     def stride(self) -> int:
