@@ -19,11 +19,12 @@ from .summary import Estimate, Row
 
 _DPI = 90
 _PICTURES, _SPECTRA = 10, 2
+_STYLES = ("-", "--", ":")  # after ten systems colours come again
 
 
 def over_cases(spec: Spec, rows: Sequence[Row]) -> Figure:
     """RMSE, and perplexity / K of the least used layer, against the case: a line per system, bars of one standard error."""
-    figure = Figure(figsize=(10, 3.6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(12, 3.6), dpi=_DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     places = {case: place for place, case in enumerate(spec.cases)}
     for system in spec.systems:
@@ -36,13 +37,13 @@ def over_cases(spec: Spec, rows: Sequence[Row]) -> Figure:
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
     right.set_ylim(0, 1)
-    left.legend(fontsize=7)
+    _name_lines(figure)
     return figure
 
 
 def by_layer(spec: Spec, rows: Sequence[Row]) -> Figure:
     """PSNR when decoding from the first layers only, and perplexity / K of every layer: a line per system of one case."""
-    figure = Figure(figsize=(10, 3.4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(12, 3.4), dpi=_DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     for row in rows:
         numbers = list(range(1, len(row.layers) + 1))
@@ -55,7 +56,7 @@ def by_layer(spec: Spec, rows: Sequence[Row]) -> Figure:
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
     right.set_ylim(0, 1)
-    left.legend(fontsize=7)
+    _name_lines(figure)
     return figure
 
 
@@ -122,7 +123,14 @@ def finished(entries: Sequence[Entry], results: Sequence[dict[str, Any]], folder
 
 
 def _line(axes: Any, places: Sequence[int], estimates: Sequence[Estimate], system: str, spec: Spec) -> None:
+    number = list(spec.systems).index(system)
     axes.errorbar(
         places, [e.mean for e in estimates], [e.error or 0.0 for e in estimates], label=system, marker=".", capsize=2,
-        color=f"C{list(spec.systems).index(system)}", linewidth=2.2 if system == spec.ours else 1.0,
+        color=f"C{number % 10}", linestyle=_STYLES[number // 10 % len(_STYLES)], linewidth=2.2 if system == spec.ours else 1.0,
     )  # fmt: skip
+
+
+def _name_lines(figure: Figure) -> None:
+    """The legend beside the panels, where it hides no line."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, [textwrap.fill(name, 36) for name in names], fontsize=7, loc="outside right upper")
