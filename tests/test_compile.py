@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import IMAGE_PRESETS
 
@@ -60,20 +61,25 @@ def test_a_model_is_one_graph_for_all_steps(names):
 
 
 def test_the_command_trains_compiled_as_it_does_uncompiled(tmp_path):
-    settings = [
-        "model.net.widths=[8]",
-        "model.net.blocks=1",
-        "data.size=16",
-        "train.batch_size=8",
-        "train.steps=3",
-        "train.precision=32-true",
-    ]
-    pytest.importorskip("skimage", reason="the photographs come with scikit-image (extra demo)")
-    losses = []
+    settings = ["model.net.widths=[8]", "model.net.blocks=1", "train.batch_size=8", "train.steps=3", "train.precision=32-true"]
+    data, losses = tmp_path / "pictures.npz", []
+    np.savez(data, x=np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), dtype=np.uint8))
     for flags in ([], ["--compile"]):
         run = tmp_path / f"run{len(flags)}"
         command = [sys.executable, "-c", "from hqvae.cli import main; import sys; sys.exit(main(sys.argv[1:]))"]
-        arguments = ["train", "hqvae", "--out", str(run), "--accelerator", "cpu", *flags, *settings, "train.log_every=1"]
+        arguments = [
+            "train",
+            "hqvae",
+            "--data",
+            str(data),
+            "--out",
+            str(run),
+            "--accelerator",
+            "cpu",
+            *flags,
+            *settings,
+            "train.log_every=1",
+        ]
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stderr[-3000:]
         losses.append([json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines() if '"train"' in line])

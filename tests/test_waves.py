@@ -324,8 +324,9 @@ def test_segments_shorter_than_a_picture_s_window_are_trained_and_drawn(tmp_path
 
 
 def test_seconds_are_for_sounds(tmp_path, capsys):
-    words = ["train", "sqvae", "--out", str(tmp_path / "run"), "train.steps=1", "train.batch_size=2", "model.net.widths=[8]", "data.size=8"]
-    assert main(words) == 0
+    np.savez(tmp_path / "pictures.npz", x=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    words = ["train", "sqvae", "--data", str(tmp_path / "pictures.npz"), "--out", str(tmp_path / "run")]
+    assert main([*words, "train.steps=1", "train.batch_size=2", "model.net.widths=[8]", "model.levels.0.codebook_size=8"]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--seconds", "2"]) == 2
     assert "is of images" in capsys.readouterr().err
 
