@@ -226,7 +226,8 @@ def _rmse(square: Mean, form: Form) -> float:
 _AGAINST_COLLAPSE = {
     "stochastic": "train longer, start after the autoencoder (train.unquantized=0.1) or softer (a lower model.quantizer.start.sharpness), "
     "or harden later (a lower train.hard)",
-    "ema": "model.quantizer.restart=true puts unused codes back; a stochastic preset (sqvae, rsqvae) needs no restart",
+    "ema": "model.quantizer.restart=true puts unused codes back, and model.quantizer.beta=0.025 with train.beta2=0.95 keeps more in use; "
+    "or a stochastic preset (sqvae, rsqvae)",
     "other": "a smaller codebook_size, or a stochastic preset (sqvae, rsqvae)",
 }
 
