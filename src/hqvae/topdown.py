@@ -196,18 +196,23 @@ class Search:
         """Codes [B, *S] of this layer, and of as many next ones of its level as are known with it."""
         if state.decided:
             return state.decided
-        books = [one.quantizer.codebook for one in self.layers if one.level == layer.level]
-        if self.width == 1 or len(books) == 1:
+        books = self._books(layer)
+        if not books:
             return (layer.quantizer.nearest(z_e),)
         codes = nearest_sum(rows_of(z_e), books, self.width)
         return tuple(of_layer.reshape(len(z_e), *z_e.shape[2:]) for of_layer in codes.unbind(1))
 
     def settle(self, layer: Layer, state: State, z_e: Tensor, quantized: Quantized) -> Step:
         """The step of a layer whose codes are nearest ones, `quantized` layer by layer, with those of the search in their place."""
-        if self.width == 1:
+        if not self._books(layer):
             return Step(z_e, quantized)
         codes, *ahead = self(layer, state, z_e)
         return Step(z_e, replace(quantized, codes=codes, z=layer.quantizer.embed(codes)), tuple(ahead))
+
+    def _books(self, layer: Layer) -> list[Tensor]:
+        """The codebooks of the layer's level, where they are searched together; else none."""
+        mates = [one for one in self.layers if one.level == layer.level] if self.width > 1 else []
+        return [one.quantizer.codebook for one in mates] if len(mates) > 1 else []
 
 
 @dataclass(frozen=True)
