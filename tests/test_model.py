@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -245,9 +246,11 @@ def test_saved_and_loaded_is_the_same(member, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
+@pytest.mark.parametrize("beta", [0.025, 0.25])
 @pytest.mark.parametrize("levels", LEVELS)
-def test_a_hardened_model_is_the_deterministic_system_over_the_same_codebooks(levels, tmp_path):
-    model, x = build("stochastic", levels), signals()
+def test_a_hardened_model_is_the_deterministic_system_over_the_same_codebooks(levels, beta, tmp_path):
+    soft, x = build("stochastic", levels), signals()
+    model = build_like(soft, quantizer=replace(soft.config.quantizer, beta=beta))
     began, before, codes = model.config, model.eval()(x).reconstruction, model.encode(x)
     books = len({id(layer.quantizer.codebook) for layer in model.layers})
     model.harden([2.0 + index for index in range(len(model.layers))])
@@ -256,7 +259,7 @@ def test_a_hardened_model_is_the_deterministic_system_over_the_same_codebooks(le
     assert float(model.layers[0].quantizer.counts.unique()) == 2.0
     assert not model(x).variance.any() and torch.equal(model.bound(x, Noise(1)).distortion, model(x).distortion)
 
-    twin = build_like(model, quantizer=EMAConfig(beta=0.025, restart=True))
+    twin = build_like(model, quantizer=EMAConfig(beta=beta, restart=True))
     ours, theirs = model.train()(x), twin.train()(x)
     assert torch.equal(ours.loss, theirs.loss) and ours.loss.requires_grad
     assert model.update(ours.z_e, ours.codes, Noise(3)) == twin.update(theirs.z_e, theirs.codes, Noise(3))

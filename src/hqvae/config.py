@@ -138,7 +138,8 @@ PRESETS: dict[str, Config] = {
     "vqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=EMAConfig())),
     "vqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=EMAConfig())),
     "rqvae": Config(model=HQVAEConfig(levels=_DEEP_SHARED, quantizer=EMAConfig(restart=True))),
-    "sqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=StochasticConfig()), train=_HARDENED),
+    # What one layer cannot say nothing after it will: there a strong commitment clears it from the features (docs/levers.md).
+    "sqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=StochasticConfig(beta=0.25)), train=_HARDENED),
     # Without the progressive objective the coarse levels of injected hierarchies starve: the finest does all the work.
     "sqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=StochasticConfig(), progressive=1.0), train=_HARDENED),
     # The noise of the layers adds up: samples that end softer serve stacks better (experiments/levers/temperature.yaml).

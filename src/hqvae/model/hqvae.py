@@ -20,7 +20,7 @@ from hqvae.errors import first_line
 from hqvae.likelihood import FittedGaussian, MeanSquare
 from hqvae.nets import Decoder, Encoder, ending, inside, reductions, start_at_zero
 from hqvae.objective import Bound, Elbo
-from hqvae.quantize import HARDENED, QUANTIZERS, EMAQuantizer, Noise, Quantized, StochasticQuantizer, rows_and_codes
+from hqvae.quantize import QUANTIZERS, EMAQuantizer, Noise, Quantized, StochasticConfig, StochasticQuantizer, rows_and_codes
 from hqvae.topdown import (
     Codes,
     Draw,
@@ -150,12 +150,13 @@ class HQVAE(nn.Module):
         Codes stay what they are; from here on gradients pass straight through, features commit to every partial sum, and codebooks move
         by averages that begin with each of a layer's codes chosen `counts[l]` times a step (once, where not given).
         """
+        assert isinstance(self.config.quantizer, StochasticConfig)
         limits: dict[int, EMAQuantizer] = {}
         for index, layer in enumerate(self.layers):
             assert isinstance(layer.quantizer, StochasticQuantizer)
             limit = layer.quantizer.hardened(1.0 if counts is None else counts[index])
             layer.quantizer = limits.setdefault(id(layer.quantizer.codebook), limit)  # layers that share one go on sharing it
-        self.config = replace(self.config, quantizer=HARDENED)
+        self.config = replace(self.config, quantizer=self.config.quantizer.limit)
         self.likelihood = MeanSquare()
 
     @torch.no_grad()

@@ -5,13 +5,12 @@ from .ema import EMAConfig, EMAQuantizer, rows_and_codes
 from .noise import Noise
 from .ops import LOG_S2_RANGE, nearest_sum
 from .others import OtherConfig, OtherQuantizer
-from .stochastic import HARDENED, StochasticConfig, StochasticQuantizer
+from .stochastic import StochasticConfig, StochasticQuantizer
 
 AnyQuantizer = StochasticQuantizer | EMAQuantizer | OtherQuantizer
 QUANTIZERS: dict[str, type] = {"stochastic": StochasticQuantizer, "ema": EMAQuantizer, "other": OtherQuantizer}
 
 __all__ = [
-    "HARDENED",
     "LOG_S2_RANGE",
     "QUANTIZERS",
     "AnyQuantizer",

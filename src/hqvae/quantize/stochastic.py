@@ -21,18 +21,23 @@ from .ema import EMAConfig, EMAQuantizer
 from .noise import Noise
 from .ops import LOG_S2_RANGE, assign, quantize, sample
 
-# The limit s² → 0. Codes of a mixture are not the means of what is nearest to them, which in a stack leaves the next layer other residuals:
-# without k-means from where they are, and without restart, many of them would lose all their features at once. And features that commit
-# to them with the published β of 0.25 shrink onto a few: against a squared error of 10⁻² per element it is a strong pull (docs/levers.md).
-HARDENED = EMAConfig(beta=0.025, restart=True, start=OwnStart())
-
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
 class StochasticConfig:
-    """`start` fills codebook and s² before the first step that quantizes."""
+    """`start` fills codebook and s² before the first step that quantizes; `beta` weighs the commitment once the posterior is hard."""
 
     kind: Literal["stochastic"] = "stochastic"
+    beta: float = Field(default=0.025, ge=0)  # in a stack the published 0.25 has features shrink onto a few codes (docs/levers.md)
     start: Start = Field(default_factory=DataStart, discriminator="kind")
+
+    @property
+    def limit(self) -> EMAConfig:
+        """The deterministic system that s² → 0 leads to.
+
+        Codes of a mixture are not the means of what is nearest to them, which in a stack leaves the next layer other residuals: without
+        k-means from where they are, and without restart, many of them would lose all their features at once.
+        """
+        return EMAConfig(beta=self.beta, restart=True, start=OwnStart())
 
 
 class StochasticQuantizer(Quantizer):
@@ -41,7 +46,7 @@ class StochasticQuantizer(Quantizer):
     Args:
         dim: width D of a code
         codebook_size: K ≥ 2
-        config: how codebook and s² start
+        config: how codebook and s² start, and the commitment in the limit
 
     Shape:
         z_e [B, D, *S] → z [B, D, *S], codes [B, *S], entropy [B] in nats, variance []
@@ -109,7 +114,7 @@ class StochasticQuantizer(Quantizer):
 
     def hardened(self, count: float = 1.0) -> EMAQuantizer:
         """The limit s² → 0: the same codebook with the nearest code for certain, every code as if chosen `count` times a step."""
-        limit = EMAQuantizer(self.dim, self.codebook_size, HARDENED).to(self.codebook).train(self.training)
+        limit = EMAQuantizer(self.dim, self.codebook_size, self.config.limit).to(self.codebook).train(self.training)
         with torch.no_grad():
             limit.codebook.copy_(self.codebook)
             limit.counts.fill_(count)
