@@ -23,7 +23,7 @@ def run(tmp_path):
 
 def tiny_model(seed=0):
     torch.manual_seed(seed)
-    return HQVAE(HQVAEConfig(levels=(Level(4, 1, 8, 4),), net=NetConfig(widths=(8,), blocks=0)))
+    return HQVAE(TINY.model)
 
 
 def files(run):
