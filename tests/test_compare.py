@@ -322,6 +322,13 @@ def test_a_comparison_that_is_stopped_goes_on_and_ends_the_same(data, tmp_path):
 # ------------------------------------------------------------------------------------------------ experiments/
 
 
+def test_the_page_of_all_tables_is_what_its_command_prints():
+    experiments = Path(__file__).parent.parent / "experiments"
+    reports = sorted((experiments / "results").glob("*/*.json"))
+    printed = subprocess.run([sys.executable, experiments / "table.py", *reports], check=True, capture_output=True, encoding="utf-8")
+    assert len(reports) > 20 and printed.stdout == (experiments / "results" / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_the_specs_of_experiments_are_comparisons_at_equal_rate(path):
     spec = read_spec(str(path))
