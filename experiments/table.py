@@ -1,5 +1,7 @@
 """The tables of comparisons' report.json in Markdown: each system's figures, and what is said of them.
 
+Of several reports, each with the command that makes it, and which of its rows have another config than that command has today.
+
 python experiments/table.py runs/residual/report.json
 python experiments/table.py experiments/results/*/*.json > experiments/results/README.md
 """
@@ -10,6 +12,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from hqvae.compare.spec import Spec, entries, read_spec
+from hqvae.config import Config, difference, from_dict
+from hqvae.errors import InputError
+
+EXPERIMENTS = Path(__file__).resolve().parent
 FIGURES = {
     "rmse": ("RMSE", 2), "psnr": ("PSNR dB", 2), "ssim": ("SSIM", 4), "bits_per_dim": ("−ELBO bits/dim", 3),
     "bits_per_dim_nearest": ("by nearest", 3),
@@ -19,7 +26,7 @@ FIGURES = {
 def estimate(value: dict[str, Any] | None, digits: int, sign: str = "") -> str:
     if value is None:
         return ""
-    shown = f"{value['mean']:{sign}.{digits}f}"
+    shown = f"{value['mean']:{sign}.{digits}f}".replace("-", "−")
     return shown if value["error"] is None else f"{shown} ± {value['error']:.{digits}f}"
 
 
@@ -48,17 +55,56 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *(f"- {verdict}" for verdict in report["verdicts"])])
 
 
+def command(path: Path, report: dict[str, Any], spec_path: Path, spec: Spec) -> str:
+    """The `hqvae compare` that makes such a report."""
+    words = ["hqvae compare", str(spec_path)]
+    for key, every in (("case", spec.cases), ("system", spec.systems)):
+        chosen = {row[key] for row in report["rows"]}
+        words += [f'--only "{name}"' for name in every if name in chosen] if chosen < set(every) else []
+    seeds = max(len(row["seeds"]) for row in report["rows"])
+    words += [f"--seeds {seeds}"] if seeds < len(spec.seeds) else []
+    words += [f"--split {report['split']}"] if report["split"] != spec.split else []
+    return " ".join([*words, "--data", report["data"], "--out", f"runs/{path.parent.name}"])
+
+
+def since(saved: dict[str, Any], today: Config) -> str | None:
+    """What today's config of a run has otherwise than the one it was measured with."""
+    try:
+        return difference(from_dict(saved), today)
+    except InputError as error:  # a setting that is gone
+        return str(error)
+
+
+def changed(report: dict[str, Any], spec: Spec) -> list[str]:
+    """A line that names the systems whose rows are of another config than the spec and its presets make today, if there are any."""
+    today = {(entry.case, entry.system, entry.seed): entry.config for entry in entries(spec, report["data"])}
+    found: dict[str, str] = {}
+    for result in report["results"]:
+        change = since(result["config"], today[result["case"], result["system"], result["seed"]])
+        if change:
+            found.setdefault(result["system"], change)
+    rows = "; ".join(f"{system} ({change})" for system, change in found.items())
+    return [f"- *Rows of another config* than this command has today, *there* being the report's: {rows}."] if rows else []
+
+
+def section(path: Path) -> str:
+    report, name = json.loads(path.read_text()), path.parent.name
+    spec_path = next(EXPERIMENTS.rglob(f"{name}.yaml"))
+    spec = read_spec(str(spec_path))
+    lines = [f"## {name}/{path.name}", "", f"{report['title']}, {report['split']} split:"]
+    lines += [f"`{command(path, report, spec_path.relative_to(EXPERIMENTS.parent), spec)}`", "", table(report)]
+    lines += changed(report, spec)
+    return "\n".join(lines)
+
+
 def main(paths: list[Path]) -> None:
     if len(paths) == 1:
         print(table(json.loads(paths[0].read_text())))
         return
     print("# Tables of all reports\n\n`python experiments/table.py experiments/results/*/*.json` prints this page; "
-          "[docs/results.md](../../docs/results.md) tells what they say.")  # fmt: skip
+          "[docs/results.md](../../docs/results.md) tells what it says.")  # fmt: skip
     for path in sorted(paths):
-        report = json.loads(path.read_text())
-        print(f"\n## {path.parent.name}/{path.name}\n")
-        print(f"{report['title']}. {report['split'].capitalize()} split of `{report['data']}`.\n")
-        print(table(report))
+        print("\n" + section(path))
 
 
 if __name__ == "__main__":
