@@ -8,14 +8,21 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU, operat
 
 from jaxtyping import install_import_hook
 
-# Not quantize.compiled and quantize.kernels, which others' compilers read.
+# Not passes_numba, triton_gpu and triton_kernels, which others' compilers read.
 _PARTS = ["chunks", "cli", "compare", "config", "data", "doctor", "errors", "evaluate", "likelihood", "measure", "metrics", "model", "nets",
           "objective", "perceptual", "pictures", "ranks", "run", "screen", "spectra", "topdown", "train"]  # fmt: skip
-_QUANTIZE = ["base", "blocked", "ema", "noise", "ops", "others", "passes", "processor", "reference", "stochastic"]
-install_import_hook([*(f"hqvae.{part}" for part in _PARTS), *(f"hqvae.quantize.{part}" for part in _QUANTIZE)], "beartype.beartype")
+_QUANTIZE = ["base", "ema", "noise", "others", "stochastic"]
+_KERNELS = ["blocked", "functional", "operators", "passes_torch", "reference", "threads"]
+_MODULES = [
+    *(f"hqvae.{name}" for name in _PARTS),
+    *(f"hqvae.quantize.{name}" for name in _QUANTIZE),
+    *(f"hqvae.quantize.kernels.{name}" for name in _KERNELS),
+]
+install_import_hook(_MODULES, "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from kernel_backends import backend, rows_per_block  # noqa: E402, F401
 
 from hqvae.config import PRESETS  # noqa: E402
 from hqvae.model import HQVAE, HQVAEConfig, Level  # noqa: E402

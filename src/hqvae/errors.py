@@ -20,5 +20,9 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-class Unusable(ValueError):
-    """Numbers that nothing can be quantized with: NaN, infinite, or features that are all the same."""
+class NonFiniteError(ValueError):
+    """Values are NaN or infinite, or their distances overflow."""
+
+
+class DegenerateFeatures(ValueError):
+    """Features are all the same or not finite: neither a codebook nor a scale can start there."""

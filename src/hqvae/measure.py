@@ -11,7 +11,7 @@ from hqvae.data import Form
 from hqvae.metrics import Mean, SoundQuality, Usage, psnr, ssim
 from hqvae.model import HQVAE, HQVAEConfig
 from hqvae.perceptual import Perceptual
-from hqvae.quantize import LOG_S2_RANGE, Noise
+from hqvae.quantize import LOG_S2_RANGE, Noise, Stream
 
 COLLAPSED = 0.1  # a layer whose hard perplexity is below this share of K
 CARRIES_NOTHING = 0.05  # decibels: a layer whose shuffled codes cost less
@@ -192,7 +192,7 @@ class _Ablation:
         self.blocks += 1
         for index, sums in enumerate(self.layers):
             flat, shuffled = codes[index].flatten(), list(codes)
-            order = torch.randperm(len(flat), generator=noise.fold(index).generator()).to(flat.device)
+            order = torch.randperm(len(flat), generator=noise.fold(Stream.SHUFFLE).fold(index).generator()).to(flat.device)
             shuffled[index] = flat[order].view_as(codes[index])
             decoded = [self.model.decode([layer[part] for layer in shuffled], size=x.shape[2:]) for part in cut]
             worse = _error(x, torch.cat(decoded))

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from hqvae.errors import Unusable
+from hqvae.errors import DegenerateFeatures
 from hqvae.nets import CONV, NetConfig, grow, reductions, res_blocks
-from hqvae.quantize import AnyQuantizer, Noise, OwnStart, Quantized, StochasticQuantizer, nearest_sum, rows_of
+from hqvae.quantize import AnyQuantizer, Noise, OwnStart, Quantized, StochasticQuantizer, Stream, beam_search, rows_of
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,12 @@ class Injected(Layer):
         """Scale `to_code` so that this batch's z_e has mean 0 and variance 1 in every dimension; returns that z_e.
 
         Untrained features hardly vary, and a decoder that hardly sees its codes lets the entropy term win: P̂ goes uniform.
-        Raises Unusable for features that are all the same or not finite.
+        Raises DegenerateFeatures for features that are all the same or not finite.
         """
         axes = [0, *range(2, z_e.ndim)]
         mean, deviation = z_e.mean(axes), z_e.var(axes, correction=0).sqrt()
         if not torch.isfinite(deviation).all() or not deviation.any():
-            raise Unusable("the untrained features of the first batch are constant or not finite")
+            raise DegenerateFeatures("the untrained features of the first batch are constant or not finite")
         deviation = deviation.clamp(min=1e-12)
         shape = (1, -1) + (1,) * (z_e.ndim - 2)
         self.to_code.weight.div_(deviation.view(-1, *[1] * (z_e.ndim - 1)))
@@ -199,7 +199,7 @@ class Search:
         books = self._books(layer)
         if not books:
             return (layer.quantizer.nearest(z_e),)
-        codes = nearest_sum(rows_of(z_e), books, self.width)
+        codes = beam_search(rows_of(z_e), books, self.width)
         return tuple(of_layer.reshape(len(z_e), *z_e.shape[2:]) for of_layer in codes.unbind(1))
 
     def settle(self, layer: Layer, state: State, z_e: Tensor, quantized: Quantized) -> Step:
@@ -243,7 +243,7 @@ class Draw:
     def __call__(self, index: int, layer: Layer, state: State) -> Step:
         z_e, noise = layer.query(state, self.features), self.noise.fold(index)
         if state.target is None:
-            z_e = z_e + self.spread[layer.level] * noise.fold(-1).gaussian(z_e)
+            z_e = z_e + self.spread[layer.level] * noise.fold(Stream.GAUSSIAN).gaussian(z_e)
         drawn = layer.quantizer.draw(z_e, noise)
         return Step(z_e, drawn) if isinstance(layer.quantizer, StochasticQuantizer) else self.search.settle(layer, state, z_e, drawn)
 

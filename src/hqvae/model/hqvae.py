@@ -20,7 +20,7 @@ from hqvae.errors import first_line
 from hqvae.likelihood import FittedGaussian, MeanSquare
 from hqvae.nets import Decoder, Encoder, ending, inside, reductions, start_at_zero
 from hqvae.objective import Bound, Elbo
-from hqvae.quantize import QUANTIZERS, EMAQuantizer, Noise, Quantized, StochasticConfig, StochasticQuantizer, rows_and_codes
+from hqvae.quantize import QUANTIZERS, EMAQuantizer, Noise, Quantized, StochasticConfig, StochasticQuantizer, Stream, rows_and_codes
 from hqvae.topdown import (
     Codes,
     Draw,
@@ -109,7 +109,7 @@ class HQVAE(nn.Module):
         seen = torch.stack([d.detach() / size for d in distortions[1:]], 1) if views else x.new_zeros(len(x), 0)
         if self.training and self.config.progressive and len(layers) > 1:
             # As a mask: a number of layers that changes from step to step would have torch.compile begin again and again.
-            kept = torch.arange(len(layers), device=x.device) <= torch.as_tensor(noise.fold(-2).seed, device=x.device) % (len(layers) - 1)
+            kept = torch.arange(len(layers), device=x.device) <= torch.as_tensor(noise.fold(Stream.PREFIX).seed, device=x.device) % (len(layers) - 1)
             coarser = walk(self.layers, Given(steps, kept.to(x.dtype)))[0]
             distortions += self._distortions(x, views, self._signal(coarser, x.shape[2:]))
         if sigma2 is None:

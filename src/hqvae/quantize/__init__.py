@@ -2,8 +2,8 @@
 
 from .base import AsTriple, DataStart, NormalStart, OwnStart, Quantized, Quantizer, Start, grid_of, rows_of
 from .ema import EMAConfig, EMAQuantizer, rows_and_codes
-from .noise import Noise
-from .ops import LOG_S2_RANGE, nearest_sum
+from .noise import Noise, Stream
+from .kernels import LOG_S2_RANGE, beam_search
 from .others import OtherConfig, OtherQuantizer
 from .stochastic import StochasticConfig, StochasticQuantizer
 
@@ -28,8 +28,9 @@ __all__ = [
     "Start",
     "StochasticConfig",
     "StochasticQuantizer",
+    "Stream",
     "grid_of",
-    "nearest_sum",
+    "beam_search",
     "rows_and_codes",
     "rows_of",
 ]

@@ -9,10 +9,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as config
 from torch import Tensor, nn
 
-from hqvae.errors import Unusable
+from hqvae.errors import DegenerateFeatures
 
-from .noise import Noise
-from .ops import nearest
+from .noise import Noise, Stream
+from .kernels import nearest
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
@@ -124,14 +124,14 @@ class Quantizer(nn.Module):
     def _data_codes(self, z_e: Tensor, start: DataStart | OwnStart, noise: Noise) -> tuple[Tensor, Tensor]:
         """(codes [K, D], how many rows of z_e are nearest to each [K]), by k-means from random rows with jitter, or from the own codes.
 
-        A code that nothing is nearest to takes a row, more likely one that is far from its code. Raises Unusable for rows that are
+        A code that nothing is nearest to takes a row, more likely one that is far from its code. Raises DegenerateFeatures for rows that are
         all the same or not finite.
         """
         rows = rows_of(z_e.detach()).float()
         variance = rows.var(0, correction=0).mean()
         if not torch.isfinite(variance) or variance <= 0:
-            raise Unusable("no codebook can start where the features are constant or not finite")
-        generator = noise.fold(7).generator()
+            raise DegenerateFeatures("no codebook can start where the features are constant or not finite")
+        generator = noise.fold(Stream.KMEANS).generator()
         copies = -(-self.codebook_size // len(rows))
         chosen = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(copies)])[: self.codebook_size]
         shake = torch.randn(self.codebook_size, self.dim, generator=generator).to(rows)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .base import DataStart, NormalStart, OwnStart, Quantized, Quantizer, Start, grid_of, rows_of
 from .ema import EMAConfig, EMAQuantizer
 from .noise import Noise
-from .ops import LOG_S2_RANGE, assign, quantize, sample
+from .kernels import LOG_S2_RANGE, assign, quantize, sample
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))

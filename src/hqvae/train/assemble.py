@@ -13,17 +13,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hqvae.config import Config, TrainConfig
 from hqvae.data import Order, Splits
-from hqvae.errors import InputError, Unusable, first_line
+from hqvae.errors import DegenerateFeatures, InputError, first_line
 from hqvae.likelihood import FittedGaussian
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE
-from hqvae.quantize import Noise
+from hqvae.quantize import Noise, Stream
 from hqvae.ranks import all_sum, from_first
 from hqvae.run import Run
 
 for _name in ("lightning.fabric", "lightning.pytorch"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # what runs on which device is in our own first line
-_START = -1  # a stream of noise beside those of the steps
 # Codebooks start from so many features per code, of at most so many batches, and of no more than so many samples of signals.
 _ROWS, _BATCHES, _NUMBERS = 64, 16, 2**26
 
@@ -115,7 +114,7 @@ def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: Spl
     first = items[Order(count, settings.batch_size, settings.seed).at(0)]
     try:
         model.scale_from(items.signal(first))
-    except Unusable as error:
+    except DegenerateFeatures as error:
         raise InputError(f"{error}; expected {items.medium.noun}s that differ from each other and within") from error
     if config.model.axes == 2:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -174,7 +173,7 @@ def start_codebooks(training: Training, order: Order) -> None:
     steps = range(training.progress.step, training.progress.step + max(1, math.ceil(min(wanted, most))))
     x = torch.cat([items.signal(items[order.at(step)], training.fabric.device) for step in steps])
     at_once = order.batch // (training.fabric.world_size * settings.accumulate)  # what training encodes at once fits
-    model.start_from(x, Noise.of(settings.seed, _START), at_once, len(steps))
+    model.start_from(x, Noise.of(settings.seed, Stream.INIT), at_once, len(steps))
     for layer in model.layers:
         for parameter in layer.quantizer.parameters():  # Adam has counted steps without a gradient: it would overshoot
             training.optimizer.state.pop(parameter, None)

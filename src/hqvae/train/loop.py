@@ -20,10 +20,10 @@ from torch import Tensor
 
 from hqvae.config import Config, refuse_contradictions
 from hqvae.data import Order, SoundConfig, Splits, open_data, training_batches
-from hqvae.errors import InputError, Unusable
+from hqvae.errors import DegenerateFeatures, InputError, NonFiniteError
 from hqvae.likelihood import MeanSquare
 from hqvae.objective import Elbo
-from hqvae.quantize import Noise
+from hqvae.quantize import Noise, Stream
 from hqvae.ranks import all_sum
 from hqvae.run import Run
 from hqvae.screen import Steps
@@ -31,7 +31,6 @@ from hqvae.screen import Steps
 from .assemble import Training, assemble, describe, harden, make_fabric, my_parts, restore, save, start_codebooks
 from .watch import log_step, validate
 
-_UPDATE = -2  # a stream of noise beside those of the steps
 
 
 def train(config: Config, out: str, resume: bool = False, accelerator: str = "auto", devices: int = 1, nodes: int = 1) -> Run | None:
@@ -101,11 +100,11 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
                     start_codebooks(training, order)
                     screen.say(f"codes are the nearest ones from step {progress.step} on (train.hard={training.config.hard:g})")
                 outs = gradients(training, signals, temperature, noises, quantized)
-            except Unusable as error:
+            except (NonFiniteError, DegenerateFeatures) as error:
                 raise broken(str(error), progress.step + 1) from error
             descend(training)
             if quantized:
-                update_codebooks(training, outs, noise.fold(_UPDATE))
+                update_codebooks(training, outs, noise.fold(Stream.RESTART))
             if training.average is not None:
                 training.average.update_parameters(training.model)
             progress.step += 1
