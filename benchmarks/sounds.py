@@ -20,9 +20,8 @@ import torch
 
 from hqvae.chunks import decode_in_chunks, encode_in_chunks
 from hqvae.config import preset
-from hqvae.data import Order, SoundConfig, Sounds, training_batches
-from hqvae.data.sounds import open_sound
-from hqvae.data.sources import Collection
+from hqvae.data import AUDIO, AudioConfig, AudioDataset, FileIndex, ShuffledBatches, sequential_batches, training_batches
+from hqvae.data.samples import decode
 from hqvae.model import HQVAE
 from hqvae.quantize import Noise
 
@@ -30,31 +29,32 @@ BATCH, FILES, SECONDS, LONG = 8, 8, 5.0, 60.0
 Variant = tuple[Callable[[], object], float]  # what to do, and how many seconds of sound that is
 
 
-def sounds(name: str) -> Sounds:
+def sounds(name: str) -> AudioDataset:
     """Eight files of 44.1 kHz as a preset sees them, resampled and kept in memory."""
     generator, config = np.random.default_rng(0), preset(name).data
-    assert isinstance(config, SoundConfig)
+    assert isinstance(config, AudioConfig)
     files = []
     for _ in range(FILES):
         soundfile.write(file := BytesIO(), generator.uniform(-0.1, 0.1, round(SECONDS * 44100)), 44100, format="FLAC")
         files.append(file.getvalue())
-    return Sounds(Collection([str(i) for i in range(FILES)], lambda i: open_sound(BytesIO(files[i]))), config)
+    index = FileIndex([str(i) for i in range(FILES)], lambda i: AUDIO.open(BytesIO(files[i])))
+    return AudioDataset(index, config)
 
 
-def loading(items: Sounds) -> Variant:
-    batches = training_batches(items, Order(len(items), BATCH, 0), 0, 10**9, [slice(0, BATCH)])
+def loading(items: AudioDataset) -> Variant:
+    batches = training_batches(items, ShuffledBatches(len(items), BATCH, 0), 0, 10**9, [slice(0, BATCH)])
     return lambda: items.signal(next(batches)), BATCH * items.samples / items.rate
 
 
-def decoding(items: Sounds) -> Variant:
-    return lambda: items.decode(0), SECONDS
+def decoding(items: AudioDataset) -> Variant:
+    return lambda: decode(items.index.open(0), items.rate, None), SECONDS
 
 
-def training(name: str, items: Sounds) -> Variant:
+def training(name: str, items: AudioDataset) -> Variant:
     """One step as the loop takes it, in bf16."""
     torch.manual_seed(0)
     model = HQVAE(preset(name).model)
-    x = items.signal(items[np.arange(BATCH) % len(items), None])
+    x = items.signal(next(sequential_batches(items, BATCH)))
     model.scale_from(x)
     model.start_from(x, Noise(1))
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
@@ -73,7 +73,7 @@ def training(name: str, items: Sounds) -> Variant:
 def coding(name: str, back: bool) -> Variant:
     """A minute in chunks of four seconds, in float32."""
     config = preset(name)
-    assert isinstance(config.data, SoundConfig)
+    assert isinstance(config.data, AudioConfig)
     model, rate = HQVAE(config.model).eval(), config.data.rate
     x = 0.1 * torch.randn(1, 1, round(LONG * rate), generator=torch.Generator().manual_seed(0))
     codes = encode_in_chunks(model, x, 4 * rate)

@@ -20,8 +20,7 @@ import torch
 from PIL import Image
 
 from hqvae.config import PRESETS, preset
-from hqvae.data import IMAGE, DataConfig, Images, Order, in_order, to_signal, training_batches
-from hqvae.data.sources import Collection
+from hqvae.data import PIXEL_UNIT, FileIndex, ImageConfig, ImageDataset, ShuffledBatches, sequential_batches, to_signal, training_batches
 from hqvae.measure import measure
 from hqvae.model import HQVAE
 from hqvae.quantize import EMAConfig, Noise
@@ -72,27 +71,27 @@ def bare_step(bf16: bool, channels_last: bool) -> Callable[[], None]:
     return step
 
 
-def pictures() -> Images:
+def pictures() -> ImageDataset:
     generator = np.random.default_rng(0)
     arrays = generator.integers(0, 256, (2048, SIDE, SIDE, 3), dtype=np.uint8)
-    collection = Collection([str(i) for i in range(len(arrays))], lambda i: Image.fromarray(arrays[i]))
-    return Images(collection, DataConfig(size=SIDE), channels=3)
+    index = FileIndex([str(i) for i in range(len(arrays))], lambda i: Image.fromarray(arrays[i]))
+    return ImageDataset(index, ImageConfig(size=SIDE), channels=3)
 
 
-def loading(images: Images) -> Callable[[], None]:
-    batches = training_batches(images, Order(len(images), BATCH, 0), 0, 10**9, [slice(0, BATCH)])
+def loading(images: ImageDataset) -> Callable[[], None]:
+    batches = training_batches(images, ShuffledBatches(len(images), BATCH, 0), 0, 10**9, [slice(0, BATCH)])
     return lambda: to_signal(next(batches)).sum().item() and None
 
 
-def evaluation(images: Images, only_forward: bool) -> Callable[[], None]:
+def evaluation(images: ImageDataset, only_forward: bool) -> Callable[[], None]:
     model = HQVAE(preset("vqvae").model).eval()
 
     def whole() -> None:
-        measure(model, map(to_signal, in_order(images, BATCH, BATCH)), IMAGE, shuffle_images=1)
+        measure(model, map(to_signal, sequential_batches(images, BATCH, BATCH)), PIXEL_UNIT, shuffle_images=1)
 
     def forward() -> None:
         with torch.no_grad():
-            model(to_signal(next(in_order(images, BATCH, BATCH))))
+            model(to_signal(next(sequential_batches(images, BATCH, BATCH))))
 
     return forward if only_forward else whole
 

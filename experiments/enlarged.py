@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hqvae.data import in_order, open_data
+from hqvae.data import open_data, sequential_batches
 from hqvae.metrics import psnr
 from hqvae.run import Run
 
@@ -36,7 +36,7 @@ def main(path: Path, out: Path) -> None:
     model = run.load_model()
     items = open_data(run.config.data, run.config.model.channels, ("test",))[1]["test"]
     found = []
-    for batch in in_order(items, 100):
+    for batch in sequential_batches(items, 100):
         x = items.signal(batch)
         pictures = [((y.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).numpy() for y in (x, model(x).reconstruction)]
         found += [(apart(one, other), apart(enlarged(one), enlarged(other))) for one, other in zip(*pictures)]

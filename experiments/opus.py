@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import soundfile
 import torch
 
 from hqvae.chunks import decode_in_chunks, encode_in_chunks
-from hqvae.data import SoundConfig, open_data
+from hqvae.data import AudioConfig, open_data
 from hqvae.metrics import SoundQuality
 from hqvae.pictures import grid
 from hqvae.run import Run
@@ -73,9 +74,10 @@ def measured(codec: Codec, sounds: list[np.ndarray], rate: int) -> tuple[dict[st
 
 def main(run: Run, source: str, prefix: Path) -> None:
     config = run.config.data
-    assert isinstance(config, SoundConfig)
-    items = open_data(SoundConfig(**{**vars(config), "source": source}), 1, ("test",), 1)[1]["test"]
-    sounds = [items.item(i).astype(np.float32) / 32768 for i in range(len(items.kept))]
+    assert isinstance(config, AudioConfig)
+    items = open_data(replace(config, source=source), 1, ("test",), 1)[1]["test"]
+    left_out = {key for key, _ in items.left_out()}
+    sounds = [items.read(i)[1][0].numpy() for i, key in enumerate(items.keys) if key not in left_out]
     depth = sum(level.layers for level in run.config.model.levels)
     codecs = {f"{run.path.name}, {n} layer{'s' * (n > 1)}": ours(run, n) for n in sorted({1, depth // 2, depth}) if n}
     codecs |= {f"Opus, level {level:g}": opus(level, config.rate) for level in LEVELS}

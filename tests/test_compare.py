@@ -367,7 +367,7 @@ def test_large_specs_train_on_a_small_folder(name, tmp_path):
     """The loader's part: pictures of other sizes in sub-folders, brought to the published side."""
     from PIL import Image
 
-    from hqvae.data import in_order, open_data
+    from hqvae.data import open_data, sequential_batches
 
     path = next(path for path in SPECS if path.stem == name)
     entry = entries(read_spec(str(path)), str(tmp_path / "pictures"))[0]
@@ -377,4 +377,4 @@ def test_large_specs_train_on_a_small_folder(name, tmp_path):
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (side + 7 * index, side + 3), (index * 40, 9, 9)).save(place)
     _, images = open_data(entry.config.data, 3, ("train",))
-    assert [tuple(batch.shape) for batch in in_order(images["train"], 1, 2)] == [(1, 3, side, side)] * 2
+    assert [tuple(batch.shape) for batch in sequential_batches(images["train"], 1, 2)] == [(1, 3, side, side)] * 2

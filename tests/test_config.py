@@ -233,7 +233,7 @@ def names_read():
 
 
 def test_all_config_classes_are_looked_at():
-    expected = {"Config", "DataConfig", "DataStart", "EMAConfig", "HQVAEConfig", "Level", "NetConfig", "NormalStart", "StochasticConfig",
+    expected = {"Config", "ImageConfig", "DataStart", "EMAConfig", "HQVAEConfig", "Level", "NetConfig", "NormalStart", "StochasticConfig",
                 "TemperatureConfig", "TrainConfig"}  # fmt: skip
     assert {kind for kind, _ in FIELDS} >= expected
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import build, signals
 
-from hqvae.data import IMAGE, to_signal
+from hqvae.data import PIXEL_UNIT, to_signal
 from hqvae.doctor import diagnose
 from hqvae.likelihood import SpectralConfig
 from hqvae.measure import LayerMeasures, Measures, findings, measure
@@ -22,7 +22,7 @@ def eight_bit(count=10, seed=3):
 
 
 def measured(model, batches, **options):
-    return measure(model, map(to_signal, batches), IMAGE, **options)
+    return measure(model, map(to_signal, batches), PIXEL_UNIT, **options)
 
 
 def in_batches(images, size):

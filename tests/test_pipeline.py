@@ -50,9 +50,24 @@ def test_other_data_of_another_size(folder, tmp_path, capsys):
     np.savez(tmp_path / "small.npz", x_test=np.zeros((3, 10, 12, 3), np.uint8))
     capsys.readouterr()
     assert main(["evaluate", run, "--data", str(tmp_path / "small.npz"), "--accelerator", "cpu"]) == 2
-    assert "--size 10" in capsys.readouterr().err
+    assert "lower data.size to 10 (for evaluate: size=10)" in capsys.readouterr().err
     assert main(["evaluate", run, "--data", str(tmp_path / "small.npz"), "--accelerator", "cpu", "--size", "10"]) == 0
     assert json.loads((tmp_path / "run" / "report" / "report.json").read_text())["measures"]["images"] == 3
+
+
+def test_a_broken_picture_is_left_out_and_counted_in_memory_or_not(folder, tmp_path):
+    """Read from the disk, it is not replaced by its neighbour: the same figures, and the same count."""
+    run = tmp_path / "run"
+    settings = ["model.net.widths=[8]", "data.size=16", "train.batch_size=8", "train.steps=2"]
+    assert main(["train", "vqvae", "--data", folder, "--out", str(run), "--accelerator", "cpu", *settings]) == 0
+    config, reports = json.loads((run / "config.json").read_text()), []
+    for cache_mb in (16, 0):
+        config["data"]["cache_mb"] = cache_mb
+        (run / "config.json").write_text(json.dumps(config))
+        assert main(["evaluate", str(run), "--split", "train", "--accelerator", "cpu"]) == 0
+        reports.append(json.loads((run / "report" / "report.json").read_text()))
+    assert reports[0]["measures"] == reports[1]["measures"]
+    assert [(report["protocol"]["images"], report["protocol"]["broken"]) for report in reports] == [(25, 1)] * 2
 
 
 def test_the_same_command_gives_the_same_report(folder, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Spectra by physics: a tone is one line of known height, mel bands lie where the scale says, the way back gives the tone again."""
+"""Spectra by physics: a tone is a line of known height, mel bands lie where the scale says."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import signal as reference
 
-from hqvae.spectra import griffin_lim, mel_filters, stft, unmel
+from hqvae.spectra import default_mel, griffin_lim, log_mel, mel_filters, mel_to_linear, stft
 
 RATE, N_FFT, HOP = 16000, 512, 128
 
@@ -32,14 +32,17 @@ def test_a_tone_is_one_line_of_known_height():
 
 def test_the_spectrum_is_that_of_a_reference():
     x = torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
-    _, _, expected = reference.stft(x[0].numpy(), window="hann", nperseg=N_FFT, noverlap=N_FFT - HOP, boundary="even", padded=False)
+    options = {"window": "hann", "nperseg": N_FFT, "noverlap": N_FFT - HOP}
+    _, _, expected = reference.stft(x[0].numpy(), boundary="even", padded=False, **options)
     found = stft(x, N_FFT, HOP)[0].numpy()
-    inner = slice(2, min(expected.shape[1], found.shape[1]) - 3)  # the reference mirrors the ends another way
+    inner = slice(
+        2, min(expected.shape[1], found.shape[1]) - 3
+    )  # the reference mirrors the ends another way
     assert np.allclose(found[:, inner], expected[:, inner] * N_FFT / 2, atol=1e-3)
 
 
 def test_mel_bands_are_slaneys():
-    """Published corner: 1000 Hz is 15 mel, linear below; every triangle has area one; neighbours cross at their middles."""
+    """1000 Hz is 15 mel, linear below; triangles have area one and cross at their middles."""
     filters = mel_filters(16000, 4096, 40, 0.0, 8000.0)
     assert filters.shape == (40, 2049) and (filters >= 0).all()
     assert torch.allclose(filters.sum(1) * 16000 / 4096, torch.ones(40), atol=0.02)
@@ -52,9 +55,15 @@ def test_mel_bands_are_slaneys():
 
 def test_bins_from_bands_give_the_bands_again():
     filters = mel_filters(RATE, N_FFT, 30, 100.0, 7000.0)
-    mel = torch.einsum("mf,bfn->bmn", filters, stft(torch.randn(1, 4000, generator=torch.Generator().manual_seed(0)), N_FFT, HOP).abs())
-    spectrum = unmel(mel, filters)
-    assert (spectrum >= 0).all() and not spectrum[:, 0].any() and not spectrum[:, -20:].any()  # below 100 Hz and above 7 kHz
+    mel = torch.einsum(
+        "mf,bfn->bmn",
+        filters,
+        stft(torch.randn(1, 4000, generator=torch.Generator().manual_seed(0)), N_FFT, HOP).abs(),
+    )
+    spectrum = mel_to_linear(mel, filters)
+    assert (
+        (spectrum >= 0).all() and not spectrum[:, 0].any() and not spectrum[:, -20:].any()
+    )  # below 100 Hz and above 7 kHz
     assert torch.allclose(torch.einsum("mf,bfn->bmn", filters, spectrum), mel, rtol=0.05)
 
 
@@ -67,3 +76,13 @@ def test_a_tone_comes_back_from_its_magnitudes(hertz):
     again = stft(sound, N_FFT, HOP).abs()
     assert (again - magnitude).norm() < 0.1 * magnitude.norm()
     assert again[0, :, 50].argmax() == magnitude[0, :, 50].argmax()
+
+
+@pytest.mark.parametrize("rate", [400, 8000, 16000, 22050, 44100, 96000])
+def test_every_rate_can_be_seen_in_mel_bands(rate):
+    setting = default_mel(rate)
+    found = log_mel(torch.randn(1, 4 * setting["n_fft"]), rate, **setting)
+    assert torch.isfinite(found).all() and setting["high"] <= rate / 2
+    assert 0.02 < setting["n_fft"] / rate < 0.07
+    if rate == 22050:
+        assert setting == {"n_fft": 1024, "hop": 256, "mels": 80, "low": 0.0, "high": 8000.0}

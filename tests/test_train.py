@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hqvae.config import TrainConfig, from_dict, override, preset, refuse_contradictions
-from hqvae.data import Order, in_order, open_data
+from hqvae.data import ShuffledBatches, open_data, sequential_batches
 from hqvae.errors import InputError
 from hqvae.model import HQVAE
 from hqvae.run import Run
@@ -232,7 +232,7 @@ def test_hardening_is_the_limit_of_the_posterior(name, pictures, tmp_path, monke
 
     def watched(training, sigma2):
         model, items = training.model, training.splits["train"]
-        x = items.signal(next(in_order(items, 8, 8)))
+        x = items.signal(next(sequential_batches(items, 8, 8)))
 
         def moments():
             return [training.optimizer.state[p]["exp_avg"].clone() for p in model.decoder.parameters()]
@@ -317,7 +317,7 @@ def test_the_autoencoder_learns_alone_before_codebooks_start(name, pictures, tmp
     checkpoint = torch.load(run.path / "checkpoints/000000004.pt", weights_only=True)["model"]
     assert same(before, checkpoint)  # after the last step alone, and before any that quantizes
     items = open_data(config.data, 3, ("train",))[1]["train"]
-    coming = torch.cat([items.signal(items[Order(len(items), 8, 0).at(step)]) for step in range(4, 4 + len(x) // 8)])
+    coming = torch.cat([items.signal(items.training_batch(*ShuffledBatches(len(items), 8, 0).at(step))) for step in range(4, 4 + len(x) // 8)])
     assert torch.equal(x, coming) and len(x) >= 8
     torch.manual_seed(config.train.seed)
     untouched = {key: values for key, values in HQVAE(config.model).state_dict().items() if key.endswith(("codebook", "log_s2"))}

@@ -19,7 +19,7 @@ from hqvae.metrics import SoundQuality, stft_distance
 from hqvae.model import HQVAE
 from hqvae.nets import NetConfig
 from hqvae.quantize import Noise
-from hqvae.spectra import log_mel, log_spectrum, mel_setting
+from hqvae.spectra import log_mel, log_spectrum
 
 RATE = 8000
 VIEWS = SpectralConfig(weight=2.0, rate=RATE, n_ffts=(256, 64))
@@ -221,16 +221,6 @@ def test_views_are_float32_under_autocast():
         seen = VIEWS.views(noise()[:, None])
     for one, other in zip(seen, VIEWS.views(noise()[:, None])):
         assert one.dtype == torch.float32 and torch.equal(one, other)
-
-
-@pytest.mark.parametrize("rate", [400, 8000, 16000, 22050, 44100, 96000])
-def test_every_rate_can_be_seen_in_mel_bands(rate):
-    setting = mel_setting(rate)
-    found = log_mel(torch.randn(1, 4 * setting["n_fft"]), rate, **setting)
-    assert torch.isfinite(found).all() and setting["high"] <= rate / 2
-    assert 0.02 < setting["n_fft"] / rate < 0.07
-    if rate == 22050:
-        assert setting == {"n_fft": 1024, "hop": 256, "mels": 80, "low": 0.0, "high": 8000.0}
 
 
 # ------------------------------------------------------------------------------------------------ the command

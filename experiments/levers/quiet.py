@@ -6,11 +6,10 @@ python experiments/levers/quiet.py DATA [STEPS]          a folder of speech; SI-
 import sys
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from hqvae.config import preset
-from hqvae.data import Order, open_data
+from hqvae.data import ShuffledBatches, open_data, sequential_batches
 from hqvae.likelihood import FittedGaussian
 from hqvae.metrics import SoundQuality
 from hqvae.model import HQVAE
@@ -30,7 +29,7 @@ def main(source: str, steps: int) -> None:
     config = preset("rsqvae-audio")
     splits = open_data(replace(config.data, source=source, seconds=0.512), 1, ("train", "validation"), 1)[1]
     items, held = splits["train"], splits["validation"]
-    order, seen = Order(len(items), BATCH, 0), held.signal(held[np.arange(min(16, len(held))), None])
+    order, seen = ShuffledBatches(len(items), BATCH, 0), held.signal(next(sequential_batches(held, 16)))
     for name, change in VARIANTS.items():
         torch.manual_seed(0)
         model = HQVAE(replace(config.model, net=replace(config.model.net, **change)))
@@ -40,7 +39,7 @@ def main(source: str, steps: int) -> None:
             return model.decoder(model.settle(State(latent=model.layers[0].query(State(), model.features(x)))))
 
         for step in range(steps):
-            x = items.signal(items[order.at(step)])
+            x = items.signal(items.training_batch(*order.at(step)))
             optimizer.param_groups[0]["lr"] = LR * min(1.0, (step + 1) / WARMUP)
             with torch.autocast("cpu", torch.bfloat16):
                 x_hat = through(x)

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as config
 
-from hqvae.data import DataConfig, SoundConfig, WaveConfig
+from hqvae.data import AudioConfig, ImageConfig, WaveConfig
 from hqvae.errors import InputError, nearest_name
 from hqvae.likelihood import SpectralConfig
 from hqvae.model import HQVAEConfig, Level
@@ -93,20 +93,20 @@ class Config:
     """Everything a run depends on."""
 
     model: HQVAEConfig = HQVAEConfig()
-    data: DataConfig | SoundConfig = Field(default=DataConfig(), discriminator="kind")
+    data: ImageConfig | AudioConfig = Field(default=ImageConfig(), discriminator="kind")
     train: TrainConfig = TrainConfig()
 
 
 _CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
-_KINDS = ("stochastic", "ema", "other", "normal", "data", "own", "images", "sounds", "mel", "wave")
+_KINDS = ("stochastic", "ema", "other", "normal", "data", "own", "images", "audio", "mel", "wave")
 _ONE = (Level(stride=4, codebook_size=512),)
 _TWO = (Level(stride=8, codebook_size=512), Level(stride=4, codebook_size=512))
 _DEEP = (Level(stride=4, layers=4, codebook_size=256),)
 _DEEP_SHARED = (Level(stride=4, layers=4, codebook_size=256, shared=True),)
 _HYBRID = (Level(stride=8, layers=2, codebook_size=256), Level(stride=4, layers=2, codebook_size=256))
 
-_SOUNDS = SoundConfig()
-_WAVES = SoundConfig(rate=16_000, seconds=1.024, front=WaveConfig())
+_SOUNDS = AudioConfig()
+_WAVES = AudioConfig(rate=16_000, seconds=1.024, frontend=WaveConfig())
 # A net for waveforms passes on quiet signals from the start: without zeros and ELU it learns nothing in the first hundreds of steps.
 _WAVE_NET = NetConfig(
     widths=(32, 64, 128, 256), blocks=3, inner_blocks=3, dilations=(1, 3, 9), factor=4, activation="elu", norm=False, zero_start=True
@@ -238,7 +238,7 @@ def explain(error: ValidationError) -> str:
     first = error.errors()[0]
     loc = first["loc"]  # below a field that has kinds, pydantic names the kind too; it is no key
     where = ".".join(
-        str(part) for before, part in zip(("", *loc), loc) if before not in ("quantizer", "start", "data", "front") or part not in _KINDS
+        str(part) for before, part in zip(("", *loc), loc) if before not in ("quantizer", "start", "data", "frontend") or part not in _KINDS
     )
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]

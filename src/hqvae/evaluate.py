@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hqvae.config import to_dict
-from hqvae.data import SPLITS, DataConfig, Items, SoundConfig, Sounds, in_order, open_data
+from hqvae.data import SPLITS, AudioConfig, Dataset, ImageConfig, examples_for_figure, open_data, sequential_batches
 from hqvae.device import pick_device
 from hqvae.errors import InputError, NonFiniteError, nearest_name
 from hqvae.measure import Finding, Measures, findings, measure
@@ -62,18 +62,15 @@ class Reading:
         if self.seconds is not None and not 0 < self.seconds < math.inf:
             raise InputError(f"seconds={self.seconds}: expected a number above 0")
 
-    def data(self, trained: DataConfig | SoundConfig, source: str | None, run: str) -> DataConfig | SoundConfig:
-        """The data to measure on. Raises InputError for a size of sounds, or seconds of images."""
-        config = trained if source is None else replace(trained, source=source)
-        if self.size is not None:
-            if not isinstance(config, DataConfig):
-                raise InputError(f"size={self.size}: run {run!r} is of sounds, which have none")
-            config = replace(config, size=self.size)
-        if self.seconds is not None:
-            if not isinstance(config, SoundConfig):
-                raise InputError(f"seconds={self.seconds:g}: run {run!r} is of images, which have none")
-            config = replace(config, seconds=self.seconds)
-        return config
+    def data(self, trained: ImageConfig | AudioConfig, source: str | None, run: str) -> ImageConfig | AudioConfig:
+        """The data to measure on. Raises InputError for a size of audio, or seconds of images."""
+        modality = trained.modality
+        changes: dict[str, Any] = {} if source is None else {"source": source}
+        for name, value in {"size": self.size, "seconds": self.seconds}.items():
+            if value is not None and name not in modality.evaluation_options:
+                raise InputError(f"{name}={value:g}: run {run!r} is of {modality.noun}s, which have none")
+            changes |= {} if value is None else {name: value}
+        return replace(trained, **changes)
 
 
 def evaluate(
@@ -99,29 +96,29 @@ def evaluate(
     data, splits = open_data(config, model.config.channels, (reading.split,), model.config.axes)
     items = splits[reading.split]
     if config == opened.config.data:
-        warn_of_change(opened, reading.split, splits.contents)
-    if isinstance(data, SoundConfig):
-        model.config.spectral.refuse_unfit(data.rate, items.shape[-1])
-    perceptual = Perceptual.at_hand(device) if items.form.per_second is None else None  # of pictures
-    batches = (items.signal(batch, device) for batch in in_order(items, reading.batch_size, reading.limit))
+        warn_of_change(opened, reading.split, splits.fingerprints)
+    if items.sample_rate is not None:
+        model.config.spectral.refuse_unfit(items.sample_rate, items.shape[-1])
+    perceptual = Perceptual.at_hand(device) if items.modality.photographs else None
+    batches = (items.signal(batch, device) for batch in sequential_batches(items, reading.batch_size, reading.limit))
     try:
-        measures = measure(model, batches, items.form, shuffle_images, perceptual=perceptual)
-    except NonFiniteError as error:
+        measures = measure(model, batches, items.unit, shuffle_images, perceptual=perceptual)
+    except Unusable as error:
         raise InputError(f"run {run!r} cannot be measured: {error}") from error
     found = findings(measures, opened.config.model)
     weights = hashlib.sha256((opened.path / "model.safetensors").read_bytes()).hexdigest()
     protocol = {
         "data": to_dict(replace(opened.config, data=data))["data"], "split": reading.split, "images": measures.images,
-        "unit": items.form.unit, "broken": len(items.collection) - len(items.kept), "device": str(device), "dtype": "float32",
+        "unit": items.unit.name, "broken": len(items.broken), "device": str(device), "dtype": "float32",
         "model_sha256": weights, "versions": versions(),
     }  # fmt: skip
     report = Report(measures, found, protocol)
     opened.write_json("report/report.json", asdict(report))
     rows = reconstructions(model, items, device)
     shown = [(label, items.picture(signals)) for label, signals in rows]
-    opened.save_figure("reconstructions.png", grid(shown, spectra=items.form.per_second is not None))
-    if isinstance(items, Sounds):
-        save_sounds(opened, items, rows)
+    opened.save_figure("reconstructions.png", grid(shown, spectra=items.modality.spectra))
+    if items.sample_rate is not None:
+        save_sounds(opened, items, rows, items.sample_rate)
     return report
 
 
@@ -137,10 +134,9 @@ def warn_of_change(run: Run, split: str, contents: Mapping[str, str]) -> None:
 
 
 @torch.no_grad()
-def reconstructions(model: HQVAE, items: Items, device: torch.device) -> list[tuple[str, torch.Tensor]]:
+def reconstructions(model: HQVAE, items: Dataset, device: torch.device) -> list[tuple[str, torch.Tensor]]:
     """Rows of a picture: originals, then reconstructions from the first 1, 2 … L layers; images spread over the split."""
-    count = min(_PICTURES if items.form.per_second is None else _SOUNDS, len(items))
-    x = items.signal(next(in_order(items, count, count)), device)
+    x = items.signal(examples_for_figure(items, _SOUNDS if items.modality.spectra else _PICTURES), device)
     codes = model.encode(x)
     rows = [("original", x)]
     for layers in range(1, len(codes) + 1):
@@ -148,11 +144,11 @@ def reconstructions(model: HQVAE, items: Items, device: torch.device) -> list[tu
     return rows
 
 
-def save_sounds(run: Run, items: Sounds, rows: Sequence[tuple[str, torch.Tensor]]) -> None:
+def save_sounds(run: Run, items: Dataset, rows: Sequence[tuple[str, torch.Tensor]], rate: int) -> None:
     """`report/sounds/`: every row's sounds as the front end gives them back; the original's are the best that it can do."""
     for label, signals in rows:
-        for number, sound in enumerate(items.front.inverse(signals.cpu())):
-            run.save_sound(f"{number}-{label.replace(' ', '-')}.wav", sound[0].numpy(), items.rate)
+        for number, sound in enumerate(items.waveform(signals.cpu())):
+            run.save_sound(f"{number}-{label.replace(' ', '-')}.wav", sound[0].numpy(), rate)
 
 
 def _or_none(figure: float | None, digits: int) -> str | None:

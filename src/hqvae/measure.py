@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hqvae.data import Form
+from hqvae.data import SignalUnit
 from hqvae.metrics import Mean, SoundQuality, Usage, psnr, ssim
 from hqvae.model import HQVAE, HQVAEConfig
 from hqvae.perceptual import Perceptual
@@ -93,7 +93,7 @@ class _LayerSums:
 
 @torch.no_grad()
 def measure(
-    model: HQVAE, batches: Iterable[Tensor], form: Form, shuffle_images: int = 1000, seed: int = 0, perceptual: Perceptual | None = None
+    model: HQVAE, batches: Iterable[Tensor], unit: SignalUnit, shuffle_images: int = 1000, seed: int = 0, perceptual: Perceptual | None = None
 ) -> Measures:
     """Measure a model (put into evaluation mode) on batches of signals; sums over the processes of a distributed run.
 
@@ -103,7 +103,7 @@ def measure(
     model.eval()
     layers = [_LayerSums(layer.quantizer.codebook_size) for layer in model.layers]
     square, peak, structure, latent, drawn, terms, seen = Mean(), Mean(), Mean(), Mean(), Mean(), Mean(), 0
-    wave = SoundQuality(round(form.per_second)) if model.config.axes == 1 and form.per_second else None
+    wave = SoundQuality(round(unit.per_second)) if model.config.axes == 1 and unit.per_second else None
     views = [Mean() for _ in model.config.spectral.weights]
     ablation, noise = _Ablation(model, layers, seed, shuffle_images), Noise.of(seed, 0)
     for x in batches:
@@ -134,22 +134,22 @@ def measure(
     ablation.finish()
     if not seen:
         raise ValueError("no signal to measure on")
-    sigma2, points = drawn.value() + form.step**2 / 12, x[0, 0].numel()
+    sigma2, points = drawn.value() + unit.step**2 / 12, x[0, 0].numel()
     rate = out.capacity / math.log(2) / points
     costs = [model.likelihood(torch.tensor([mean.value() * out.size]), out.size) for mean in (square, *views)]
 
     def bits(mean_square: float, nats: float) -> float:
-        noise = out.size / 2 * math.log(2 * math.pi * math.e * (mean_square + form.step**2 / 12))
-        return (noise + nats) / (out.size * math.log(2)) + math.log2(form.per_unit)
+        noise = out.size / 2 * math.log(2 * math.pi * math.e * (mean_square + unit.step**2 / 12))
+        return (noise + nats) / (out.size * math.log(2)) + math.log2(unit.per_unit)
 
     return Measures(
-        images=square.everywhere(), rmse=_rmse(square, form), psnr=peak.value(),
+        images=square.everywhere(), rmse=_rmse(square, unit), psnr=peak.value(),
         ssim=structure.value() if structure.count else None,
         bits_per_dim=bits(drawn.value(), latent.value()), bits_per_dim_nearest=bits(square.value(), out.capacity),
-        bits_per_pixel=rate, bits_per_second=rate * form.per_second if form.per_second else None, sigma2=sigma2,
+        bits_per_pixel=rate, bits_per_second=rate * unit.per_second if unit.per_second else None, sigma2=sigma2,
         loss=sum(weight * float(cost) for weight, cost in zip((1.0, *model.config.spectral.weights), costs)) + terms.value(),
         shuffled_images=layers[0].shuffled.everywhere(),
-        layers=tuple(_layer_measures(model, index, sums, form) for index, sums in enumerate(layers)),
+        layers=tuple(_layer_measures(model, index, sums, unit) for index, sums in enumerate(layers)),
         **(dict(zip(("lpips", "rfid"), perceptual.values())) if perceptual is not None else {}),
         **(wave.values() if wave is not None else {}),
     )  # fmt: skip
@@ -201,7 +201,7 @@ class _Ablation:
             sums.kept_psnr.add(psnr(error))
 
 
-def _layer_measures(model: HQVAE, index: int, sums: _LayerSums, form: Form) -> LayerMeasures:
+def _layer_measures(model: HQVAE, index: int, sums: _LayerSums, unit: SignalUnit) -> LayerMeasures:
     layer = model.layers[index]
     return LayerMeasures(
         level=layer.level, layer=sum(other.level == layer.level for other in model.layers[:index]),
@@ -209,8 +209,8 @@ def _layer_measures(model: HQVAE, index: int, sums: _LayerSums, form: Form) -> L
         codebook_size=layer.quantizer.codebook_size,
         perplexity=sums.usage.perplexity(), used=sums.usage.used(),
         entropy_bits=sums.entropy.value() / math.log(2), s2=sums.s2,
-        rmse_after=_rmse(sums.after, form), psnr_after=sums.after_psnr.value(),
-        rmse_shuffled=_rmse(sums.shuffled, form), psnr_loss=sums.kept_psnr.value() - sums.shuffled_psnr.value(),
+        rmse_after=_rmse(sums.after, unit), psnr_after=sums.after_psnr.value(),
+        rmse_shuffled=_rmse(sums.shuffled, unit), psnr_loss=sums.kept_psnr.value() - sums.shuffled_psnr.value(),
     )  # fmt: skip
 
 
@@ -219,8 +219,8 @@ def _error(x: Tensor, x_hat: Tensor) -> Tensor:
     return (x - x_hat.float().clamp(-1, 1)).square().flatten(1).mean(1)
 
 
-def _rmse(square: Mean, form: Form) -> float:
-    return form.scale * math.sqrt(square.value())
+def _rmse(square: Mean, unit: SignalUnit) -> float:
+    return unit.scale * math.sqrt(square.value())
 
 
 _AGAINST_COLLAPSE = {

@@ -12,7 +12,7 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from hqvae.ranks import all_sum
-from hqvae.spectra import log_mel, mel_setting, stft
+from hqvae.spectra import default_mel, log_mel, stft
 
 
 def psnr(mean_square: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
@@ -50,11 +50,11 @@ class Mean:
 
 
 def stft_distance(x: Float[Tensor, "B T"], x_hat: Float[Tensor, "B T"], rate: int) -> Float[Tensor, "B"]:
-    """Multi-resolution STFT distance: over windows half, once and twice `mel_setting`'s, the mean of convergence and log difference,
+    """Multi-resolution STFT distance: over windows half, once and twice `default_mel`'s, the mean of convergence and log difference,
 
     ‖|X| − |X̂|‖ / ‖|X|‖  +  mean |ln|X| − ln|X̂||,  magnitudes from 1e-5 on  (Yamamoto, Song and Kim, ICASSP 2020, equations 4 to 6).
     """
-    middle, parts = mel_setting(rate)["n_fft"], []
+    middle, parts = default_mel(rate)["n_fft"], []
     for n_fft in (middle // 2, middle, middle * 2):
         one, other = (stft(signal, n_fft, n_fft // 4).abs().clamp(min=1e-5) for signal in (x, x_hat))
         convergence = (one - other).square().sum((1, 2)).sqrt() / one.square().sum((1, 2)).sqrt()
@@ -67,14 +67,14 @@ class SoundQuality:
 
     si_sdr: scale-invariant signal-to-distortion ratio, dB within ±100 (Le Roux et al., 2019); a silent reconstruction has −100
     stft_distance: `stft_distance`
-    mel_distance, log_mel_rmse: mean absolute and root mean squared difference of log-mel magnitudes (natural log, `mel_setting`)
+    mel_distance, log_mel_rmse: mean absolute and root mean squared difference of log-mel magnitudes (natural log, `default_mel`)
 
     The first two are means over the segments that are not silent, which have no such ratio, the others over all. None for what no
     segment has: spectra where segments are shorter than their windows.
     """
 
     def __init__(self, rate: int):
-        self.rate, self.setting = rate, mel_setting(rate)
+        self.rate, self.setting = rate, default_mel(rate)
         self.si_sdr, self.stft_distance, self.mel_distance, self.mel_square = Mean(), Mean(), Mean(), Mean()
 
     def add(self, x: Float[Tensor, "B 1 T"], x_hat: Float[Tensor, "B 1 T"]) -> None:

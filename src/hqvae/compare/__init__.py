@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hqvae.data import Items, open_data
+from hqvae.data import Dataset, open_data
 from hqvae.device import pick_device
 from hqvae.errors import InputError
 from hqvae.screen import Steps
@@ -45,11 +45,11 @@ def compare(spec: Spec, data: str, out: str, machine: Machine = Machine()) -> li
     return missing
 
 
-def _items(entry: Entry, split: str) -> Items:
+def _items(entry: Entry, split: str) -> Dataset:
     """The signals of a case, whose systems all have the same data."""
     config = entry.config
     items = open_data(config.data, config.model.channels, (split,), config.model.axes)[1][split]
     stride, least = config.model.levels[0].stride, min(items.shape[1:])
     if stride > least:
-        raise InputError(f"{entry.title}: model.levels.0.stride={stride} is larger than the {items.medium.noun}s; expected at most {least}")
+        raise InputError(f"{entry.title}: model.levels.0.stride={stride} is larger than the {items.modality.example}s; expected at most {least}")
     return items

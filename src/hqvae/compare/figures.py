@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hqvae.data import Items, in_order
+from hqvae.data import Dataset, examples_for_figure
 from hqvae.pictures import grid
 from hqvae.run import Run
 
@@ -102,14 +102,13 @@ def _history(axes: Any, run: Run, name: str, whole: np.ndarray | float = 1.0) ->
 
 
 @torch.no_grad()
-def side_by_side(runs: Sequence[tuple[str, Run]], items: Items) -> Figure:
+def side_by_side(runs: Sequence[tuple[str, Run]], items: Dataset) -> Figure:
     """Originals, and a row of reconstructions per system."""
-    count = min(_PICTURES if items.form.per_second is None else _SPECTRA, len(items))
-    x = items.signal(next(in_order(items, count, count)))
+    x = items.signal(examples_for_figure(items, _SPECTRA if items.modality.spectra else _PICTURES))
     rows: list[tuple[str, Tensor]] = [("original", x)]
     for name, run in runs:
         rows.append((name, run.load_model()(x).reconstruction))
-    return grid([(name, items.picture(signals)) for name, signals in rows], spectra=items.form.per_second is not None)
+    return grid([(name, items.picture(signals)) for name, signals in rows], spectra=items.modality.spectra)
 
 
 def finished(entries: Sequence[Entry], results: Sequence[dict[str, Any]], folder: Folder, case: str) -> list[tuple[str, Run]]:

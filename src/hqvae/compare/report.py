@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hqvae.data import Items
+from hqvae.data import Dataset
 from hqvae.run import versions, whole
 from hqvae.screen import table
 
@@ -36,7 +36,7 @@ class Place:
 
     folder: Folder
     machine: Machine
-    items: Mapping[str, Items]
+    items: Mapping[str, Dataset]
 
 
 _FIGURES = {

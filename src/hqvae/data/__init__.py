@@ -1,60 +1,104 @@
-"""Data: a name or a path → splits of images or sounds → batches."""
+"""Data: a name or a path → splits of images or audio → batches.
+
+`open_data` gives a `Dataset` per split. `read` gives its items exactly, `load` as evaluation sees
+them; `training_batches` and `sequential_batches` go over it.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from hqvae.errors import InputError
 
-from .batches import Order, in_order, training_batches
-from .images import DataConfig, Images, resolved
-from .items import IMAGE, Form, Items, to_signal
-from .sounds import SOUND_MEDIUM, MelConfig, SoundConfig, Sounds, WaveConfig, front_of
-from .sources import IMAGE_MEDIUM, SPLITS, Collection, open_source, split
+from .audio import AUDIO, AudioConfig, AudioDataset
+from .batches import ShuffledBatches, examples_for_figure, sequential_batches, training_batches
+from .dataset import BrokenItem, Dataset, Progress, to_signal
+from .frontend import Frontend, LogMel, MelConfig, WaveConfig, Waveform
+from .images import IMAGE, PIXEL_UNIT, ImageConfig, ImageDataset
+from .modality import Modality, SignalUnit
+from .sources import SPLITS, FileIndex, SourceConfig, cut_splits, open_source
 
 __all__ = [
-    "IMAGE", "SPLITS", "DataConfig", "Form", "Images", "Items", "MelConfig", "Order", "SoundConfig", "Sounds", "Splits", "WaveConfig",
-    "front_of", "in_order", "open_data", "to_signal", "training_batches",
-]  # fmt: skip
+    "AUDIO",
+    "IMAGE",
+    "PIXEL_UNIT",
+    "SPLITS",
+    "AudioConfig",
+    "AudioDataset",
+    "BrokenItem",
+    "Dataset",
+    "FileIndex",
+    "Frontend",
+    "ImageConfig",
+    "ImageDataset",
+    "LogMel",
+    "MelConfig",
+    "Modality",
+    "Progress",
+    "ShuffledBatches",
+    "SignalUnit",
+    "SourceConfig",
+    "Splits",
+    "WaveConfig",
+    "Waveform",
+    "examples_for_figure",
+    "open_data",
+    "open_source",
+    "sequential_batches",
+    "to_signal",
+    "training_batches",
+]
 
-AnyDataConfig = DataConfig | SoundConfig
+ConfigT = TypeVar("ConfigT", bound=SourceConfig)
 
 
-class Splits(dict[str, Items]):
-    """The splits that were wanted, by name; `contents` says of every split of the source, wanted or not, what it is made of."""
+class Splits(dict[str, Dataset]):
+    """The splits that were wanted, by name."""
 
-    def __init__(self, items: Mapping[str, Items], collections: Mapping[str, Collection]):
-        super().__init__(items)
-        self.contents = {name: _content(collection) for name, collection in collections.items()}
+    fingerprints: dict[str, str]
+    """Of every split of the source, wanted or not: another one where items were added, removed or
+    renamed."""
+
+    def __init__(self, datasets: Mapping[str, Dataset], indexes: Mapping[str, FileIndex]):
+        super().__init__(datasets)
+        self.fingerprints = {name: _fingerprint(index) for name, index in indexes.items()}
 
 
-def _content(collection: Collection) -> str:
-    """Number of items and a digest of their names: another one where files were added, removed or renamed."""
-    return f"{len(collection)} items, {hashlib.sha256(chr(10).join(collection.names).encode(errors='replace')).hexdigest()[:16]}"
+def _fingerprint(index: FileIndex) -> str:
+    """Number of items and a digest of their names."""
+    names = "\n".join(index.names).encode(errors="replace")
+    return f"{len(index)} items, {hashlib.sha256(names).hexdigest()[:16]}"
 
 
-def open_data(config: AnyDataConfig, channels: int, wanted: Sequence[str] = SPLITS, axes: int = 2) -> tuple[AnyDataConfig, Splits]:
-    """(the config with what it left open resolved, the wanted splits).
+def open_data(
+    config: ConfigT,
+    channels: int,
+    wanted: Sequence[str] = SPLITS,
+    axes: int = 2,
+    progress: Progress | None = None,
+) -> tuple[ConfigT, Splits]:
+    """(the config with what it leaves open filled in, the wanted splits).
 
-    Raises InputError for data that cannot be used, also by a model of so many channels and axes.
+    Args:
+        config: source, cut and preparation
+        channels, axes: of the model that is to see the data
+        wanted: splits to open
+        progress: called with (items done, items in all) while a long scan of a split goes on
+
+    Raises InputError for data that cannot be used, also by such a model.
     """
     for name in wanted:
         if name not in SPLITS:
             raise InputError(f"split {name!r} is not one of {', '.join(SPLITS)}")
-    sounds = isinstance(config, SoundConfig)
-    needed = front_of(config).axes if isinstance(config, SoundConfig) else 2
-    if axes != needed:
-        kind = f"sounds with data.front.kind={config.front.kind}" if isinstance(config, SoundConfig) else "images"
-        raise InputError(f"model.axes={axes}: {kind} have {needed}")
-    if channels not in ((1,) if sounds else (1, 3)):
-        kinds = "sounds have 1 channel" if sounds else "images have 1 channel (grey) or 3 (colour)"
-        raise InputError(f"model.channels={channels}: {kinds}")
-    size = None if isinstance(config, SoundConfig) else config.size
-    found = open_source(config.source, config.column, size, SOUND_MEDIUM if sounds else IMAGE_MEDIUM, config.held)
-    collections = split(found, config.validation, config.test, config.seed, wanted)
-    empty = [name for name in wanted if not len(collections[name])]
-    if empty:
-        raise InputError(f"data {config.source!r} has no {'sound' if sounds else 'image'} in its {empty[0]} split")
-    if isinstance(config, SoundConfig):
-        return config, Splits({name: Sounds(collections[name], config) for name in wanted}, collections)
-    config = resolved(config, collections, wanted)
-    return config, Splits({name: Images(collections[name], config, channels) for name in wanted}, collections)
+    modality: Modality[Any] = config.modality
+    modality.check_model(config, channels, axes)
+    shares = {"test": config.test, "validation": config.validation}
+    indexes = cut_splits(open_source(config), shares, config.seed, wanted)
+    for name in wanted:
+        if not len(indexes[name]):
+            raise InputError(f"data {config.source!r} has no {modality.noun} in its {name} split")
+    resolved = modality.resolve(config, indexes, wanted)
+    datasets = {
+        name: modality.dataset(indexes[name], resolved, channels, progress) for name in wanted
+    }
+    return resolved, Splits(datasets, indexes)

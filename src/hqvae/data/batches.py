@@ -1,82 +1,208 @@
-"""Batches in an order that is a function of (seed, step) alone: resuming needs no state, and every process finds its share."""
+"""Batches whose order is a function of (seed, step) alone.
+
+Resuming needs no state, and every process finds its part of a global batch.
+"""
 
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from .items import Items
+from hqvae.errors import InputError
+
+from .dataset import BrokenItem, Dataset
+
+_ORDER = 0  # streams of random numbers
+_NOISE = 1
 
 
 @dataclass(frozen=True)
-class Order:
-    """An endless stream over `count` items: one shuffle after another, each a function of (seed, epoch).
+class ShuffledBatches:
+    """An endless stream over `count` examples: one shuffle after another.
 
-    The global batch of a step is `batch` consecutive items of the stream, so no item is dropped at an epoch's end.
+    The global batch of a step is the next `batch_size` examples of the stream, so none is dropped
+    at the end of an epoch.
+
+    >>> batches = ShuffledBatches(count=5, batch_size=3, seed=0)
+    >>> epoch = [*batches.at(0)[0], *batches.at(1)[0]][:5]
+    >>> sorted(int(index) for index in epoch)
+    [0, 1, 2, 3, 4]
     """
 
     count: int
-    batch: int
+    """Examples of the split."""
+    batch_size: int
+    """Examples of a global batch."""
     seed: int
+    """Of the order and the augmentation."""
 
     def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(indices [batch], draws [batch, 2] in [0, 1)) of a step's global batch."""
-        places = np.arange(step * self.batch, (step + 1) * self.batch)
-        epochs = places // self.count
-        indices = np.concatenate([_shuffle(self.count, self.seed, int(e))[places[epochs == e] % self.count] for e in np.unique(epochs)])
-        return indices, np.random.default_rng((self.seed, 1, step)).random((self.batch, 2))
+        """(indices [B], augmentation noise [B, 2] in [0, 1)) of a step's global batch."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs = positions // self.count
+        indices = [
+            _shuffle(self.count, self.seed, int(epoch))[positions[epochs == epoch] % self.count]
+            for epoch in np.unique(epochs)
+        ]
+        noise = np.random.default_rng((self.seed, _NOISE, step)).random((self.batch_size, 2))
+        return np.concatenate(indices), noise
 
 
 @lru_cache(maxsize=2)
 def _shuffle(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, 0, epoch)).permutation(count)
+    return np.random.default_rng((seed, _ORDER, epoch)).permutation(count)
 
 
-class _Share:
-    """The part [first, first + size) of every global batch from step `start` on, as keys of `Items`."""
+# ---------------------------------------------------------------------------------------- training
 
-    def __init__(self, order: Order, start: int, stop: int, parts: Sequence[slice]):
-        self.order, self.start, self.stop, self.parts = order, start, stop, parts
+
+class _RankSampler:
+    """(indices, augmentation noise) of the given slices of every global batch."""
+
+    def __init__(self, order: ShuffledBatches, start: int, stop: int, slices: Sequence[slice]):
+        self.order = order
+        self.steps = range(start, stop)
+        self.slices = slices
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * len(self.parts)
+        return len(self.steps) * len(self.slices)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for step in range(self.start, self.stop):
-            indices, draws = self.order.at(step)
-            for part in self.parts:
-                yield indices[part], draws[part]
+        for step in self.steps:
+            indices, augment_noise = self.order.at(step)
+            for part in self.slices:
+                yield indices[part], augment_noise[part]
 
 
-def training_batches(items: Items, order: Order, start: int, stop: int, parts: Sequence[slice]) -> Iterator[Shaped[Tensor, "B C *S"]]:
-    """For each step from `start` to `stop`, the given parts of its global batch (one per accumulated batch of this process)."""
-    workers = 0 if items.cache is not None else items.config.workers
-    generator = torch.Generator()  # their own, or to begin would move the global one, which some quantizers draw from
-    return iter(
-        torch.utils.data.DataLoader(
-            items, sampler=_Share(order, start, stop, parts), batch_size=None, num_workers=workers,
-            prefetch_factor=4 if workers else None, pin_memory=torch.cuda.is_available(), generator=generator,
-            worker_init_fn=_leave_stopping_to_the_parent if workers else None,
-        )
-    )  # fmt: skip
+class _Loaded(NamedTuple):
+    """What a worker sends: a batch or an error, and what it found broken."""
+
+    batch: Tensor | None
+    broken: dict[int, str]
+    error: str
 
 
-def _leave_stopping_to_the_parent(worker: int) -> None:
-    """A terminal's Ctrl-C and a scheduler's kill reach the whole group; the parent needs its workers to finish its step first."""
+class _TrainingBatches(torch.utils.data.Dataset):
+    """A split as a DataLoader reads it: a key is a whole batch.
+
+    An InputError travels as text. Raised in a worker, it would arrive with a traceback inside.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[np.ndarray, np.ndarray]) -> _Loaded:
+        known = len(self.dataset.found_broken())
+        try:
+            batch = self.dataset.training_batch(*key)
+        except InputError as error:
+            return _Loaded(None, self.dataset.found_broken(known), str(error))
+        return _Loaded(batch, self.dataset.found_broken(known), "")
+
+
+def training_batches(
+    dataset: Dataset, order: ShuffledBatches, start: int, stop: int, slices: Sequence[slice]
+) -> Iterator[Shaped[Tensor, "B C *S"]]:
+    """Raw batches: for each step from `start` to `stop`, the given slices of its global batch.
+
+    A process takes one slice per batch that it accumulates. Raises InputError where the split
+    turns out to be of no use.
+    """
+    workers = 0 if dataset.in_memory else dataset.config.workers
+    loader = DataLoader(
+        _TrainingBatches(dataset),
+        sampler=_RankSampler(order, start, stop, slices),  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        # Its own: to begin would else move the global one, which some quantizers draw from.
+        generator=torch.Generator(),
+        worker_init_fn=_leave_stopping_to_parent if workers else None,
+    )
+    return _checked(dataset, iter(loader))
+
+
+def _checked(dataset: Dataset, loaded: Iterator[_Loaded]) -> Iterator[Tensor]:
+    consequence = f"the next {dataset.modality.example} takes its place"
+    for batch, broken, error in loaded:
+        dataset.note_broken(broken, consequence)
+        if batch is None:
+            raise InputError(error)
+        yield batch
+
+
+def _leave_stopping_to_parent(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole group, and the parent needs its workers to finish."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
-def in_order(items: Items, batch: int, limit: int | None = None, rank: int = 0, world: int = 1) -> Iterator[Shaped[Tensor, "B C *S"]]:
-    """Items in order, each exactly once, dealt to `world` processes; the last batch may be short.
+# -------------------------------------------------------------------------------------- evaluation
 
-    With a `limit`, so many of them, spread evenly over the split: neighbours are often alike.
+
+def sequential_batches(
+    dataset: Dataset, batch_size: int, limit: int | None = None, rank: int = 0, world_size: int = 1
+) -> Iterator[Shaped[Tensor, "B C *S"]]:
+    """Raw batches of examples in order, each exactly once; broken ones are left out.
+
+    Args:
+        dataset: the split; its `broken` grows by what is left out
+        batch_size: examples of a batch; the last may be short
+        limit: at most so many examples, spread evenly: neighbours are often alike
+        rank, world_size: this process and how many there are; examples are dealt to them in turn
+
+    Raises InputError where none of them can be read.
     """
-    mine = np.linspace(0, len(items) - 1, min(len(items), limit or len(items))).round().astype(int)[rank::world]
-    for start in range(0, len(mine), batch):
-        yield items[mine[start : start + batch], None]
+    count = len(dataset)
+    spread = np.linspace(0, count - 1, min(count, limit or count)).round().astype(int)
+    examples: list[np.ndarray] = []
+    measured = 0
+    for index in spread[rank::world_size]:
+        example = _load_or_none(dataset, int(index))
+        if example is None:
+            continue
+        examples.append(example)
+        measured += 1
+        if len(examples) == batch_size:
+            yield torch.from_numpy(np.stack(examples))
+            examples = []
+    if examples:
+        yield torch.from_numpy(np.stack(examples))
+    if not measured and len(spread[rank::world_size]):
+        raise dataset.nothing_left()
+
+
+def examples_for_figure(dataset: Dataset, count: int) -> Shaped[Tensor, "B C *S"]:
+    """A raw batch of up to `count` readable examples, spread over the split.
+
+    Where one is broken, the next one that is not stands in the figure.
+    """
+    total = len(dataset)
+    chosen: dict[int, np.ndarray] = {}
+    for wish in np.linspace(0, total - 1, min(total, count)).round().astype(int).tolist():
+        for index in [*range(wish, total), *range(wish)]:
+            if index in chosen:
+                continue
+            example = _load_or_none(dataset, index)
+            if example is not None:
+                chosen[index] = example
+                break
+    if not chosen:
+        raise dataset.nothing_left()
+    return torch.from_numpy(np.stack([chosen[index] for index in sorted(chosen)]))
+
+
+def _load_or_none(dataset: Dataset, index: int) -> np.ndarray | None:
+    try:
+        return dataset.load_raw(index)
+    except BrokenItem as error:
+        dataset.note_broken({dataset.item_of(index): error.reason}, "it is left out")
+        return None

@@ -1,141 +1,260 @@
-"""Images decoded to uint8 [C, H, W]: oriented, resized, cropped, cached in memory where they fit."""
+"""Images: any file → pixels [C, H, W]; oriented, over white, resized and cropped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from jaxtyping import Float, UInt8
+from PIL import Image
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as config
 from torch import Tensor
 
 from hqvae.errors import InputError
 
-from .items import IMAGE, Items, SourceConfig
-from .sources import IMAGE_MEDIUM, Collection
+from .dataset import BrokenItem, Dataset, Progress, scan, to_signal
+from .modality import Modality, SignalUnit
+from .pixels import resize_shorter_side, to_array, to_mode
+from .sources import FileIndex, SourceConfig
 
-_AUTO = 64  # side of images of differing sizes when none is asked for
+PIXEL_UNIT = SignalUnit(scale=127.5, name="0–255", step=1 / 127.5)
+_DEFAULT_SIZE = 64  # side of images of differing sizes when none is asked for
+_LARGEST_OWN_SIZE = 256  # images that agree on a larger size are resized to the default, too
+_SIZED = 16  # images that are looked at to find their own size
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
-class DataConfig(SourceConfig):
-    """Images, and how they are prepared; the fields of `SourceConfig`, and:
+class ImageConfig(SourceConfig):
+    """Images, and how they are prepared.
 
-    Args:
-        size: side of the square images, in pixels; None takes the images' own where they agree, else 64
-        crop: of the longer side, after the shorter is resized: the middle, or a random place in training
-        flip: mirror half of the training images
+    >>> ImageConfig(source="pictures", size=32, flip=True).modality.name
+    'image'
     """
 
     kind: Literal["images"] = "images"
+    """Pictures."""
     size: int | None = Field(default=None, ge=2)
+    """Side of the square images, in pixels; None takes the images' own if they agree, else 64."""
     crop: Literal["center", "random"] = "center"
+    """Of the longer side, once the shorter is resized: the middle, or anywhere in training."""
     flip: bool = False
+    """Mirror half of the training images."""
+
+    @property
+    def modality(self) -> "ImageModality":
+        return IMAGE
+
+    @property
+    def photo_size(self) -> int:
+        return self.size or super().photo_size
 
 
-class TooSmall(Exception):
-    """An image whose shorter side is below `data.size`."""
+class ImageModality(Modality[ImageConfig]):
+    """Pictures of 8 bits, as Pillow reads them."""
 
-    def __init__(self, name: str, picture: Image.Image):
-        super().__init__(f"{name} with {picture.width}×{picture.height}")
-        self.side = min(picture.size)
+    name = "image"
+    noun = "image"
+    example = "image"
+    suffixes = frozenset(
+        {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+    )
+    hub_feature = "Image"
+    channels: ClassVar[Mapping[int, str] | None] = {1: "grey", 3: "colour"}
+    photographs = True
+    arrays = True
+    evaluation_options = frozenset({"size"})
+
+    def open(self, file: Path | BytesIO) -> Image.Image:
+        return Image.open(file)
+
+    def axes(self, config: ImageConfig) -> int:
+        return 2
+
+    def unit(self, config: ImageConfig) -> SignalUnit:
+        return PIXEL_UNIT
+
+    def examples(self, config: ImageConfig) -> str:
+        return "images"
+
+    def resolve(
+        self, config: ImageConfig, indexes: Mapping[str, FileIndex], wanted: Sequence[str]
+    ) -> ImageConfig:
+        """The images' own size, where the config names none."""
+        if config.size is not None:
+            return config
+        return replace(config, size=_own_size(indexes.get("train") or indexes[wanted[0]]))
+
+    def dataset(
+        self, index: FileIndex, config: ImageConfig, channels: int, progress: Progress | None = None
+    ) -> "ImageDataset":
+        return ImageDataset(index, config, channels, progress)
 
 
-class Images(Items):
-    """One split of images: raw batches are uint8 [B, C, size, size]."""
+IMAGE = ImageModality()
 
-    medium, form = IMAGE_MEDIUM, IMAGE
 
-    def __init__(self, collection: Collection, config: DataConfig, channels: int):
+class TooSmall(InputError):
+    """An image whose shorter side is below `data.size`: to enlarge it would invent detail."""
+
+    def __init__(self, key: str, width: int, height: int, size: int):
+        super().__init__(
+            f"{key} with {width}×{height} pixels is smaller than data.size={size}; "
+            f"take it out, or {_lower_size(min(width, height))}"
+        )
+        self.side = min(width, height)
+        self.described = f"{key} with {width}×{height}"
+
+
+def _lower_size(side: int) -> str:
+    return f"lower data.size to {max(2, side)} (for evaluate: size={max(2, side)})"
+
+
+class ImageDataset(Dataset):
+    """One split of images: raw batches are uint8 [B, C, size, size].
+
+    Opening it decodes the whole split where that fits into `cache_mb`, and reads no file else.
+    """
+
+    modality = IMAGE
+
+    def __init__(
+        self, index: FileIndex, config: ImageConfig, channels: int, progress: Progress | None = None
+    ):
         if config.size is None:
             raise ValueError("config.size is not resolved; open the data with open_data")
-        self.size, self.channels, self.shape = config.size, channels, (channels, config.size, config.size)
-        needed = len(collection) * channels * config.size**2 * (1.5 if config.crop == "random" else 1)
-        super().__init__(collection, config, fits=needed <= config.cache_mb * 2**20)
+        super().__init__(index, config)
+        self.size = config.size
+        self.channels = channels
+        self.shape = (channels, config.size, config.size)
+        self.unit = IMAGE.unit(config)
+        self._random_crop = config.crop == "random"
+        longer_side = 1.5 if self._random_crop else 1  # a guess: such crops are cut when needed
+        bytes_needed = len(index) * channels * config.size**2 * longer_side
+        self.in_memory = bytes_needed <= config.cache_mb * 2**20
+        self._shrunk: list[np.ndarray | None] | None = None  # kept images, of any longer side
+        self._stacked: np.ndarray | None = None  # the same, where all are squares
+        self._gaps = np.zeros(0, int)  # broken ones in the stack
+        if self.in_memory:
+            self._decode_all(progress)
+
+    def __len__(self) -> int:
+        return len(self.index)
 
     def describe(self) -> str:
         return f"{len(self)} images of {self.size}²"
 
-    def refuse(self, checked: Sequence[Any]) -> None:
-        """Small pictures, all of them at once: to enlarge them would make up what they do not show."""
-        small = [c for c in checked if isinstance(c, TooSmall)]
-        if small:
-            least = min(small, key=lambda one: one.side)
-            raise InputError(
-                f"{len(small)} of {len(checked)} images are smaller than data.size={self.size}, the smallest {least}; "
-                f"take them out, or choose data.size={max(2, least.side)} (for evaluate: --size {max(2, least.side)})"
-            )
+    def item_of(self, i: int) -> int:
+        return i
 
-    def __getitem__(self, key: tuple[np.ndarray, np.ndarray | None]) -> Tensor:
-        indices, draws = key
-        if isinstance(self.cache, np.ndarray):
-            batch = self.cache[indices]
+    # ------------------------------------------------------------------------------- one at a time
+
+    def read_raw(self, i: int) -> UInt8[np.ndarray, "C H W"]:
+        return self._attempt(i, lambda: to_array(self._decode(i)))
+
+    def load_raw(
+        self, i: int, augment_noise: Float[np.ndarray, "2"] | None = None
+    ) -> UInt8[np.ndarray, "C H W"]:
+        if augment_noise is None:
+            return self._crop(self._shrunk_image(i), None)
+        flip_noise, crop_noise = augment_noise
+        cropped = self._crop(self._shrunk_image(i), crop_noise if self._random_crop else None)
+        return cropped[..., ::-1] if self.config.flip and flip_noise < 0.5 else cropped
+
+    def _shrunk_image(self, i: int) -> np.ndarray:
+        kept = None if self._shrunk is None else self._shrunk[i]
+        return kept if kept is not None else self._attempt(i, lambda: self._shrink(i))
+
+    def _shrink(self, i: int) -> np.ndarray:
+        """[C, H, W] whose shorter side is `size`; square where crops are central."""
+        image = self._decode(i)
+        if min(image.size) < self.size:
+            raise TooSmall(self.keys[i], image.width, image.height, self.size)
+        shrunk = to_array(resize_shorter_side(image, self.size))
+        return shrunk if self._random_crop else np.ascontiguousarray(self._crop(shrunk, None))
+
+    def _decode(self, i: int) -> Image.Image:
+        return to_mode(self.index.open(i), "RGB" if self.channels == 3 else "L")
+
+    def _crop(self, image: np.ndarray, crop_noise: float | None) -> np.ndarray:
+        """A square of the longer side: its middle, rounded down, or where the noise says."""
+        spare_rows, spare_columns = image.shape[1] - self.size, image.shape[2] - self.size
+        if crop_noise is None:
+            top, left = spare_rows // 2, spare_columns // 2
         else:
-            pictures = [self.item(int(i)) for i in indices]
-            batch = np.stack([self._crop(p, None if draws is None else draws[j, 1]) for j, p in enumerate(pictures)])
-        batch = torch.from_numpy(batch)
-        if draws is not None and self.config.flip:
-            mirrored = torch.from_numpy(draws[:, 0] < 0.5)
+            top, left = int(crop_noise * (spare_rows + 1)), int(crop_noise * (spare_columns + 1))
+        return image[:, top : top + self.size, left : left + self.size]
+
+    # -------------------------------------------------------------------------------------- batches
+
+    def training_batch(
+        self, indices: np.ndarray, augment_noise: Float[np.ndarray, "B 2"]
+    ) -> UInt8[Tensor, "B C H W"]:
+        if self._stacked is None or (len(self._gaps) and np.isin(indices, self._gaps).any()):
+            return super().training_batch(indices, augment_noise)
+        batch = torch.from_numpy(self._stacked[indices])
+        if self.config.flip:
+            mirrored = torch.from_numpy(augment_noise[:, 0] < 0.5)
             batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
         return batch
 
-    def check(self, i: int) -> None:
-        _check_size(self.collection.read(i), self.collection.names[i], self.size)
+    def signal(
+        self, raw: UInt8[Tensor, "B C H W"], device: torch.device | str = "cpu"
+    ) -> Float[Tensor, "B C H W"]:
+        return to_signal(raw, device)
 
-    def decode(self, i: int) -> np.ndarray:
-        """[C, H, W] uint8 whose shorter side is `size`; square when crops are central."""
-        picture = ImageOps.exif_transpose(self.collection.read(i))
-        _check_size(picture, self.collection.names[i], self.size)
-        if picture.mode.startswith("I") or picture.mode == "F":  # deeper than 8 bits: PIL would clip, not scale
-            values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
-            top = max(values.max(), 1) if picture.mode == "F" else 65535  # an image's own maximum only where there is no range
-            picture = Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
-        if picture.mode in ("RGBA", "LA", "PA", "P") and (picture.mode != "P" or "transparency" in picture.info):
-            rgba = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        picture = picture.convert("RGB" if self.channels == 3 else "L")
-        size, (w, h) = self.size, picture.size
-        if min(w, h) != size:
-            scale = size / min(w, h)
-            picture = picture.resize((max(size, round(w * scale)), max(size, round(h * scale))), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        array = np.asarray(picture).reshape(picture.height, picture.width, -1).transpose(2, 0, 1)
-        return np.ascontiguousarray(array if self.config.crop == "random" else self._crop(array, None))
+    def picture(self, signal: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        return signal
 
-    def _crop(self, picture: np.ndarray, draw: float | None) -> np.ndarray:
-        size, share = self.size, 0.5 if draw is None or self.config.crop == "center" else draw
-        height, width = picture.shape[1:]
-        if draw is None:  # the middle, rounded down
-            top, left = (height - size) // 2, (width - size) // 2
-        else:
-            top, left = int(share * (height - size + 1)), int(share * (width - size + 1))
-        return picture[:, top : top + size, left : left + size]
+    # --------------------------------------------------------------------------------------- memory
 
-    def pack(self, decoded: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-        same = all(p.shape == decoded[0].shape for p in decoded)
-        return np.stack(decoded) if same and decoded[0].shape[1] == decoded[0].shape[2] else decoded
+    def _decode_all(self, progress: Progress | None) -> None:
+        """Keep every image that can be decoded. Raises InputError where some are too small."""
+
+        def decode(i: int) -> np.ndarray | TooSmall | None:
+            try:
+                return self._attempt(i, lambda: self._shrink(i))
+            except BrokenItem:
+                return None
+            except TooSmall as error:
+                return error
+
+        found = scan(decode, len(self), progress)
+        small = [one for one in found if isinstance(one, TooSmall)]
+        if small:
+            smallest = min(small, key=lambda one: one.side)
+            raise InputError(
+                f"{len(small)} of {len(found)} images are smaller than data.size={self.size}, "
+                f"the smallest {smallest.described}; take them out, "
+                f"or {_lower_size(smallest.side)}"
+            )
+        self._warn_of_scan()
+        self._keep([None if isinstance(one, TooSmall) else one for one in found])
+
+    def _keep(self, images: list[np.ndarray | None]) -> None:
+        self._shrunk = images
+        if self._random_crop:
+            return
+        self._gaps = np.array(sorted(self._unreadable), dtype=int)
+        self._stacked = np.zeros((len(images), *self.shape), np.uint8)
+        for i, image in enumerate(images):
+            if image is not None:
+                self._stacked[i] = image
+                images[i] = self._stacked[i]  # a view: each image is kept once
 
 
-def resolved(config: DataConfig, collections: dict[str, Collection], wanted: Sequence[str]) -> DataConfig:
-    """The config with the images' own size, where it names none."""
-    if config.size is not None:
-        return config
-    return replace(config, size=_own_size(collections.get("train") or collections[wanted[0]]))
-
-
-def _own_size(collection: Collection) -> int:
-    sizes = set()
-    for i in range(min(16, len(collection))):
+def _own_size(index: FileIndex) -> int:
+    """The side of the first images, where they are squares that agree and are not large."""
+    sizes: set[Any] = set()
+    for i in range(min(_SIZED, len(index))):
         try:
-            sizes.add(collection.read(i).size)
-        except Exception:  # broken images are counted when the split is decoded
+            sizes.add(index.open(i).size)
+        except Exception:  # a broken image, which is named when it is read
             continue
-    square = len(sizes) == 1 and len(set(side := sizes.pop())) == 1
-    return side[0] if square and side[0] <= 256 else _AUTO
-
-
-def _check_size(picture: Image.Image, name: str, size: int) -> None:
-    side = min(picture.size)
-    if side < size:
-        raise TooSmall(name, picture)
+    if len(sizes) != 1:
+        return _DEFAULT_SIZE
+    width, height = sizes.pop()
+    return width if width == height <= _LARGEST_OWN_SIZE else _DEFAULT_SIZE

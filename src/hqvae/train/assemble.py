@@ -12,8 +12,8 @@ from lightning.fabric import Fabric
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hqvae.config import Config, TrainConfig
-from hqvae.data import Order, Splits
-from hqvae.errors import DegenerateFeatures, InputError, first_line
+from hqvae.data import ShuffledBatches, Splits
+from hqvae.errors import InputError, Unusable, first_line
 from hqvae.likelihood import FittedGaussian
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE
@@ -111,11 +111,11 @@ def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: Spl
     total = settings.steps if settings.epochs is None else max(1, round(settings.epochs * count / settings.batch_size))
     torch.manual_seed(settings.seed)
     model = HQVAE(config.model)
-    first = items[Order(count, settings.batch_size, settings.seed).at(0)]
+    first = items.training_batch(*ShuffledBatches(count, settings.batch_size, settings.seed).at(0))
     try:
         model.scale_from(items.signal(first))
-    except DegenerateFeatures as error:
-        raise InputError(f"{error}; expected {items.medium.noun}s that differ from each other and within") from error
+    except Unusable as error:
+        raise InputError(f"{error}; expected {items.modality.example}s that differ from each other and within") from error
     if config.model.axes == 2:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
@@ -127,7 +127,7 @@ def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: Spl
     wrapped, optimizer = fabric.setup(model, optimizer)
     usage = [Usage(layer.quantizer.codebook_size) for layer in model.layers]
     writer_of = tensorboard_writer() if settings.tensorboard else None
-    run = open_run(fabric, config, out, resume, splits.contents)
+    run = open_run(fabric, config, out, resume, splits.fingerprints)
     writer = writer_of(str(run.path / "tensorboard")) if writer_of and fabric.global_rank == 0 else None
     schedule, progress = make_schedule(optimizer, settings, total, isinstance(model.likelihood, FittedGaussian)), Progress(usage)
     return Training(settings, fabric, run, splits, total, model, wrapped, optimizer, schedule, average, progress, writer)
@@ -165,15 +165,15 @@ def make_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
 
-def start_codebooks(training: Training, order: Order) -> None:
+def start_codebooks(training: Training, order: ShuffledBatches) -> None:
     """Codebooks and s² (once hard, counts) from what layers are given now, on the coming global batches; the first process's for all."""
     items, model, settings, begun = training.splits["train"], training.model, training.config, time.perf_counter()
-    wanted = max(_ROWS * level.codebook_size / count for level, count in zip(model.config.levels, positions(training))) / order.batch
-    most = min(_BATCHES, order.count / order.batch, _NUMBERS // (order.batch * math.prod(items.shape)))
+    wanted = max(_ROWS * level.codebook_size / count for level, count in zip(model.config.levels, positions(training))) / order.batch_size
+    most = min(_BATCHES, order.count / order.batch_size, _NUMBERS // (order.batch_size * math.prod(items.shape)))
     steps = range(training.progress.step, training.progress.step + max(1, math.ceil(min(wanted, most))))
-    x = torch.cat([items.signal(items[order.at(step)], training.fabric.device) for step in steps])
-    at_once = order.batch // (training.fabric.world_size * settings.accumulate)  # what training encodes at once fits
-    model.start_from(x, Noise.of(settings.seed, Stream.INIT), at_once, len(steps))
+    x = torch.cat([items.signal(items.training_batch(*order.at(step)), training.fabric.device) for step in steps])
+    at_once = order.batch_size // (training.fabric.world_size * settings.accumulate)  # what training encodes at once fits
+    model.start_from(x, Noise.of(settings.seed, _START), at_once, len(steps))
     for layer in model.layers:
         for parameter in layer.quantizer.parameters():  # Adam has counted steps without a gradient: it would overshoot
             training.optimizer.state.pop(parameter, None)

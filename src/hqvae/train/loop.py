@@ -19,8 +19,8 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from hqvae.config import Config, refuse_contradictions
-from hqvae.data import Order, SoundConfig, Splits, open_data, training_batches
-from hqvae.errors import DegenerateFeatures, InputError, NonFiniteError
+from hqvae.data import ShuffledBatches, Splits, open_data, training_batches
+from hqvae.errors import InputError, Unusable
 from hqvae.likelihood import MeanSquare
 from hqvae.objective import Elbo
 from hqvae.quantize import Noise, Stream
@@ -61,14 +61,14 @@ def train(config: Config, out: str, resume: bool = False, accelerator: str = "au
 
 def refuse_unfit(config: Config, splits: Splits, processes: int) -> None:
     """Raises InputError where model, data and processes do not go together."""
-    stride, shape, noun = config.model.levels[0].stride, splits["train"].shape[1:], splits["train"].medium.noun
+    stride, shape, noun = config.model.levels[0].stride, splits["train"].shape[1:], splits["train"].modality.example
     if stride > min(shape):
         sides = "×".join(map(str, shape))
         raise InputError(
             f"model.levels.0.stride={stride} is larger than the {noun}s, which have {sides} points; expected at most {min(shape)}"
         )
-    if isinstance(config.data, SoundConfig):
-        config.model.spectral.refuse_unfit(config.data.rate, shape[-1])
+    if splits["train"].sample_rate is not None:
+        config.model.spectral.refuse_unfit(splits["train"].sample_rate, shape[-1])
     validated = min(len(splits["validation"]), config.train.validation_images)
     if validated < processes:
         raise InputError(
@@ -80,7 +80,7 @@ def refuse_unfit(config: Config, splits: Splits, processes: int) -> None:
 def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
     """From the step where the training stands to the last one; False when it was asked to stop before."""
     fabric, items = training.fabric, training.splits["train"]
-    order = Order(len(items), config.train.batch_size, config.train.seed)
+    order = ShuffledBatches(len(items), config.train.batch_size, config.train.seed)
     progress, total = training.progress, training.total
     batches = training_batches(items, order, progress.step, total, parts)
     with interruptible() as stop, Steps(total, progress.step, quiet=fabric.global_rank > 0) as screen:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hqvae.data import in_order
+from hqvae.data import examples_for_figure, sequential_batches
 from hqvae.measure import Measures, findings, measure
 from hqvae.metrics import Usage
 from hqvae.model import Elbo
@@ -30,7 +30,7 @@ def log_step(training: Training, outs: Sequence[Elbo], temperature: float, scree
     images = (progress.step - progress.since_step) * training.config.batch_size
     items = training.splits["train"]
     entry = {
-        "kind": "train" if any(used) else "alone", "step": progress.step, **outs[-1].log(items.form.per_unit),
+        "kind": "train" if any(used) else "alone", "step": progress.step, **outs[-1].log(items.unit.per_unit),
         "perplexity": perplexity, "used": used,
         "restarted": progress.restarted, "temperature": temperature, "lr": training.optimizer.param_groups[0]["lr"],
         "images_per_second": images / (time.perf_counter() - progress.since),
@@ -38,7 +38,7 @@ def log_step(training: Training, outs: Sequence[Elbo], temperature: float, scree
     share, worst = min((u / usage.counts.numel(), i) for i, (u, usage) in enumerate(zip(used, progress.usage)))
     use = f"worst use: layer {worst} {share:.0%}" if any(used) else "not quantized yet"
     screen.show(progress.step, f"{entry['bits_per_dim']:.3f} bits/dim  {entry['psnr']:.2f} dB  "
-                f"{entry['images_per_second']:.0f} {items.medium.noun}s/s  {use}")  # fmt: skip
+                f"{entry['images_per_second']:.0f} {items.modality.example}s/s  {use}")  # fmt: skip
     if fabric.global_rank == 0:
         training.run.log(entry)
         write_tensorboard(training, entry)
@@ -55,8 +55,8 @@ def validate(training: Training, screen: Steps) -> None:
         return
     items, size = training.splits["validation"], max(1, config.batch_size // fabric.world_size)
     started = time.perf_counter()
-    batches = in_order(items, size, config.validation_images, fabric.global_rank, fabric.world_size)
-    measures = measure(training.evaluated, (items.signal(b, fabric.device) for b in batches), items.form, shuffle_images=128)
+    batches = sequential_batches(items, size, config.validation_images, fabric.global_rank, fabric.world_size)
+    measures = measure(training.evaluated, (items.signal(b, fabric.device) for b in batches), items.unit, shuffle_images=128)
     if isinstance(training.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
         training.schedule.step(measures.loss)
     if fabric.global_rank == 0:
@@ -85,11 +85,11 @@ def validate(training: Training, screen: Steps) -> None:
 
 def refresh_pictures(training: Training, measures: Measures) -> None:
     items, model = training.splits["validation"], training.evaluated
-    count = _PICTURES if items.form.per_second is None else _SPECTRA
-    x = items.signal(next(in_order(items, count, count)), training.fabric.device)
+    count = _SPECTRA if items.modality.spectra else _PICTURES
+    x = items.signal(examples_for_figure(items, count), training.fabric.device)
     with torch.no_grad():
         rows = [("original", items.picture(x)), (f"step {training.progress.step}", items.picture(model(x).reconstruction))]
-    training.run.save_figure("training-reconstructions.png", grid(rows, spectra=items.form.per_second is not None))
+    training.run.save_figure("training-reconstructions.png", grid(rows, spectra=items.modality.spectra))
     entries = training.run.entries("train")
     if entries:
         layers = measures.layers

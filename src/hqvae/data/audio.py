@@ -1,0 +1,271 @@
+"""Audio: any file → mono 16-bit samples, resampled; whole, or cut into segments."""
+
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int16
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as config
+from torch import Tensor
+
+from hqvae.errors import InputError
+
+from .dataset import BrokenItem, Dataset, Progress, scan, to_signal
+from .frontend import MelConfig, WaveConfig
+from .modality import Modality, SignalUnit
+from .samples import decode, decode_segment, header_length
+from .sources import FileIndex, SourceConfig
+
+_ROUNDING = 1  # samples by which a resampled length may differ from what the header promises
+
+
+@config(frozen=True, config=ConfigDict(extra="forbid"))
+class AudioConfig(SourceConfig):
+    """Audio files, and how they are prepared.
+
+    >>> AudioConfig(source="speech", rate=16_000, frontend=WaveConfig()).modality.name
+    'audio'
+    """
+
+    kind: Literal["audio"] = "audio"
+    """Audio files."""
+    rate: int = Field(default=22050, ge=100)
+    """Samples per second that everything is resampled to."""
+    seconds: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+    """Length of a segment. In training it begins anywhere; else segments tile every file."""
+    loudness: float | None = Field(default=None, le=0)
+    """Root mean square of every whole file, in dB below full scale; None leaves it as it is."""
+    frontend: MelConfig | WaveConfig = Field(default=MelConfig(), discriminator="kind")
+    """What a model sees."""
+
+    @property
+    def modality(self) -> "AudioModality":
+        return AUDIO
+
+
+class AudioModality(Modality[AudioConfig]):
+    """Audio files, as libsndfile reads them; all channels averaged to one."""
+
+    name = "audio"
+    noun = "audio file"
+    example = "segment"
+    suffixes = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"})
+    hub_feature = "Audio"
+    channels: ClassVar[Mapping[int, str] | None] = {1: "mono"}
+    spectra = True
+    evaluation_options = frozenset({"seconds"})
+
+    def open(self, file: Path | BytesIO) -> Any:
+        """An open `soundfile.SoundFile`: its header is read, its samples are not yet."""
+        try:
+            import soundfile
+            import soxr  # noqa: F401  # now, and not as an error of every single file
+        except ImportError as error:
+            raise InputError(
+                "audio needs soundfile and soxr: pip install 'hqvae[audio]'"
+            ) from error
+        return soundfile.SoundFile(file)
+
+    def axes(self, config: AudioConfig) -> int:
+        return config.frontend.axes
+
+    def unit(self, config: AudioConfig) -> SignalUnit:
+        return config.frontend.build(config.rate).unit
+
+    def examples(self, config: AudioConfig) -> str:
+        return f"segments with data.frontend.kind={config.frontend.kind}"
+
+    def dataset(
+        self, index: FileIndex, config: AudioConfig, channels: int, progress: Progress | None = None
+    ) -> "AudioDataset":
+        return AudioDataset(index, config, progress)
+
+
+AUDIO = AudioModality()
+
+
+class AudioDataset(Dataset):
+    """One split of audio files: raw batches are int16 segments [B, 1, T].
+
+    An item is a file, an example a segment. Segments tile each file as long as its header says;
+    the last is drawn back to end with it, and silence follows a file shorter than a segment. In
+    training a segment begins anywhere in its file instead.
+
+    Opening it reads every header, and decodes the whole split where that fits into `cache_mb`.
+    """
+
+    modality = AUDIO
+
+    def __init__(self, index: FileIndex, config: AudioConfig, progress: Progress | None = None):
+        super().__init__(index, config)
+        self.frontend = config.frontend.build(config.rate)
+        self.unit = self.frontend.unit
+        self.sample_rate = self.rate = config.rate
+        self.samples = self.frontend.floor(round(config.seconds * config.rate))
+        self._check_length()
+        self.shape = self.frontend.shape(self.samples)
+        self.lengths = self._read_headers(progress)
+        self._first_segment = np.concatenate([[0], np.cumsum(self._segment_counts())])
+        self.in_memory = 2 * sum(self.lengths) <= config.cache_mb * 2**20
+        self._kept: list[np.ndarray | None] | None = None
+        self._last: tuple[int, np.ndarray] | None = (
+            None  # the item decoded last, where none is kept
+        )
+        if self.in_memory:
+            self._kept = scan(self._decode_or_none, len(index), progress)
+        self._warn_of_scan()
+
+    def __len__(self) -> int:
+        return int(self._first_segment[-1])
+
+    def describe(self) -> str:
+        files = sum(length > 0 for length in self.lengths)
+        minutes = sum(self.lengths) / self.rate / 60
+        seconds = self.samples / self.rate
+        return (
+            f"{files} audio files of {minutes:.1f} minutes "
+            f"in {len(self)} segments of {seconds:.3g} s"
+        )
+
+    # ------------------------------------------------------------------------------------- segments
+
+    def segment(self, i: int) -> tuple[int, int]:
+        """(item, first sample) of the i-th segment."""
+        item = int(np.searchsorted(self._first_segment, i, side="right")) - 1
+        number = i - int(self._first_segment[item])
+        return item, min(number * self.samples, max(0, self.lengths[item] - self.samples))
+
+    def item_of(self, i: int) -> int:
+        return self.segment(i)[0]
+
+    def example_key(self, i: int) -> str:
+        """The file's name, and the segment's first sample."""
+        item, start = self.segment(i)
+        return f"{self.keys[item]}@{start}"
+
+    def _segment_counts(self) -> np.ndarray:
+        lengths = np.array(self.lengths, dtype=np.int64)
+        after_first = -(-np.maximum(lengths - self.samples, 0) // self.samples)
+        return np.where(lengths > 0, after_first + 1, 0)
+
+    def _check_length(self) -> None:
+        if self.samples < self.frontend.min_samples:
+            needs = "a spectrum" if self.frontend.min_samples > 1 else "a segment"
+            raise InputError(
+                f"data.seconds={self.config.seconds:g} is too short: {self.samples} samples, "
+                f"and {needs} needs {self.frontend.min_samples}"
+            )
+
+    # ------------------------------------------------------------------------------- one at a time
+
+    def read_raw(self, i: int) -> Int16[np.ndarray, "1 T"]:
+        """The whole file at `rate`; silence fills up the last frame of a spectrum."""
+        sound = self._sound(i)
+        return _followed_by_silence(sound, self.frontend.ceil(len(sound)))
+
+    def load_raw(
+        self, i: int, augment_noise: Float[np.ndarray, "2"] | None = None
+    ) -> Int16[np.ndarray, "1 T"]:
+        item, start = self.segment(i)
+        if augment_noise is None:
+            samples = self._tile(item, start)
+        else:
+            samples = self._random_segment(item, float(augment_noise[0]))
+        return _followed_by_silence(samples, self.samples)
+
+    def _tile(self, item: int, start: int) -> np.ndarray:
+        """A segment from `start` on, which must be there: a truncated file gives no silent ones."""
+        sound = self._sound(item)
+        segment = sound[start : start + self.samples]
+        promised = min(self.samples, self.lengths[item] - start)
+        if len(segment) < promised - _ROUNDING:
+            ends = len(sound) / self.rate
+            header = self.lengths[item] / self.rate
+            reason = f"it ends after {ends:.3g} s, and its header says {header:.3g} s"
+            raise BrokenItem(self.keys[item], reason)
+        return segment
+
+    def _random_segment(self, item: int, position: float) -> np.ndarray:
+        """A segment that begins at a position in [0, 1) of where it can; of what can be read."""
+        if not self.in_memory and self.config.loudness is None:
+            segment = self._segment_alone(item, position)
+            if segment is not None:
+                return segment
+        sound = self._sound(item)
+        start = self._random_start(position, len(sound))
+        return sound[start : start + self.samples]
+
+    def _random_start(self, position: float, length: int) -> int:
+        return int(position * (max(0, length - self.samples) + 1))
+
+    def _segment_alone(self, item: int, position: float) -> np.ndarray | None:
+        """A segment without the rest of its file; None where that cannot be had."""
+        start = self._random_start(position, self.lengths[item])
+        promised = min(self.samples, self.lengths[item] - start)
+        try:
+            with self.index.open(item) as file:
+                segment = decode_segment(file, self.rate, start, self.samples)
+        except Exception:  # `_sound` reads the whole file, and says what is wrong with it
+            return None
+        return segment if len(segment) >= promised - _ROUNDING else None
+
+    def _sound(self, item: int) -> Int16[np.ndarray, "T"]:
+        """The whole of a file. Segments follow each other in evaluation: the last file is kept."""
+        kept = None if self._kept is None else self._kept[item]
+        if kept is not None:
+            return kept
+        if self._last is None or self._last[0] != item:
+            self._last = (item, self._attempt(item, lambda: self._decode(item)))
+        return self._last[1]
+
+    def _decode_or_none(self, item: int) -> np.ndarray | None:
+        try:
+            return self._attempt(item, lambda: self._decode(item))
+        except BrokenItem:
+            return None
+
+    # -------------------------------------------------------------------------------------- batches
+
+    def signal(
+        self, raw: Int16[Tensor, "B 1 T"], device: torch.device | str = "cpu"
+    ) -> Float[Tensor, "B 1 ..."]:
+        return self.frontend.forward(to_signal(raw, device))
+
+    def picture(self, signal: Float[Tensor, "B 1 ..."]) -> Float[Tensor, "B 1 M N"]:
+        return self.frontend.picture(signal)
+
+    def waveform(self, signal: Float[Tensor, "B 1 ..."]) -> Float[Tensor, "B 1 T"]:
+        return self.frontend.inverse(signal)
+
+    # ---------------------------------------------------------------------------------------- files
+
+    def _read_headers(self, progress: Progress | None) -> list[int]:
+        """Length of every file in samples at `rate`; 0 where the header cannot be read."""
+
+        def length(item: int) -> int:
+            try:
+                return self._attempt(item, lambda: self._header_length(item))
+            except BrokenItem:
+                return 0
+
+        lengths = scan(length, len(self.index), progress)
+        self._broken |= self._unreadable  # without a header there is no segment to ask for
+        return lengths
+
+    def _header_length(self, item: int) -> int:
+        with self.index.open(item) as file:
+            return header_length(file, self.rate)
+
+    def _decode(self, item: int) -> Int16[np.ndarray, "T"]:
+        with self.index.open(item) as file:
+            return decode(file, self.rate, self.config.loudness)
+
+
+def _followed_by_silence(samples: np.ndarray, length: int) -> Int16[np.ndarray, "1 T"]:
+    padded = np.zeros((1, length), np.int16)
+    padded[0, : len(samples)] = samples
+    return padded

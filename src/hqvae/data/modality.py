@@ -1,0 +1,110 @@
+"""What a data set holds: its words, its files, its unit, and what a model of it looks like."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from hqvae.errors import InputError
+
+if TYPE_CHECKING:
+    from .dataset import Dataset, Progress
+    from .sources import FileIndex
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True)
+class SignalUnit:
+    """What a signal in [−1, 1] stands for.
+
+    >>> pixels = SignalUnit(scale=127.5, name="0–255", step=1 / 127.5)
+    >>> pixels.scale * 0.1  # an error of 0.1 in the signal, in grey levels
+    12.75
+    """
+
+    scale: float
+    """One unit of the signal, in the unit that errors are reported in."""
+    name: str
+    """The name of that unit."""
+    step: float
+    """Distance between neighbouring stored values, in the signal; 0 where it is continuous."""
+    per_second: float | None = None
+    """Points of one channel per second; None for signals without time."""
+
+    @property
+    def per_unit(self) -> float:
+        """Values in one unit of the signal, which bits per dimension count.
+
+        Stored values where the signal has a step, else the reported unit.
+        """
+        return 1 / self.step if self.step else self.scale
+
+
+class Modality(ABC, Generic[ConfigT]):
+    """One kind of data. A new kind is a subclass, a config that names it, and a `Dataset`.
+
+    An *item* is what a source counts: a picture, an audio file. An *example* is what a model
+    sees of it: the same picture, or a segment of the file.
+    """
+
+    name: ClassVar[str]
+    """One word for the kind: `image`, `audio`."""
+    noun: ClassVar[str]
+    """An item in messages; its plural ends in s."""
+    example: ClassVar[str]
+    """An example in messages; its plural ends in s."""
+    suffixes: ClassVar[frozenset[str]]
+    """Endings of its files, in lower case and with the dot."""
+    hub_feature: ClassVar[str]
+    """Its class in the library `datasets`."""
+    channels: ClassVar[Mapping[int, str] | None]
+    """Numbers of channels that a model may have, and what each means; None allows any."""
+    spectra: ClassVar[bool] = False
+    """Whether its pictures are spectra: low bands at the bottom, free to stretch."""
+    photographs: ClassVar[bool] = False
+    """Whether items are photographs: the built-in ones serve, and networks trained on photographs
+    can judge them."""
+    arrays: ClassVar[bool] = False
+    """Whether uint8 arrays of an `.npz` are of this kind."""
+    evaluation_options: ClassVar[frozenset[str]] = frozenset()
+    """Fields of the config that an evaluation may set to other values than training."""
+
+    @abstractmethod
+    def open(self, file: Path | BytesIO) -> Any:
+        """A file, opened as its decoder does. May raise anything where the file is broken."""
+
+    @abstractmethod
+    def axes(self, config: ConfigT) -> int:
+        """Number of axes of space that signals have: 2 for pictures, 1 for waveforms."""
+
+    @abstractmethod
+    def unit(self, config: ConfigT) -> SignalUnit:
+        """What a signal in [−1, 1] stands for."""
+
+    @abstractmethod
+    def examples(self, config: ConfigT) -> str:
+        """Its examples, in words, for messages about their shape: plural."""
+
+    def resolve(
+        self, config: ConfigT, indexes: Mapping[str, "FileIndex"], wanted: Sequence[str]
+    ) -> ConfigT:
+        """The config with what it leaves open filled in from the data."""
+        return config
+
+    @abstractmethod
+    def dataset(
+        self, index: "FileIndex", config: ConfigT, channels: int, progress: "Progress | None" = None
+    ) -> "Dataset":
+        """One split, opened. Raises InputError for data that cannot be used."""
+
+    def check_model(self, config: ConfigT, channels: int, axes: int) -> None:
+        """Raises InputError where a model of so many channels and axes cannot take these data."""
+        expected = self.axes(config)
+        if axes != expected:
+            raise InputError(f"model.axes={axes}: {self.examples(config)} have {expected}")
+        if self.channels is not None and channels not in self.channels:
+            allowed = " or ".join(f"{count} ({word})" for count, word in self.channels.items())
+            raise InputError(f"model.channels={channels}: {self.noun}s have {allowed}")

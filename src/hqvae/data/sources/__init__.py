@@ -1,0 +1,128 @@
+"""Where data come from: a name or path → an index of the items of each split, not yet decoded.
+
+Splits that the source itself has are kept: folders `train` and `test`, `train.parquet`, `x_train`,
+a hub data set's splits. Missing ones are cut from the training items by the seed.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as config
+
+from hqvae.errors import InputError, nearest_name
+
+from ..modality import Modality
+from .folders import index_folder, list_files
+from .index import SPLIT_NAMES, SPLITS, FileIndex, cut_splits
+from .photos import index_photos
+from .tables import index_hub, index_npz, index_parquet
+
+__all__ = ["SPLITS", "SPLIT_NAMES", "FileIndex", "SourceConfig", "cut_splits", "open_source"]
+
+_PHOTO_SIZE = 64  # side of the crops of built-in photographs where the config names none
+
+
+@config(frozen=True, config=ConfigDict(extra="forbid"))
+class SourceConfig(ABC):
+    """Where a data set comes from, and how it is kept."""
+
+    source: str = "photos"
+    """A folder, a Parquet file or a hub data set's name; for images also `photos` and `.npz`."""
+    column: str | None = None
+    """Of a table: the column with the items; found by itself when None."""
+    validation: float = Field(default=0.05, gt=0, lt=0.5)
+    """Share of the training items cut off where the source has no validation split."""
+    test: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of the training items cut off where the source has no test split."""
+    validation_folders: tuple[str, ...] = ()
+    """Names of sub-folders that are the validation split: `[fold9]`."""
+    test_folders: tuple[str, ...] = ()
+    """Names of sub-folders that are the test split: `[fold10]`."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the cut."""
+    cache_mb: int = Field(default=4096, ge=0)
+    """Decoded items are kept in memory up to this; beyond, they are decoded when needed."""
+    workers: int = Field(default=4, ge=0)
+    """Processes that decode training items that are not kept."""
+
+    @property
+    @abstractmethod
+    def modality(self) -> Modality[Any]:
+        """What the data are."""
+
+    @property
+    def photo_size(self) -> int:
+        """Side of the crops that the built-in photographs are cut into."""
+        return _PHOTO_SIZE
+
+    @property
+    def folder_splits(self) -> dict[str, str]:
+        """Sub-folder → its split."""
+        validation = dict.fromkeys(self.validation_folders, "validation")
+        return {**validation, **dict.fromkeys(self.test_folders, "test")}
+
+
+def open_source(config: SourceConfig) -> dict[str, FileIndex]:
+    """The splits that the source itself declares; a source without splits is all `train`.
+
+    Raises InputError for a source that does not exist or cannot be read.
+    """
+    modality = config.modality
+    source = config.source
+    path = Path(source).expanduser()
+    files = list_files(path) if path.is_dir() else []
+    tables = [file for file in files if file.suffix == ".parquet"]
+    if config.folder_splits and (not path.is_dir() or tables):
+        raise InputError(
+            f"data {source!r} is no folder of files, so none of its sub-folders can be a split: "
+            f"{', '.join(config.folder_splits)}"
+        )
+    if source == "photos":
+        return _open_photos(config, path)
+    if tables:
+        return index_parquet(path, tables, config.column, modality)
+    if path.is_dir():
+        return index_folder(path, files, modality, config.folder_splits)
+    if path.is_file():
+        return _open_file(config, path)
+    if not _may_be_hub_name(source, path):
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        builtin = ["photos"] if modality.photographs else []
+        raise InputError(
+            f"data {source!r} does not exist; {nearest_name(path.name, [*beside, *builtin])}"
+        )
+    return index_hub(source, config.column, modality)
+
+
+def _open_photos(config: SourceConfig, path: Path) -> dict[str, FileIndex]:
+    modality = config.modality
+    if path.exists():
+        raise InputError(
+            "data 'photos' is the built-in photographs' name, and 'photos' is here too; "
+            "write ./photos for the one here"
+        )
+    if not modality.photographs:
+        raise InputError(
+            f"data 'photos' holds images, and this preset is for {modality.noun}s; "
+            "name a folder of them"
+        )
+    return index_photos(config.photo_size)
+
+
+def _open_file(config: SourceConfig, path: Path) -> dict[str, FileIndex]:
+    if path.suffix == ".parquet":
+        return index_parquet(path.parent, [path], config.column, config.modality)
+    if path.suffix == ".npz" and config.modality.arrays:
+        return index_npz(path)
+    kinds = "a folder, .parquet or .npz" if config.modality.arrays else "a folder or .parquet"
+    raise InputError(f"data {config.source!r} is a {path.suffix or 'bare'} file; expected {kinds}")
+
+
+def _may_be_hub_name(source: str, path: Path) -> bool:
+    """`name` or `owner/name`, and nothing that only a path has."""
+    if source.startswith((".", "/", "~")) or path.suffix or source.count("/") > 1:
+        return False
+    parts = [part.replace("-", "").replace("_", "").replace(".", "") for part in source.split("/")]
+    return all(part.isalnum() for part in parts)

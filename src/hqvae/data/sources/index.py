@@ -1,0 +1,100 @@
+"""A list of items that are not read yet, and how splits that a source lacks are cut from it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from hqvae.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""Names that folders, files and tables give their splits, in lower case → the split."""
+
+
+@dataclass(frozen=True)
+class FileIndex:
+    """Items by number.
+
+    >>> index = FileIndex(["a.txt", "b.txt", "c.txt"], lambda i: "abc"[i])
+    >>> chosen = index.subset([2, 0])
+    >>> chosen.names, chosen.open(0)
+    (['c.txt', 'a.txt'], 'c')
+    """
+
+    names: Sequence[str]
+    """Paths below the source's folder, or rows of a table: stable, each of one item."""
+    open: Callable[[int], Any]
+    """Opens the i-th item as its modality does. May raise anything where it is broken."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, indices: Sequence[int]) -> "FileIndex":
+        names = [self.names[i] for i in indices]
+        return FileIndex(names, partial(_open_chosen, self.open, list(indices)))
+
+
+def _open_chosen(open_item: Callable[[int], Any], chosen: list[int], i: int) -> Any:
+    return open_item(chosen[i])
+
+
+def cut_splits(
+    indexes: Mapping[str, FileIndex],
+    shares: Mapping[str, float],
+    seed: int,
+    wanted: Sequence[str] = SPLITS,
+) -> dict[str, FileIndex]:
+    """All splits, disjoint. What the source lacks is cut from its training items.
+
+    Args:
+        indexes: the splits that the source has
+        shares: split → share of the training items that it gets where the source lacks it
+        seed: of the cut
+        wanted: splits that must exist
+
+    Raises InputError where a wanted split cannot be had.
+    """
+    train = indexes.get("train")
+    if train is None:
+        return _without_train(indexes, wanted)
+    missing = [name for name in shares if name not in indexes]
+    counts = {name: max(1, round(shares[name] * len(train))) for name in missing}
+    cut = sum(counts.values())
+    if cut >= len(train):
+        raise InputError(
+            f"{len(train)} items are too few to cut {' and '.join(missing)} from; "
+            f"at least {cut + 1} are needed"
+        )
+    splits = dict(indexes)
+    order = np.random.default_rng(seed).permutation(len(train))
+    start = 0
+    for name, count in counts.items():
+        splits[name] = train.subset(np.sort(order[start : start + count]).tolist())
+        start += count
+    if missing:
+        splits["train"] = train.subset(np.sort(order[start:]).tolist())
+    return splits
+
+
+def _without_train(indexes: Mapping[str, FileIndex], wanted: Sequence[str]) -> dict[str, FileIndex]:
+    absent = [name for name in wanted if name not in indexes]
+    if absent:
+        known = ", ".join(indexes) or "of unknown names"
+        raise InputError(
+            f"the data has splits {known} but no {absent[0]} split, "
+            "and no train split to cut it from"
+        )
+    return dict(indexes)

@@ -1,0 +1,382 @@
+"""Where data come from: splits that a source has are kept, missing ones are cut from it."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+from data_files import (
+    TEST,
+    TRAIN,
+    WHOLE_SOURCES,
+    folder,
+    folders,
+    noise,
+    npz,
+    opened,
+    png,
+    solid,
+    table,
+    tables,
+    tables_at,
+    values_of,
+    write,
+)
+from PIL import Image
+
+from hqvae.data import (
+    IMAGE,
+    FileIndex,
+    ImageConfig,
+    cut_splits,
+    open_data,
+    open_source,
+    sequential_batches,
+)
+from hqvae.data.sources.tables import index_hub
+from hqvae.errors import InputError
+
+
+def links(root, kept):
+    root.mkdir()
+    for name, folder_kept in (("train", "a"), ("test", "b")):
+        (root / name).symlink_to(kept / folder_kept)
+    (kept / "a" / "again").symlink_to(kept / "a")  # a circle
+    return root
+
+
+SPLIT_SOURCES = {
+    "folders": lambda tmp: folders(tmp / "d", "train", "test"),
+    "folders by other names": lambda tmp: folders(tmp / "d", "Training", "testing"),
+    "tables of structs": lambda tmp: tables(tmp / "d", True),
+    "tables of bytes": lambda tmp: tables(tmp / "d", False),
+    "tables in folders": lambda tmp: tables_at(
+        tmp / "d", "default/train/0000.parquet", "default/test/0000.parquet"
+    ),
+    "tables with a name before": lambda tmp: tables_at(
+        tmp / "d", "gray-10-train.parquet", "gray-10-test.parquet"
+    ),
+    "shards with a name before": lambda tmp: tables_at(
+        tmp / "d", "gray-train-00000-of-00001.parquet", "gray_test_0.parquet"
+    ),
+    "links to folders": lambda tmp: links(tmp / "d", folders(tmp / "kept", "a", "b")),
+    "npz": lambda tmp: npz(tmp / "d.npz", x_train=TRAIN, x_test=TEST),
+    "npz by other names": lambda tmp: npz(tmp / "d.npz", train_images=TRAIN, test_images=TEST),
+}
+
+
+@pytest.mark.parametrize("name", SPLIT_SOURCES)
+def test_splits_that_the_source_has_are_kept(name, tmp_path):
+    config, images = opened(SPLIT_SOURCES[name](tmp_path))
+    assert config.size == 8
+    assert values_of(images["test"]) == TEST
+    assert sorted(values_of(images["train"]) + values_of(images["validation"])) == TRAIN
+    assert len(images["validation"]) == 1
+
+
+@pytest.mark.parametrize("name", WHOLE_SOURCES)
+def test_splits_that_the_source_lacks_are_cut_from_it(name, tmp_path):
+    _, images = opened(WHOLE_SOURCES[name](tmp_path), validation=0.25, test=1 / 3)
+    parts = {split_name: values_of(part) for split_name, part in images.items()}
+    assert {split_name: len(values) for split_name, values in parts.items()} == {
+        "train": 5,
+        "validation": 3,
+        "test": 4,
+    }
+    assert sorted(itertools.chain(*parts.values())) == TRAIN
+
+
+def test_the_cut_is_a_function_of_the_seed(tmp_path):
+    source = folder(tmp_path / "d", TRAIN)
+    cuts = [
+        [values_of(part) for part in opened(source, seed=seed, test=0.3)[1].values()]
+        for seed in (3, 3, 4)
+    ]
+    assert cuts[0] == cuts[1] != cuts[2]
+
+
+def test_a_subset_reads_what_it_names():
+    whole = FileIndex([str(i) for i in range(10)], lambda i: Image.new("L", (1, 1), i))
+    part = whole.subset([7, 2, 5]).subset([2, 0])
+    assert list(part.names) == ["5", "7"]
+    assert [part.open(i).getpixel((0, 0)) for i in range(2)] == [5, 7]
+
+
+def test_fingerprints_change_where_files_do(tmp_path):
+    before, same = (opened(folder(tmp_path / "d", TRAIN))[1].fingerprints for _ in range(2))
+    assert before == same
+    assert before["test"].startswith("1 items, ") and before["train"].startswith("10 items, ")
+    write(tmp_path / "d" / "class0" / "more.png", solid(7))
+    after = opened(tmp_path / "d")[1].fingerprints
+    assert all(after[name] != before[name] for name in ("train", "test"))
+
+
+# ------------------------------------------------------------------------------------------ folders
+
+
+@pytest.mark.parametrize("name", ["valid", "val", "dev", "validation"])
+def test_a_validation_folder_goes_by_several_names(name, tmp_path):
+    folders(tmp_path / "d", "train", name)
+    _, images = opened(tmp_path / "d")
+    assert values_of(images["validation"]) == TEST
+
+
+def test_sub_folders_can_be_splits(tmp_path):
+    """As in data sets of folds, at any depth; a fold that is not there is named."""
+    for fold in range(1, 5):
+        folder(tmp_path / "audio" / f"fold{fold}", [10 * fold, 10 * fold + 1])
+    held = {"validation_folders": ("fold3",), "test_folders": ("fold4", "fold1")}
+    _, images = opened(tmp_path, size=8, **held)
+    assert {name: values_of(split) for name, split in images.items()} == {
+        "train": [20, 21],
+        "validation": [30, 31],
+        "test": [10, 11, 40, 41],
+    }
+    with pytest.raises(InputError, match="no sub-folder 'fold9' with images; did you mean 'fold"):
+        opened(tmp_path, size=8, test_folders=("fold9",))
+
+
+def test_hidden_files_are_no_data(tmp_path):
+    seen = ["a.png", "b.png", "c.png", "d.png"]
+    for name in (*seen, ".hidden.png", ".thumbnails/a.png", "e/.cache/f/a.png"):
+        write(tmp_path / "d" / name, noise(8, 8))
+    indexes = open_source(ImageConfig(source=str(tmp_path / "d")))
+    assert list(indexes["train"].names) == seen
+
+
+# -------------------------------------------------------------------------------- tables and arrays
+
+
+def test_the_column_is_chosen_by_name(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import Table
+
+    columns = {
+        name: [png(solid(v + shift)) for v in TRAIN] for name, shift in (("left", 0), ("right", 1))
+    }
+    parquet.write_table(Table.from_pydict({**columns, "label": TRAIN}), tmp_path / "d.parquet")
+    with pytest.raises(InputError, match=r"2 image columns \(left, right\).*data\.column"):
+        opened(tmp_path / "d.parquet")
+    _, images = opened(tmp_path / "d.parquet", column="right")
+    assert all(v % 10 == 1 for v in values_of(images["train"]))
+
+
+def test_a_broken_row_is_named_by_its_own_file(tmp_path, caplog):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import Table
+
+    tables(tmp_path / "d", False)
+    parquet.write_table(
+        Table.from_pydict({"picture": [png(solid(1)), b"no image"]}),
+        tmp_path / "d" / "train-00002-of-00003.parquet",
+    )
+    opened(tmp_path / "d", column="picture", validation=0.01)
+    assert "train-00002-of-00003.parquet row 1" in caplog.text
+
+
+def test_grey_arrays_with_and_without_an_axis_of_channels(tmp_path):
+    for name, shape in (("flat", (12, 8, 8)), ("deep", (12, 8, 8, 1))):
+        np.savez(
+            tmp_path / f"{name}.npz",
+            x_train=np.arange(12, dtype=np.uint8).repeat(64).reshape(shape),
+            y_train=np.arange(12),
+        )
+    flat, deep = (
+        opened(tmp_path / f"{name}.npz", channels=1)[1]["train"] for name in ("flat", "deep")
+    )
+    assert values_of(flat) == values_of(deep)
+    assert next(sequential_batches(flat, 3)).shape == (3, 1, 8, 8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_with_channels_first_are_the_same_images(channels, tmp_path):
+    last = np.random.default_rng(0).integers(0, 256, (8, 9, 10, channels), dtype=np.uint8)
+    found = []
+    for name, array in (("last", last), ("first", last.transpose(0, 3, 1, 2))):
+        np.savez(tmp_path / f"{name}.npz", x_train=array, x_test=array, x_val=array)
+        _, splits = opened(tmp_path / f"{name}.npz", channels, size=8)
+        found.append(next(sequential_batches(splits["train"], 8)))
+    assert torch.equal(*found)
+
+
+def test_numpy_s_advice_to_load_unsafely_is_not_passed_on(tmp_path):
+    (tmp_path / "text.npz").write_text("no array")
+    with pytest.raises(InputError, match="cannot be read") as error:
+        opened(tmp_path / "text.npz")
+    assert "pickle" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------ the hub
+
+
+def test_a_hub_data_set_is_read_as_the_library_gives_it(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folders(tmp_path / "d", "train", "test")
+    indexes = index_hub(str(tmp_path / "d"), None, IMAGE)
+    assert {name: len(part) for name, part in indexes.items()} == {
+        "train": len(TRAIN),
+        "test": len(TEST),
+    }
+    assert sorted(indexes["test"].open(i).getpixel((0, 0))[0] for i in range(3)) == TEST
+    assert len(index_hub(str(tmp_path / "d"), "image", IMAGE)["train"]) == len(TRAIN)
+    with pytest.raises(InputError, match="no image column 'imagee'; did you mean 'image'"):
+        index_hub(str(tmp_path / "d"), "imagee", IMAGE)
+
+
+def test_a_hub_data_set_that_cannot_be_loaded_is_named(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    with pytest.raises(InputError, match="nothing-there"):
+        index_hub(str(tmp_path / "nothing-there"), None, IMAGE)
+
+
+# ----------------------------------------------------------------------------- built-in photographs
+
+
+def test_photos_of_one_split_are_in_no_other():
+    pytest.importorskip("skimage")
+    indexes = cut_splits(
+        open_source(ImageConfig(size=128)), {"test": 0.1, "validation": 0.05}, seed=0
+    )
+    titles = [{name.split("/")[0] for name in part.names} for part in indexes.values()]
+    assert all(titles) and not any(a & b for a, b in itertools.combinations(titles, 2))
+    assert all(
+        part.open(i).size == (128, 128) for part in indexes.values() for i in range(len(part))
+    )
+
+
+def test_the_largest_size_of_photos_is_the_one_that_the_message_says():
+    pytest.importorskip("skimage")
+    with pytest.raises(InputError, match=r"data\.size=2000") as refused:
+        open_source(ImageConfig(size=2000))
+    largest = int(re.search(r"at most (\d+)", str(refused.value)).group(1))
+    assert all(len(part) for part in open_source(ImageConfig(size=largest)).values())
+    with pytest.raises(InputError):
+        open_source(ImageConfig(size=largest + 1))
+
+
+def test_a_folder_called_like_the_built_in_photographs_is_not_passed_over(tmp_path, monkeypatch):
+    write(tmp_path / "photos" / "a.png", noise(8, 8))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=re.escape("write ./photos")):
+        open_source(ImageConfig())
+    assert list(open_source(ImageConfig(source="./photos"))["train"].names) == ["a.png"]
+
+
+# ------------------------------------------------------------------------------------------ refused
+
+
+def only_text(tmp):
+    return write(tmp / "d" / "notes.txt", b"x").parent
+
+
+def torn_npz(tmp):
+    whole = npz(tmp / "whole.npz", x_train=TRAIN).read_bytes()
+    return write(tmp / "d.npz", whole[: len(whole) // 2])
+
+
+def array_as_npz(tmp):
+    np.save(tmp / "x.npy", np.stack([solid(v) for v in TRAIN]))
+    return (tmp / "x.npy").rename(tmp / "d.npz")
+
+
+def npz_with_empty_test(tmp):
+    np.savez(
+        tmp / "d.npz",
+        x_train=np.stack([solid(v) for v in TRAIN]),
+        x_test=np.zeros((0, 8, 8, 3), np.uint8),
+    )
+    return tmp / "d.npz"
+
+
+def floats(tmp):
+    np.savez(tmp / "d.npz", x_train=np.zeros((12, 8, 8, 3), np.float32))
+    return tmp / "d.npz"
+
+
+def whole_table(tmp):
+    return table(tmp / "d.parquet", TRAIN, True)
+
+
+REFUSED = {
+    "empty folder": (only_text, {}, r"folder '.*d' holds no image.*\.png"),
+    "missing path": (
+        lambda tmp: folder(tmp / "pictures", TRAIN).with_name("picturse"),
+        {},
+        r"picturse' does not.* mean 'pictures'",
+    ),
+    "missing file": (
+        lambda tmp: npz(tmp / "ab.npz", x=TRAIN).with_name("abc.npz"),
+        {},
+        r"abc\.npz' does not.* mean 'ab\.npz'",
+    ),
+    "another kind of file": (
+        lambda tmp: write(tmp / "d.csv", b"a,b"),
+        {},
+        r"d\.csv' is a \.csv file; expected a folder, \.parquet or \.npz",
+    ),
+    "no Parquet": (
+        lambda tmp: write(tmp / "d.parquet", b"nonsense"),
+        {},
+        r"d\.parquet cannot be read as Parquet",
+    ),
+    "empty Parquet": (
+        lambda tmp: write(tmp / "d.parquet", b""),
+        {},
+        r"d\.parquet cannot be read as Parquet",
+    ),
+    "no npz": (
+        lambda tmp: write(tmp / "d.npz", b"nonsense"),
+        {},
+        r"d\.npz cannot be read as \.npz",
+    ),
+    "empty npz": (lambda tmp: write(tmp / "d.npz", b""), {}, r"d\.npz cannot be read as \.npz"),
+    "torn npz": (torn_npz, {}, r"d\.npz cannot be read as \.npz"),
+    "npy by the name of npz": (array_as_npz, {}, r"d\.npz"),
+    "wrong column": (
+        whole_table,
+        {"column": "pictur"},
+        r"no column 'pictur'; did you mean 'picture'",
+    ),
+    "column without images": (
+        whole_table,
+        {"column": "label"},
+        r"column 'label' of d\.parquet holds int64, not images",
+    ),
+    "image too small": (
+        WHOLE_SOURCES["folder"],
+        {"size": 9},
+        r"of 10 images are .* data\.size=9, the smallest .* 8×8; .* lower data\.size to 8 ",
+    ),
+    "too few to cut": (
+        lambda tmp: folder(tmp / "d", TRAIN[:2]),
+        {},
+        r"2 items are too few to cut test and validation from; at least 3",
+    ),
+    "no train split": (
+        lambda tmp: npz(tmp / "d.npz", x_test=TEST),
+        {},
+        r"splits test but no train split",
+    ),
+    "split without data": (npz_with_empty_test, {}, r"d\.npz' has no image in its test split"),
+    "arrays of other kinds": (floats, {}, r"d\.npz has no uint8 array .* it holds x_train"),
+    "two arrays for a split": (
+        lambda tmp: npz(tmp / "d.npz", a=TRAIN, b=TRAIN),
+        {},
+        r"several uint8 image arrays for train \(a, b\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_data_that_cannot_be_used_is_named(name, tmp_path):
+    make, config, message = REFUSED[name]
+    with pytest.raises(InputError, match=message):
+        opened(make(tmp_path), **config)
+
+
+def test_an_unknown_split_is_named(tmp_path):
+    with pytest.raises(InputError, match="split 'tset' is not one of train, validation, test"):
+        open_data(ImageConfig(source=str(folder(tmp_path / "d", TRAIN))), 3, ("tset",))
