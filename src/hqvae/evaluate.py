@@ -12,7 +12,7 @@ import torch
 from hqvae.config import to_dict
 from hqvae.data import SPLITS, DataConfig, Items, SoundConfig, Sounds, in_order, open_data
 from hqvae.device import pick_device
-from hqvae.errors import InputError, Unusable, nearest_name
+from hqvae.errors import DegenerateFeatures, InputError, NonFiniteError, nearest_name
 from hqvae.measure import Finding, Measures, findings, measure
 from hqvae.model import HQVAE
 from hqvae.perceptual import Perceptual
@@ -106,7 +106,7 @@ def evaluate(
     batches = (items.signal(batch, device) for batch in in_order(items, reading.batch_size, reading.limit))
     try:
         measures = measure(model, batches, items.form, shuffle_images, perceptual=perceptual)
-    except Unusable as error:
+    except (DegenerateFeatures, NonFiniteError) as error:
         raise InputError(f"run {run!r} cannot be measured: {error}") from error
     found = findings(measures, opened.config.model)
     weights = hashlib.sha256((opened.path / "model.safetensors").read_bytes()).hexdigest()

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from hqvae.errors import InputError, first_line
+from hqvae.errors import InputError, summary_of
 
 VGG_WEIGHTS = "vgg16-397923af.pth"  # torchvision's
 INCEPTION_WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"  # pytorch-fid's port of the original network
@@ -218,4 +218,4 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several classes for torn files
-        raise InputError(f"weights {path} cannot be read: {first_line(error)}; delete them or put them there whole") from error
+        raise InputError(f"weights {path} cannot be read: {summary_of(error)}; delete them or put them there whole") from error

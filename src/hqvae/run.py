@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_model
 
 from hqvae.config import Config, difference, from_dict, to_dict
-from hqvae.errors import InputError, first_line
+from hqvae.errors import InputError, summary_of
 from hqvae.model import HQVAE
 
 log = logging.getLogger("hqvae")
@@ -181,7 +181,7 @@ class Run:
         try:
             return HQVAE.from_pretrained(self.path)
         except Exception as error:  # safetensors raises its own class for broken files
-            raise InputError(f"the weights of run {str(self.path)!r} cannot be read: {first_line(error)}") from error
+            raise InputError(f"the weights of run {str(self.path)!r} cannot be read: {summary_of(error)}") from error
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -199,7 +199,7 @@ class Run:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
             except (RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.UnpicklingError) as error:
-                log.warning("checkpoint %s cannot be read (%s); the one before it takes its place", path, first_line(error))
+                log.warning("checkpoint %s cannot be read (%s); the one before it takes its place", path, summary_of(error))
         if self._checkpoints():
             raise InputError(f"none of the checkpoints in {self.path / 'checkpoints'} can be read; delete them to start over")
         return None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from hqvae.errors import Unusable
+from hqvae.errors import DegenerateFeatures
 from hqvae.nets import CONV, NetConfig, grow, reductions, res_blocks
 from hqvae.quantize import AnyQuantizer, Noise, OwnStart, Quantized, StochasticQuantizer, nearest_sum, rows_of
 
@@ -149,12 +149,12 @@ class Injected(Layer):
         """Scale `to_code` so that this batch's z_e has mean 0 and variance 1 in every dimension; returns that z_e.
 
         Untrained features hardly vary, and a decoder that hardly sees its codes lets the entropy term win: P̂ goes uniform.
-        Raises Unusable for features that are all the same or not finite.
+        Raises DegenerateFeatures for features that are all the same or not finite.
         """
         axes = [0, *range(2, z_e.ndim)]
         mean, deviation = z_e.mean(axes), z_e.var(axes, correction=0).sqrt()
         if not torch.isfinite(deviation).all() or not deviation.any():
-            raise Unusable("the untrained features of the first batch are constant or not finite")
+            raise DegenerateFeatures("the untrained features of the first batch are constant or not finite")
         deviation = deviation.clamp(min=1e-12)
         shape = (1, -1) + (1,) * (z_e.ndim - 2)
         self.to_code.weight.div_(deviation.view(-1, *[1] * (z_e.ndim - 1)))

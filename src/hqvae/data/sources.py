@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hqvae.errors import InputError, first_line, nearest_name
+from hqvae.errors import InputError, summary_of, nearest_name
 
 SPLITS = ("train", "validation", "test")
 _SYNONYMS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
@@ -197,7 +197,7 @@ def _listed(path: Path) -> dict[str, str]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as a table: {first_line(error)}") from error
+        raise InputError(f"{path} cannot be read as a table: {summary_of(error)}") from error
     if not rows or not {"file_name", "split"} <= set(rows[0]):
         return {}
     for row in rows:
@@ -229,7 +229,7 @@ def _tables(root: Path, paths: list[Path], column: str | None, medium: Medium) -
             parts = [pq.read_table(file, columns=[chosen]) for file in files]
             cells = pa.concat_tables(parts)[chosen]
         except pa.ArrowException as error:
-            raise InputError(f"{files[0]} cannot be read as Parquet: {first_line(error)}") from error
+            raise InputError(f"{files[0]} cannot be read as Parquet: {summary_of(error)}") from error
         if pa.types.is_struct(cells.type):
             cells = pa.chunked_array([chunk.field("bytes") for chunk in cells.chunks])
         names = [f"{file.relative_to(root)} row {i}" for file, part in zip(files, parts) for i in range(len(part))]
@@ -291,7 +291,7 @@ def _hub(name: str, column: str | None, medium: Medium) -> dict[str, Collection]
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # the library raises its own, its client's and the file system's errors here
-        raise InputError(f"data {name!r} is no file or folder, and loading it from the hub failed: {first_line(error)}") from error
+        raise InputError(f"data {name!r} is no file or folder, and loading it from the hub failed: {summary_of(error)}") from error
     out = {}
     for key, table in loaded.items():
         kind = getattr(datasets, medium.feature)

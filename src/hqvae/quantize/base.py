@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as config
 from torch import Tensor, nn
 
-from hqvae.errors import Unusable
+from hqvae.errors import DegenerateFeatures
 
 from .noise import Noise
 from .ops import nearest
@@ -124,13 +124,13 @@ class Quantizer(nn.Module):
     def _data_codes(self, z_e: Tensor, start: DataStart | OwnStart, noise: Noise) -> tuple[Tensor, Tensor]:
         """(codes [K, D], how many rows of z_e are nearest to each [K]), by k-means from random rows with jitter, or from the own codes.
 
-        A code that nothing is nearest to takes a row, more likely one that is far from its code. Raises Unusable for rows that are
+        A code that nothing is nearest to takes a row, more likely one that is far from its code. Raises DegenerateFeatures for rows that are
         all the same or not finite.
         """
         rows = rows_of(z_e.detach()).float()
         variance = rows.var(0, correction=0).mean()
         if not torch.isfinite(variance) or variance <= 0:
-            raise Unusable("no codebook can start where the features are constant or not finite")
+            raise DegenerateFeatures("no codebook can start where the features are constant or not finite")
         generator = noise.fold(7).generator()
         copies = -(-self.codebook_size // len(rows))
         chosen = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(copies)])[: self.codebook_size]

@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from hqvae.errors import Unusable
+from hqvae.errors import NonFiniteError
 
 from . import blocked
 from .noise import code_bits, row_bits
@@ -61,7 +61,7 @@ def quantize(
     `first_row` is the number of rows of the global batch that come before these. Computed in float32 under any autocast,
     in float64 where z or the codebook is float64. log s² outside ±35 counts as ±35 and has no gradient.
 
-    Raises ValueError for z [N, D] and codebook [K, D] of different D, Unusable on a CPU for values that are not.
+    Raises ValueError for z [N, D] and codebook [K, D] of different D, NonFiniteError on a CPU for values that are not.
     """
     z, codebook = _exact(z, codebook)
     temperature = torch.as_tensor(temperature, dtype=torch.float64)
@@ -81,15 +81,15 @@ def _bounded(log_s2: Tensor, like: Tensor) -> Tensor:
 
 
 def _refuse_broken(figures: Tensor, z: Tensor, codebook: Tensor) -> None:
-    """Raises Unusable when a figure of some row, and so its row or a code, is not finite. One sum over [N], and on a CPU only:
+    """Raises NonFiniteError when a figure of some row, and so its row or a code, is not finite. One sum over [N], and on a CPU only:
     a GPU would have to be waited for."""
     if z.device.type != "cpu" or torch.isfinite(figures.sum()):
         return
     for name, values in (("z", z), ("the codebook", codebook)):
         broken = int((~values.isfinite().all(1)).sum())
         if broken:
-            raise Unusable(f"{name} has {broken} of {len(values)} rows with values that are not finite")
-    raise Unusable("the distances between z and the codebook overflow float32; scale z down")
+            raise NonFiniteError(f"{name} has {broken} of {len(values)} rows with values that are not finite")
+    raise NonFiniteError("the distances between z and the codebook overflow float32; scale z down")
 
 
 def _size(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hqvae.config import Config, TrainConfig
 from hqvae.data import Order, Splits
-from hqvae.errors import InputError, Unusable, first_line
+from hqvae.errors import DegenerateFeatures, InputError, NonFiniteError, summary_of
 from hqvae.likelihood import FittedGaussian
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE
@@ -79,7 +79,7 @@ def make_fabric(config: TrainConfig, accelerator: str, devices: int, nodes: int)
     try:
         fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=config.precision, strategy=strategy)
     except Exception as error:  # Fabric raises several classes for a machine that lacks what was asked for
-        raise InputError(f"accelerator={accelerator} devices={devices} nodes={nodes}: {first_line(error)}") from error
+        raise InputError(f"accelerator={accelerator} devices={devices} nodes={nodes}: {summary_of(error)}") from error
     fabric.launch()
     return fabric
 
@@ -115,7 +115,7 @@ def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: Spl
     first = items[Order(count, settings.batch_size, settings.seed).at(0)]
     try:
         model.scale_from(items.signal(first))
-    except Unusable as error:
+    except (DegenerateFeatures, NonFiniteError) as error:
         raise InputError(f"{error}; expected {items.medium.noun}s that differ from each other and within") from error
     if config.model.axes == 2:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hqvae.config import Config, refuse_contradictions
 from hqvae.data import Order, SoundConfig, Splits, open_data, training_batches
-from hqvae.errors import InputError, Unusable
+from hqvae.errors import DegenerateFeatures, InputError, NonFiniteError
 from hqvae.likelihood import MeanSquare
 from hqvae.objective import Elbo
 from hqvae.quantize import Noise
@@ -101,7 +101,7 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
                     start_codebooks(training, order)
                     screen.say(f"codes are the nearest ones from step {progress.step} on (train.hard={training.config.hard:g})")
                 outs = gradients(training, signals, temperature, noises, quantized)
-            except Unusable as error:
+            except (DegenerateFeatures, NonFiniteError) as error:
                 raise broken(str(error), progress.step + 1) from error
             descend(training)
             if quantized:
