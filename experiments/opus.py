@@ -15,8 +15,8 @@ import torch
 
 from hqvae.chunks import decode_in_chunks, encode_in_chunks
 from hqvae.data import SoundConfig, open_data
+from hqvae.figures import image_grid
 from hqvae.metrics import SoundQuality
-from hqvae.pictures import grid
 from hqvae.run import Run
 
 CHUNK = 1 << 16
@@ -87,7 +87,7 @@ def main(run: Run, source: str, prefix: Path) -> None:
     seconds = sum(map(len, sounds)) / config.rate
     result = {"files": len(sounds), "seconds": seconds, "rate": config.rate, "rows": rows}
     prefix.with_name(prefix.name + ".opus.json").write_text(json.dumps(result, indent=1) + "\n")
-    grid([(label, items.picture(signal)) for label, signal in shown], spectra=True).savefig(prefix.with_name(prefix.name + ".opus.png"))
+    image_grid([(label, items.picture(signal)) for label, signal in shown], spectra=True).savefig(prefix.with_name(prefix.name + ".opus.png"))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hqvae.metrics import Mean, Usage
 from hqvae.quantize import Noise
-from hqvae.ranks import from_first
+from hqvae.ranks import broadcast
 
-SYSTEMS = [("stochastic", "hybrid"), ("stochastic", "shared"), ("ema", "two"), ("restart", "shared"), ("restart", "hybrid")]
+SYSTEMS = [
+    ("stochastic", "hybrid"),
+    ("stochastic", "shared"),
+    ("ema", "two"),
+    ("restart", "shared"),
+    ("restart", "hybrid"),
+]
 GLOBAL = 8
 
 
@@ -33,8 +39,16 @@ def step(quantizer, levels, rank, world):
     wrapped(x, 0.7, Noise(11, samples=rank * share), quantized=False).loss.backward()
     results = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
     results |= {f"buffer {name}": b for name, b in model.named_buffers()}
-    results |= {"sigma2": out.sigma2, "restarted": torch.tensor(restarted), "perplexity": torch.tensor(usage.perplexity())}
-    return results | {"used": torch.tensor(usage.used()), "distortion": torch.tensor(mean.value()), "loss": out.loss.detach()}
+    results |= {
+        "sigma2": out.sigma2,
+        "restarted": torch.tensor(restarted),
+        "perplexity": torch.tensor(usage.perplexity()),
+    }
+    return results | {
+        "used": torch.tensor(usage.used()),
+        "distortion": torch.tensor(mean.value()),
+        "loss": out.loss.detach(),
+    }
 
 
 def process(rank, folder, quantizer, levels):
@@ -65,7 +79,7 @@ def test_two_processes_are_one(quantizer, levels, tmp_path):
 def copied(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     mine = [torch.tensor([1.5, -2.0]) + rank, torch.tensor([3, 4]) + rank, torch.tensor(rank == 0)]
-    torch.save([from_first(values) for values in mine], f"{folder}/{rank}.pt")
+    torch.save([broadcast(values) for values in mine], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -73,4 +87,9 @@ def test_every_process_has_the_first_ones_values(tmp_path):
     mp.start_processes(copied, (str(tmp_path),), nprocs=2, start_method="fork")
     for rank in (0, 1):
         numbers, whole, truth = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert numbers.tolist() == [1.5, -2.0] and whole.tolist() == [3, 4] and truth.dtype == torch.bool and truth
+        assert (
+            numbers.tolist() == [1.5, -2.0]
+            and whole.tolist() == [3, 4]
+            and truth.dtype == torch.bool
+            and truth
+        )

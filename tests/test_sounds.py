@@ -10,7 +10,15 @@ import torch
 
 from hqvae.cli import main
 from hqvae.config import PRESETS, override, preset
-from hqvae.data import MelConfig, Order, SoundConfig, WaveConfig, in_order, open_data, training_batches
+from hqvae.data import (
+    MelConfig,
+    Order,
+    SoundConfig,
+    WaveConfig,
+    in_order,
+    open_data,
+    training_batches,
+)
 from hqvae.data.sounds import LogMel
 from hqvae.errors import InputError
 from hqvae.model import HQVAE

@@ -218,7 +218,7 @@ def presets(name: str | None = None) -> int:
     """
     from hqvae.config import PRESETS, flatten, to_dict
     from hqvae.config import preset as preset_named
-    from hqvae.screen import table
+    from hqvae.console import print_table
 
     if name is not None:
         for key, value in flatten(to_dict(preset_named(name))).items():
@@ -230,7 +230,7 @@ def presets(name: str | None = None) -> int:
             f"stride {v.stride}: {v.layers} × {v.codebook_size}{' shared' if v.shared else ''}" for v in config.model.levels
         )
         rows.append([title, config.model.quantizer.kind, levels])
-    table("presets", ["preset", "quantizer", "levels (layers × codes)"], rows)
+    print_table("presets", ["preset", "quantizer", "levels (layers × codes)"], rows)
     return 0
 
 

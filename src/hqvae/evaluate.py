@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from hqvae.config import to_dict
+from hqvae.console import print_table
 from hqvae.data import SPLITS, DataConfig, Items, SoundConfig, Sounds, in_order, open_data
-from hqvae.device import pick_device
 from hqvae.errors import DegenerateFeatures, InputError, NonFiniteError, nearest_name
+from hqvae.figures import image_grid
 from hqvae.measure import Finding, Measures, findings, measure
 from hqvae.model import HQVAE
 from hqvae.perceptual import Perceptual
-from hqvae.pictures import grid
+from hqvae.ranks import pick_device
 from hqvae.run import Run, versions
-from hqvae.screen import table
 
 _PICTURES, _SOUNDS = 10, 3
 log = logging.getLogger("hqvae")
@@ -119,7 +119,7 @@ def evaluate(
     opened.write_json("report/report.json", asdict(report))
     rows = reconstructions(model, items, device)
     shown = [(label, items.picture(signals)) for label, signals in rows]
-    opened.save_figure("reconstructions.png", grid(shown, spectra=items.form.per_second is not None))
+    opened.save_figure("reconstructions.png", image_grid(shown, spectra=items.form.per_second is not None))
     if isinstance(items, Sounds):
         save_sounds(opened, items, rows)
     return report
@@ -179,7 +179,7 @@ def print_report(report: Report, title: str) -> None:
     }
     noun = "images" if m.bits_per_second is None else "segments"
     where = f"{report.protocol['split']} split of {report.protocol['data']['source']}"
-    table(
+    print_table(
         f"{title}: {m.images} {noun}, {where}",
         [name for name, f in figures.items() if f is not None],
         [[f for f in figures.values() if f is not None]],
@@ -192,6 +192,6 @@ def print_report(report: Report, title: str) -> None:
             f"{layer.psnr_after:.2f}", f"{layer.psnr_loss:+.2f}".replace("+", "−") if layer.psnr_loss > 0 else f"{-layer.psnr_loss:+.2f}",
         ])  # fmt: skip
     columns = ["layer", "stride", "codes", "K", "perplexity", "used", "H(P̂) bits", "s²", "PSNR so far", "if shuffled"]
-    table("layer by layer", columns, rows)
+    print_table("layer by layer", columns, rows)
     for finding in report.findings:
         print(f"! {finding.layer} {finding.kind}: {finding.what}")

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from hqvae.console import ProgressBar
 from hqvae.data import Items, open_data
-from hqvae.device import pick_device
 from hqvae.errors import InputError
-from hqvae.screen import Steps
+from hqvae.ranks import pick_device
 
 from .jobs import Folder, Grid, Machine
 from .report import Place, print_tables, write_report
@@ -36,7 +36,7 @@ def compare(spec: Spec, data: str, out: str, machine: Machine = Machine()) -> li
     items = {case: _items(next(entry for entry in grid if entry.case == case), spec.split) for case in spec.cases}
     folder = Folder(out)
     done = sum(folder.result(entry, spec.split) is not None for entry in grid)
-    with Steps(len(grid), done, quiet=False) as screen:
+    with ProgressBar(len(grid), done, quiet=False) as screen:
         missing = Grid(folder, grid, spec.split, machine).work(screen)
     results = [result for entry in grid if (result := folder.result(entry, spec.split)) is not None]
     with folder.reporting():

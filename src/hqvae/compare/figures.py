@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hqvae.data import Items, in_order
-from hqvae.pictures import grid
+from hqvae.figures import image_grid
 from hqvae.run import Run
 
 from .jobs import Folder
@@ -109,7 +109,7 @@ def side_by_side(runs: Sequence[tuple[str, Run]], items: Items) -> Figure:
     rows: list[tuple[str, Tensor]] = [("original", x)]
     for name, run in runs:
         rows.append((name, run.load_model()(x).reconstruction))
-    return grid([(name, items.picture(signals)) for name, signals in rows], spectra=items.form.per_second is not None)
+    return image_grid([(name, items.picture(signals)) for name, signals in rows], spectra=items.form.per_second is not None)
 
 
 def finished(entries: Sequence[Entry], results: Sequence[dict[str, Any]], folder: Folder, case: str) -> list[tuple[str, Run]]:

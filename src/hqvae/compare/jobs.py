@@ -28,9 +28,9 @@ from typing import IO, Any
 import torch
 
 from hqvae.config import difference, from_dict, to_dict
+from hqvae.console import ProgressBar
 from hqvae.errors import InputError
 from hqvae.run import Run, lock, whole
-from hqvae.screen import Steps
 
 from .spec import Entry, name_of
 
@@ -104,7 +104,7 @@ class Grid:
         for slot in range(machine.jobs):
             self.slots.put(slot)
 
-    def work(self, screen: Steps) -> list[str]:
+    def work(self, screen: ProgressBar) -> list[str]:
         """Do all runs that are left; a sentence for each that failed or that another process is at.
 
         Raises KeyboardInterrupt when asked to stop, once the runs have written their checkpoints.
@@ -116,7 +116,7 @@ class Grid:
             try:
                 for done, future in enumerate(as_completed(futures), len(self.entries) - len(left) + 1):
                     future.result()
-                    screen.move(done)
+                    screen.advance_to(done)
             except BaseException:
                 self.stop(signal.SIGINT)  # nothing more is begun, and what runs writes its checkpoint
                 raise
@@ -125,7 +125,7 @@ class Grid:
         outcomes = [(entry, future.result()) for entry, future in zip(left, futures)]
         return [said for entry, said in outcomes if said and self.folder.result(entry, self.split) is None]
 
-    def _train_and_measure(self, entry: Entry, screen: Steps) -> str | None:
+    def _train_and_measure(self, entry: Entry, screen: ProgressBar) -> str | None:
         """Train and evaluate one run, unless somebody else does; why it has no figures, None when it has."""
         place, started = f"[{self.entries.index(entry) + 1}/{len(self.entries)}] {entry.title}", time.perf_counter()
         if self.stopping.is_set():
@@ -136,7 +136,7 @@ class Grid:
             if self.folder.result(entry, self.split) is not None:  # somebody else has finished it since
                 return None
             again = (self.folder.run(entry) / "config.json").is_file()
-            screen.say(f"{place}: {'goes on' if again else 'begins'}")
+            screen.print(f"{place}: {'goes on' if again else 'begins'}")
             slot = self.slots.get()
             try:
                 for command in (train_command(entry, self.folder, self.machine, again), self._evaluate_command(entry)):
@@ -144,14 +144,14 @@ class Grid:
                     if self.stopping.is_set():
                         return None
                     if code:
-                        screen.say(f"{place}: failed")
+                        screen.print(f"{place}: failed")
                         return f"{entry.title} failed with code {code}: {self._last_words(entry)}"
             finally:
                 self.slots.put(slot)
             result = result_of(entry, self.folder.run(entry))
             self.folder.save_result(self.split, result)
             measures, minutes = result["measures"], (time.perf_counter() - started) / 60
-            screen.say(f"{place}: RMSE {measures['rmse']:.4g}, {measures['psnr']:.2f} dB, {minutes:.1f} minutes")
+            screen.print(f"{place}: RMSE {measures['rmse']:.4g}, {measures['psnr']:.2f} dB, {minutes:.1f} minutes")
             return None
 
     def _run(self, command: list[str], log: IO[bytes], share: dict[str, str]) -> int:

@@ -11,9 +11,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from hqvae.console import print_table
 from hqvae.data import Items
 from hqvae.run import versions, whole
-from hqvae.screen import table
 
 from .figures import annealing, by_layer, finished, over_cases, side_by_side, use_in_training
 from .jobs import Folder, Machine, train_command
@@ -72,8 +72,8 @@ def print_tables(spec: Spec, rows: Sequence[Row]) -> None:
         group = [row for row in rows if row.case == case]
         if group:
             figures, use = tables(spec, group)
-            table(heading(spec, case, group), *figures)
-            table("use of the codebooks", *use)
+            print_table(heading(spec, case, group), *figures)
+            print_table("use of the codebooks", *use)
     for sentence in verdicts(spec, rows):
         print(sentence)
 

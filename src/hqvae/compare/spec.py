@@ -23,7 +23,16 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass as config
 
-from hqvae.config import Config, explain, flatten, override, preset, refuse_contradictions, setting, to_dict
+from hqvae.config import (
+    Config,
+    explain,
+    flatten,
+    override,
+    preset,
+    refuse_contradictions,
+    setting,
+    to_dict,
+)
 from hqvae.data import SPLITS
 from hqvae.errors import InputError, nearest_name
 from hqvae.model import HQVAE

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hqvae.errors import InputError, summary_of, nearest_name
+from hqvae.errors import InputError, nearest_name, summary_of
 
 SPLITS = ("train", "validation", "test")
 _SYNONYMS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",

@@ -20,7 +20,15 @@ from hqvae.errors import summary_of
 from hqvae.likelihood import FittedGaussian, MeanSquare
 from hqvae.nets import Decoder, Encoder, ending, inside, reductions, start_at_zero
 from hqvae.objective import Bound, Elbo
-from hqvae.quantize import QUANTIZERS, EMAQuantizer, Noise, Quantized, StochasticConfig, StochasticQuantizer, rows_and_codes
+from hqvae.quantize import (
+    QUANTIZERS,
+    EMAQuantizer,
+    Noise,
+    Quantized,
+    StochasticConfig,
+    StochasticQuantizer,
+    rows_and_codes,
+)
 from hqvae.topdown import (
     Codes,
     Draw,

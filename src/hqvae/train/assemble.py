@@ -18,7 +18,7 @@ from hqvae.likelihood import FittedGaussian
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE
 from hqvae.quantize import Noise
-from hqvae.ranks import all_sum, from_first
+from hqvae.ranks import all_sum, broadcast
 from hqvae.run import Run
 
 for _name in ("lightning.fabric", "lightning.pytorch"):
@@ -179,7 +179,7 @@ def start_codebooks(training: Training, order: Order) -> None:
         for parameter in layer.quantizer.parameters():  # Adam has counted steps without a gradient: it would overshoot
             training.optimizer.state.pop(parameter, None)
         for values in layer.quantizer.state_dict().values():
-            values.copy_(from_first(values))
+            values.copy_(broadcast(values))
     if training.average is not None:
         for mine, layer in zip(training.evaluated.layers, model.layers):
             mine.quantizer.load_state_dict(layer.quantizer.state_dict())

@@ -19,6 +19,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from hqvae.config import Config, refuse_contradictions
+from hqvae.console import ProgressBar
 from hqvae.data import Order, SoundConfig, Splits, open_data, training_batches
 from hqvae.errors import DegenerateFeatures, InputError, NonFiniteError
 from hqvae.likelihood import MeanSquare
@@ -26,9 +27,18 @@ from hqvae.objective import Elbo
 from hqvae.quantize import Noise
 from hqvae.ranks import all_sum
 from hqvae.run import Run
-from hqvae.screen import Steps
 
-from .assemble import Training, assemble, describe, harden, make_fabric, my_parts, restore, save, start_codebooks
+from .assemble import (
+    Training,
+    assemble,
+    describe,
+    harden,
+    make_fabric,
+    my_parts,
+    restore,
+    save,
+    start_codebooks,
+)
 from .watch import log_step, validate
 
 _UPDATE = -2  # a stream of noise beside those of the steps
@@ -84,8 +94,8 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
     order = Order(len(items), config.train.batch_size, config.train.seed)
     progress, total = training.progress, training.total
     batches = training_batches(items, order, progress.step, total, parts)
-    with interruptible() as stop, Steps(total, progress.step, quiet=fabric.global_rank > 0) as screen:
-        screen.say(f"{describe(training)} → {training.run.path}")
+    with interruptible() as stop, ProgressBar(total, progress.step, quiet=fabric.global_rank > 0) as screen:
+        screen.print(f"{describe(training)} → {training.run.path}")
         progress.since, progress.since_step = time.perf_counter(), progress.step
         while progress.step < total:
             # A tensor: a compiled model takes any.
@@ -99,7 +109,7 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
                 if progress.step == training.first_hard:
                     harden(training, float(global_sigma2(training, signals, temperature, noises, quantized)[0]))
                     start_codebooks(training, order)
-                    screen.say(f"codes are the nearest ones from step {progress.step} on (train.hard={training.config.hard:g})")
+                    screen.print(f"codes are the nearest ones from step {progress.step} on (train.hard={training.config.hard:g})")
                 outs = gradients(training, signals, temperature, noises, quantized)
             except (DegenerateFeatures, NonFiniteError) as error:
                 raise broken(str(error), progress.step + 1) from error
@@ -109,7 +119,7 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
             if training.average is not None:
                 training.average.update_parameters(training.model)
             progress.step += 1
-            screen.move(progress.step)
+            screen.advance_to(progress.step)
             validated = progress.step % config.train.validate_every == 0 or progress.step == total
             if progress.step % config.train.log_every == 0 or validated:
                 refuse_broken(training, outs)
@@ -122,7 +132,7 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
                 refuse_broken(training, outs)
                 save(training)
                 unstarted = ", and codebooks have not started yet" if progress.step <= training.first_quantized else ""
-                screen.say(f"stopped at step {progress.step} of {total}{unstarted}; the same command with --resume goes on from there")
+                screen.print(f"stopped at step {progress.step} of {total}{unstarted}; the same command with --resume goes on from there")
                 return False
     return True
 
