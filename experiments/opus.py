@@ -16,7 +16,7 @@ import torch
 from hqvae.chunks import decode_in_chunks, encode_in_chunks
 from hqvae.data import SoundConfig, open_data
 from hqvae.figures import image_grid
-from hqvae.metrics import SoundQuality
+from hqvae.metrics import AudioQuality
 from hqvae.run import Run
 
 CHUNK = 1 << 16
@@ -53,7 +53,7 @@ def ours(run: Run, layers: int) -> Codec:
 
 def measured(codec: Codec, sounds: list[np.ndarray], rate: int) -> tuple[dict[str, float | None], np.ndarray]:
     """(figures over all files, the first file decoded)."""
-    quality, bits, intelligible, first = SoundQuality(rate), 0.0, [], np.zeros(0, np.float32)
+    quality, bits, intelligible, first = AudioQuality(rate), 0.0, [], np.zeros(0, np.float32)
     for number, samples in enumerate(sounds):
         decoded, spent = codec(samples)
         decoded = np.pad(decoded, (0, max(0, len(samples) - len(decoded))))[: len(samples)]

@@ -2,6 +2,7 @@
 
 import io
 import re
+from itertools import pairwise
 
 import pytest
 from rich.cells import cell_len
@@ -52,7 +53,7 @@ def test_errors_of_means_fold_before_any_figure_does(monkeypatch):
     assert any("7.91 ± 0.02" in line for line in wide)
     narrow = printed(columns, [cells], 72, monkeypatch)
     assert max(map(cell_len, narrow)) <= 72
-    above, below = next(pair for pair in zip(narrow, narrow[1:]) if "7.91" in pair[0])
+    above, below = next(pair for pair in pairwise(narrow) if "7.91" in pair[0])
     assert "30.55" in above and "± 0.0004" in below and "± 3" in below
 
 

@@ -16,7 +16,7 @@ from hqvae.errors import DegenerateFeatures, InputError, NonFiniteError, nearest
 from hqvae.figures import image_grid
 from hqvae.measure import Finding, Measures, findings, measure
 from hqvae.model import HQVAE
-from hqvae.perceptual import Perceptual
+from hqvae.metrics import Perceptual
 from hqvae.ranks import pick_device
 from hqvae.run import Run, versions
 
@@ -102,7 +102,7 @@ def evaluate(
         warn_of_change(opened, reading.split, splits.contents)
     if isinstance(data, SoundConfig):
         model.config.spectral.refuse_unfit(data.rate, items.shape[-1])
-    perceptual = Perceptual.at_hand(device) if items.form.per_second is None else None  # of pictures
+    perceptual = Perceptual.from_cache(device) if items.form.per_second is None else None  # of pictures
     batches = (items.signal(batch, device) for batch in in_order(items, reading.batch_size, reading.limit))
     try:
         measures = measure(model, batches, items.form, shuffle_images, perceptual=perceptual)
