@@ -9,7 +9,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU, operat
 from jaxtyping import install_import_hook
 
 # Not quantize.compiled and quantize.kernels, which others' compilers read.
-_PARTS = ["chunks", "cli", "compare", "config", "data", "doctor", "errors", "evaluate", "likelihood", "measure", "metrics", "model", "nets",
+_PARTS = ["chunks", "cli", "compare", "config", "data", "doctor", "errors", "evaluate", "files", "likelihood", "measure", "metrics", "model", "nets",
           "objective", "figures", "ranks", "run", "console", "spectra", "topdown", "train"]  # fmt: skip
 _QUANTIZE = ["base", "blocked", "ema", "noise", "ops", "others", "passes", "processor", "reference", "stochastic"]
 install_import_hook([*(f"hqvae.{part}" for part in _PARTS), *(f"hqvae.quantize.{part}" for part in _QUANTIZE)], "beartype.beartype")

@@ -18,8 +18,8 @@ from hqvae.compare import entries, read_spec
 from hqvae.compare.spec import bits_per_point
 from hqvae.compare.summary import Estimate, apart, summarise, verdicts
 from hqvae.errors import InputError
+from hqvae.files import lock
 from hqvae.model import HQVAE
-from hqvae.run import lock
 
 SPECS = sorted((Path(__file__).parent.parent / "experiments").rglob("*.yaml"))
 SETTINGS = {"train.steps": 4, "train.batch_size": 8, "train.log_every": 1, "train.validate_every": 2, "train.precision": "32-true",

@@ -308,9 +308,9 @@ def test_train_evaluate_and_resume_from_the_command(name, folder, capsys):
     layers, frames = config.levels[0].layers, int(0.4 * 22050) // 256
     codes = layers * (20 // 4) * math.ceil(frames / 4)
     assert measures["bits_per_second"] == pytest.approx(codes * math.log2(config.levels[0].codebook_size) / (frames * 256 / 22050))
-    sounds = sorted(path.name for path in (run / "report" / "sounds").iterdir())
+    sounds = sorted(path.name for path in (run / "report" / "audio").iterdir())
     assert sum(path.startswith("0-") for path in sounds) == layers + 1 and "0-original.wav" in sounds
-    samples, rate = soundfile.read(run / "report" / "sounds" / "0-original.wav")
+    samples, rate = soundfile.read(run / "report" / "audio" / "0-original.wav")
     assert rate == 22050 and len(samples) == int(0.4 * 22050) // 256 * 256 and np.abs(samples).max() > 0.1
     assert (run / "report" / "reconstructions.png").stat().st_size > 1000
     assert main(["doctor", str(run), "--accelerator", "cpu"]) == 0

@@ -262,12 +262,12 @@ def test_train_evaluate_and_resume_waveforms_from_the_command(name, tmp_path, ca
     levels = override(preset(name), settings).model.levels
     codes = sum(level.layers * math.ceil(4800 / levels[0].stride) * (levels[0].stride // level.stride) * 8 for level in levels)
     assert measures["bits_per_second"] == pytest.approx(codes / 0.3)
-    samples, rate = soundfile.read(run / "report" / "sounds" / "0-original.wav")
+    samples, rate = soundfile.read(run / "report" / "audio" / "0-original.wav")
     assert rate == 16000 and len(samples) == 4800 and np.abs(samples).max() > 0.05
     assert (run / "report" / "reconstructions.png").stat().st_size > 1000
     assert main(["evaluate", str(run), "--seconds", "1.1", "--accelerator", "cpu"]) == 0
     assert json.loads((run / "report" / "report.json").read_text())["protocol"]["data"]["seconds"] == 1.1
-    assert len(soundfile.read(run / "report" / "sounds" / "0-original.wav")[0]) == 17600
+    assert len(soundfile.read(run / "report" / "audio" / "0-original.wav")[0]) == 17600
     for seconds, words in (
         ("0.05", "a window of 2048 needs segments of more than 1024"),
         ("inf", "expected a number above 0"),

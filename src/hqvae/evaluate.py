@@ -15,8 +15,8 @@ from hqvae.data import SPLITS, DataConfig, Items, SoundConfig, Sounds, in_order,
 from hqvae.errors import DegenerateFeatures, InputError, NonFiniteError, nearest_name
 from hqvae.figures import image_grid
 from hqvae.measure import Finding, Measures, findings, measure
-from hqvae.model import HQVAE
 from hqvae.metrics import Perceptual
+from hqvae.model import HQVAE
 from hqvae.ranks import pick_device
 from hqvae.run import Run, versions
 
@@ -121,18 +121,18 @@ def evaluate(
     shown = [(label, items.picture(signals)) for label, signals in rows]
     opened.save_figure("reconstructions.png", image_grid(shown, spectra=items.form.per_second is not None))
     if isinstance(items, Sounds):
-        save_sounds(opened, items, rows)
+        save_audio(opened, items, rows)
     return report
 
 
 def warn_of_change(run: Run, split: str, contents: Mapping[str, str]) -> None:
     """Say so where the run's data has grown or shrunk, so that a split cut from it may hold what the run was trained on."""
-    changed = [name for name in ("train", split) if run.contents.get(name) not in (None, contents.get(name))]
+    changed = [name for name in ("train", split) if run.fingerprints.get(name) not in (None, contents.get(name))]
     if len(changed) == 2:
         log.warning(
             "%s has changed since run %s began (%s split: %s then, %s now): some of what is measured may have been trained on; "
             "name data of its own with --data",
-            run.config.data.source, run.path, split, run.contents[split], contents.get(split),
+            run.config.data.source, run.path, split, run.fingerprints[split], contents.get(split),
         )  # fmt: skip
 
 
@@ -148,11 +148,11 @@ def reconstructions(model: HQVAE, items: Items, device: torch.device) -> list[tu
     return rows
 
 
-def save_sounds(run: Run, items: Sounds, rows: Sequence[tuple[str, torch.Tensor]]) -> None:
-    """`report/sounds/`: every row's sounds as the front end gives them back; the original's are the best that it can do."""
+def save_audio(run: Run, items: Sounds, rows: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """`report/audio/`: every row's sounds as the front end gives them back; the original's are the best that it can do."""
     for label, signals in rows:
         for number, sound in enumerate(items.front.inverse(signals.cpu())):
-            run.save_sound(f"{number}-{label.replace(' ', '-')}.wav", sound[0].numpy(), items.rate)
+            run.save_audio(f"{number}-{label.replace(' ', '-')}.wav", sound[0].numpy(), items.rate)
 
 
 def _or_none(figure: float | None, digits: int) -> str | None:

@@ -30,7 +30,8 @@ import torch
 from hqvae.config import difference, from_dict, to_dict
 from hqvae.console import ProgressBar
 from hqvae.errors import InputError
-from hqvae.run import Run, lock, whole
+from hqvae.files import atomic_write, lock
+from hqvae.run import Run
 
 from .spec import Entry, name_of
 
@@ -79,7 +80,7 @@ class Folder:
         return saved
 
     def save_result(self, split: str, result: dict[str, Any]) -> None:
-        with whole(self._result(name_of(result["case"], result["system"], result["seed"]), split)) as temporary:
+        with atomic_write(self._result(name_of(result["case"], result["system"], result["seed"]), split)) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
 
     def _result(self, name: str, split: str) -> Path:

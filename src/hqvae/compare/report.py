@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from hqvae.console import print_table
 from hqvae.data import Items
-from hqvae.run import versions, whole
+from hqvae.files import atomic_write
+from hqvae.run import versions
 
 from .figures import annealing, by_layer, finished, over_cases, side_by_side, use_in_training
 from .jobs import Folder, Machine, train_command
@@ -123,7 +124,7 @@ def _pictures(
         for name, words, figure in drawn:
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png")
-            with whole(place.folder.path / "pictures" / f"{prefix}{name}.png") as temporary:
+            with atomic_write(place.folder.path / "pictures" / f"{prefix}{name}.png") as temporary:
                 temporary.write_bytes(buffer.getvalue())
             found.setdefault(of_case, []).append((words, base64.b64encode(buffer.getvalue()).decode()))
     return found
@@ -171,5 +172,5 @@ def _image(words: str, data: str) -> str:
 
 
 def _write(folder: Folder, name: str, text: str) -> None:
-    with whole(folder.path / name) as temporary:
+    with atomic_write(folder.path / name) as temporary:
         temporary.write_text(text)

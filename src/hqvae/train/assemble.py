@@ -253,7 +253,7 @@ def restore(training: Training) -> None:
     """Put a training at the step of its newest checkpoint; at step 0 when it was stopped before the first."""
     state, progress = training.run.load_checkpoint(), training.progress
     if training.fabric.global_rank == 0:
-        training.run.forget_after(0 if state is None else state["step"])
+        training.run.truncate_log(0 if state is None else state["step"])
     if state is None:
         return
     if state["step"] > training.first_hard:

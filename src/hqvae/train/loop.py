@@ -59,12 +59,12 @@ def train(config: Config, out: str, resume: bool = False, accelerator: str = "au
     fabric = make_fabric(config.train, accelerator, devices, nodes)
     parts = my_parts(config.train, fabric.global_rank, fabric.world_size)
     if not resume:
-        Run.refuse_used(out)
+        Run.check_unused(out)
     data, splits = open_data(config.data, config.model.channels, ("train", "validation"), config.model.axes)
     config = replace(config, data=data)
     refuse_unfit(config, splits, fabric.world_size)
     training = assemble(fabric, config, out, resume, splits)
-    with training.run.in_use() if fabric.global_rank == 0 else nullcontext():
+    with training.run.locked() if fabric.global_rank == 0 else nullcontext():
         if resume:
             restore(training)
         return training.run if loop(training, config, parts) else None
