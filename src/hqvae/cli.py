@@ -21,6 +21,7 @@ app = App(
     version=__version__,
     help="Hierarchical discrete representation learning that does not collapse.",
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # `main` says so itself
 )
 _DATA_HELP = "Folder of images or sounds, Parquet, .npz of images, Hugging Face data set"
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 _ROW_INCHES = 0.9
 _LABEL_INCHES = 1.3
+_GAP = 0.03  # between images, of a row's height
 
 
 def image_grid(rows: Sequence[tuple[str, Tensor]], spectra: bool = False) -> Figure:
@@ -24,39 +24,29 @@ def image_grid(rows: Sequence[tuple[str, Tensor]], spectra: bool = False) -> Fig
     count = len(rows[0][1])
     height, width = rows[0][1].shape[2:]
     aspect = min(4.0, max(2.0 if spectra else 0.0, width / height))  # spectra are stretched
-    size = (_LABEL_INCHES + _ROW_INCHES * count * aspect, 0.1 + _ROW_INCHES * len(rows))
-    figure = Figure(figsize=size, dpi=120)
-    spacing = {"wspace": 0.03, "hspace": 0.03}
-    panels = figure.subplots(len(rows), count, squeeze=False, gridspec_kw=spacing)
-    for (label, images), row in zip(rows, panels):
-        unit_range = (images.detach().float().cpu().clamp(-1, 1) + 1) / 2
-        for pixels, axes in zip(unit_range.permute(0, 2, 3, 1).numpy(), row):
-            _show(axes, pixels, spectra)
-        row[0].text(
-            -0.08,
-            0.5,
-            textwrap.fill(label, 18),
-            transform=row[0].transAxes,
-            ha="right",
-            va="center",
-            fontsize=8,
-        )
-    left = _LABEL_INCHES / figure.get_figwidth()
-    figure.subplots_adjust(left=left, right=0.995, bottom=0.005, top=0.995)
-    return figure
-
-
-def _show(axes: Axes, pixels: np.ndarray, spectrum: bool) -> None:
-    axes.imshow(
-        pixels if pixels.shape[2] == 3 else pixels[..., 0],
-        cmap="magma" if spectrum else "gray",
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-        origin="lower" if spectrum else "upper",
-        aspect="auto" if spectrum else "equal",
-    )
+    total_width = _LABEL_INCHES + _ROW_INCHES * count * aspect
+    figure = Figure(figsize=(total_width, _ROW_INCHES * len(rows)), dpi=120)
+    # One panel for all: a panel for each image takes seconds. Its unit is the height of a row.
+    left = _LABEL_INCHES / total_width
+    axes = figure.add_axes((left, 0.0, 1 - left, 1.0))
     axes.set_axis_off()
+    for number, (label, images) in enumerate(rows):
+        bottom = len(rows) - 1 - number
+        unit_range = (images.detach().float().cpu().clamp(-1, 1) + 1) / 2
+        for column, pixels in enumerate(unit_range.permute(0, 2, 3, 1).numpy()):
+            axes.imshow(
+                pixels if pixels.shape[2] == 3 else pixels[..., 0],
+                cmap="magma" if spectra else "gray",
+                vmin=0,
+                vmax=1,
+                interpolation="nearest",
+                origin="lower" if spectra else "upper",
+                extent=(column * aspect, (column + 1) * aspect - _GAP, bottom, bottom + 1 - _GAP),
+            )
+        words = textwrap.fill(label, 18)
+        axes.text(-0.08, bottom + 0.5, words, ha="right", va="center", fontsize=8)
+    axes.set(xlim=(0, count * aspect), ylim=(0, len(rows)), aspect="auto")
+    return figure
 
 
 def layer_history(
@@ -82,7 +72,7 @@ def layer_history(
         "information of the choices (bits per position)": np.log2(np.maximum(1, perplexity)),
     }
     steps = [entry["step"] for entry in entries]
-    figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9, 6), dpi=110)
     for (title, values), axes in zip(panels.items(), figure.subplots(2, 2).flat):
         for layer, name in enumerate(names):
             marker = "." if len(steps) < 3 else None
@@ -96,4 +86,5 @@ def layer_history(
             axes.set_ylim(0, 1)
     figure.axes[0].legend(fontsize=7)
     figure.supxlabel("step", fontsize=9)
+    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.09, top=0.95, hspace=0.25)
     return figure
