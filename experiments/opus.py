@@ -15,9 +15,9 @@ import soundfile
 import torch
 
 from hqvae.chunks import decode_in_chunks, encode_in_chunks
-from hqvae.data import AudioConfig, open_data
-from hqvae.metrics import SoundQuality
-from hqvae.pictures import grid
+from hqvae.data import SoundConfig, open_data
+from hqvae.figures import image_grid
+from hqvae.metrics import AudioQuality
 from hqvae.run import Run
 
 CHUNK = 1 << 16
@@ -54,7 +54,7 @@ def ours(run: Run, layers: int) -> Codec:
 
 def measured(codec: Codec, sounds: list[np.ndarray], rate: int) -> tuple[dict[str, float | None], np.ndarray]:
     """(figures over all files, the first file decoded)."""
-    quality, bits, intelligible, first = SoundQuality(rate), 0.0, [], np.zeros(0, np.float32)
+    quality, bits, intelligible, first = AudioQuality(rate), 0.0, [], np.zeros(0, np.float32)
     for number, samples in enumerate(sounds):
         decoded, spent = codec(samples)
         decoded = np.pad(decoded, (0, max(0, len(samples) - len(decoded))))[: len(samples)]
@@ -89,7 +89,7 @@ def main(run: Run, source: str, prefix: Path) -> None:
     seconds = sum(map(len, sounds)) / config.rate
     result = {"files": len(sounds), "seconds": seconds, "rate": config.rate, "rows": rows}
     prefix.with_name(prefix.name + ".opus.json").write_text(json.dumps(result, indent=1) + "\n")
-    grid([(label, items.picture(signal)) for label, signal in shown], spectra=True).savefig(prefix.with_name(prefix.name + ".opus.png"))
+    image_grid([(label, items.picture(signal)) for label, signal in shown], spectra=True).savefig(prefix.with_name(prefix.name + ".opus.png"))
 
 
 if __name__ == "__main__":

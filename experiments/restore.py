@@ -9,14 +9,14 @@ import json
 import sys
 from pathlib import Path
 
-from hqvae.compare.jobs import Folder
+from hqvae.compare.jobs import ComparisonDir
 
 
 def main(report: Path, out: str, systems: list[str]) -> None:
     kept = json.loads(report.read_text())
     for result in kept["results"]:
         if not systems or result["system"] in systems:
-            Folder(out).save_result(kept["split"], result)
+            ComparisonDir(out).save_result(kept["split"], result)
             print(f"{result['case']} {result['system']}, seed {result['seed']}".strip())
 
 

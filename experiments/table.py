@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from hqvae.compare.spec import Spec, entries, read_spec
+from hqvae.compare import Spec, read_spec, run_specs
 from hqvae.config import Config, difference, from_dict
 from hqvae.errors import InputError
 
@@ -77,7 +77,7 @@ def since(saved: dict[str, Any], today: Config) -> str | None:
 
 def changed(report: dict[str, Any], spec: Spec) -> list[str]:
     """A line that names the systems whose rows are of another config than the spec and its presets make today, if there are any."""
-    today = {(entry.case, entry.system, entry.seed): entry.config for entry in entries(spec, report["data"])}
+    today = {(entry.case, entry.system, entry.seed): entry.config for entry in run_specs(spec, report["data"])}
     found: dict[str, str] = {}
     for result in report["results"]:
         change = since(result["config"], today[result["case"], result["system"], result["seed"]])

@@ -8,17 +8,11 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU, operat
 
 from jaxtyping import install_import_hook
 
-# Not passes_numba, triton_gpu and triton_kernels, which others' compilers read.
-_PARTS = ["chunks", "cli", "compare", "config", "data", "doctor", "errors", "evaluate", "likelihood", "measure", "metrics", "model", "nets",
-          "objective", "perceptual", "pictures", "ranks", "run", "screen", "spectra", "topdown", "train"]  # fmt: skip
-_QUANTIZE = ["base", "ema", "noise", "others", "stochastic"]
-_KERNELS = ["blocked", "functional", "operators", "passes_torch", "reference", "threads"]
-_MODULES = [
-    *(f"hqvae.{name}" for name in _PARTS),
-    *(f"hqvae.quantize.{name}" for name in _QUANTIZE),
-    *(f"hqvae.quantize.kernels.{name}" for name in _KERNELS),
-]
-install_import_hook(_MODULES, "beartype.beartype")
+# Not quantize.compiled and quantize.kernels, which others' compilers read.
+_PARTS = ["chunks", "cli", "compare", "config", "data", "doctor", "errors", "evaluate", "files", "likelihood", "measure", "metrics", "model", "nets",
+          "objective", "figures", "ranks", "run", "console", "spectra", "topdown", "train"]  # fmt: skip
+_QUANTIZE = ["base", "blocked", "ema", "noise", "ops", "others", "passes", "processor", "reference", "stochastic"]
+install_import_hook([*(f"hqvae.{part}" for part in _PARTS), *(f"hqvae.quantize.{part}" for part in _QUANTIZE)], "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

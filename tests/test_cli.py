@@ -77,7 +77,7 @@ REFUSED = {
     "resume of nothing": (train("--resume"), ["out' is no run"]),
     "batch that cannot be divided": (train("train.accumulate=3"), ["train.batch_size=4", "3 accumulated"]),
     "unknown accelerator": (train("--accelerator", "cudda"), ["accelerator", "cudda"]),
-    "no devices": (train("--devices", "0"), ["devices=0"]),
+    "no devices": (train("--devices", "0"), ["--devices 0"]),
     "devices that are no number": (train("--devices", "many"), ["--devices", "many"]),
     "no preset": (["train", "--out", "{out}"], ["preset"]),
     "no folder": (["train", "sqvae"], ["--out"]),

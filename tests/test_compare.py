@@ -1,9 +1,12 @@
-"""Comparisons: what is refused as none, what the statistics mean, and that runs are done once, go on where cut, and are shared."""
+"""Comparisons: what is refused as none, and what the statistics mean.
 
+Runs are done once, go on where they were cut off, and are shared among processes.
+"""
+
+import importlib.util
 import json
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,19 +15,29 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from processes import Command, start
 
 from hqvae.cli import main
-from hqvae.compare import entries, read_spec
-from hqvae.compare.spec import bits_per_point
-from hqvae.compare.summary import Estimate, apart, summarise, verdicts
+from hqvae.compare import read_spec, run_specs
+from hqvae.compare.jobs import HQVAE_COMMAND, ComparisonDir
+from hqvae.compare.summary import Estimate, format_difference, format_estimate, summarise, verdicts
 from hqvae.errors import InputError
+from hqvae.files import lock
 from hqvae.model import HQVAE
-from hqvae.run import lock
 
-SPECS = sorted((Path(__file__).parent.parent / "experiments").rglob("*.yaml"))
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+SPECS = sorted(EXPERIMENTS.rglob("*.yaml"))
 SETTINGS = {"train.steps": 4, "train.batch_size": 8, "train.log_every": 1, "train.validate_every": 2, "train.precision": "32-true",
             "model.net.widths": [8], "model.net.blocks": 0, "model.levels.0.codebook_size": 8, "model.levels.0.dim": 4}  # fmt: skip
 SYSTEMS = {"SQ": {"preset": "sqvae"}, "VQ": {"preset": "vqvae"}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_processes():
+    """Runs are forks of this process: no seconds of imports for each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hqvae.compare.jobs.Popen", Command)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +50,9 @@ def data(tmp_path_factory):
 
 def written(folder, **changes):
     path = folder / "spec.yaml"
-    path.write_text(yaml.safe_dump({"settings": SETTINGS, "systems": SYSTEMS, "seeds": [0, 1], **changes}))
+    path.write_text(
+        yaml.safe_dump({"settings": SETTINGS, "systems": SYSTEMS, "seeds": [0, 1], **changes})
+    )
     return str(path)
 
 
@@ -68,14 +83,26 @@ REFUSED = {
     "two of one name": ({"systems": {"SQ!": {"preset": "sqvae"}, "sq": {"preset": "sqvae"}}}, ["'sq-seed0'", "rename"]),
     "no such split": ({"split": "tets"}, ["split", "tets"]),
     "settings that contradict each other": ({"settings": {**SETTINGS, "train.hard": 0.5}}, ["VQ: train.hard=0.5", "kind=ema"]),
-    "data of its own, in a mapping": ({"settings": {**SETTINGS, "data": {"kind": "images", "size": 8}}}, ["data.source", "--data"]),
+    "data of its own, in a mapping": ({"settings": {**SETTINGS, "data": {"kind": "images", "size": 8}}}, ["data.source", "--data ..."]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_comparison_is_refused_before_anything_is_written(case, data, tmp_path, capsys):
     changes, words = REFUSED[case]
-    assert main(["compare", written(tmp_path, **changes), "--data", data, "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(
+            [
+                "compare",
+                written(tmp_path, **changes),
+                "--data",
+                data,
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
+    )
     said = capsys.readouterr().err
     assert all(word in said for word in words), said
     assert said.count("\n") == 1 and not (tmp_path / "out").exists()
@@ -85,31 +112,58 @@ def test_what_is_no_comparison_is_refused_before_anything_is_written(case, data,
     "arguments, words",
     [
         (["nowhere.yaml"], "'nowhere.yaml' does not exist"),
-        (["{spec}", "--seeds", "3"], "seeds=3: the spec has 2"),
+        (["{spec}", "--seeds", "3"], "--seeds 3: the spec has 2"),
         (["{spec}", "--split", "tset"], "split 'tset' does not exist; did you mean 'test'"),
-        (["{spec}", "--only", "VQ-VAE"], "'VQ-VAE' is no system or case of the spec; did you mean 'VQ'"),
-        (["{spec}", "--jobs", "0"], "jobs=0"),
+        (
+            ["{spec}", "--only", "VQ-VAE"],
+            "'VQ-VAE' is no system or case of the spec; did you mean 'VQ'",
+        ),
+        (["{spec}", "--jobs", "0"], "--jobs 0: expected at least 1"),
         (["{spec}", "train.stepz=1"], "did you mean 'steps'"),
-        (["{spec}", "train.seed=1"], "train.seed cannot be set in a comparison, which has seeds for it"),
-        (["{spec}", "data.source=photos"], "data.source cannot be set in a comparison, which has --data for it"),
+        (["{spec}", "train.seed=1"], "train.seed cannot be set in a comparison; expected seeds"),
+        (
+            ["{spec}", "data.source=photos"],
+            "data.source cannot be set in a comparison; expected --data ...",
+        ),
         (["{spec}", "--accelerator", "gpu"], "accelerator 'gpu' does not exist"),
         pytest.param(
             ["{spec}", "--accelerator", "cuda"],
             "no CUDA device",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what is asked for"),
+            marks=pytest.mark.skipif(
+                torch.cuda.is_available(), reason="this machine has what is asked for"
+            ),
         ),
-        (["{spec}", "--devices", "0"], "devices=0: expected at least 1"),
-        (["{spec}", "model.levels.0.stride=16"], "model.levels.0.stride=16 is larger than the images; expected at most 8"),
+        (["{spec}", "--devices", "0"], "--devices 0: expected at least 1"),
+        (
+            ["{spec}", "model.levels.0.stride=16"],
+            "model.levels.0.stride=16 is larger than the images; expected at most 8",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments, words, data, tmp_path, capsys):
     spec = written(tmp_path)
-    assert main(["compare", *[a.format(spec=spec) for a in arguments], "--data", data, "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(
+            [
+                "compare",
+                *[a.format(spec=spec) for a in arguments],
+                "--data",
+                data,
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
+    )
     assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_files_that_are_no_spec_are_refused(tmp_path):
-    for text, words in (("a: [1", "not readable YAML"), ("- 1", "no mapping"), ("title: t", "systems")):
+    for text, words in (
+        ("a: [1", "not readable YAML"),
+        ("- 1", "no mapping"),
+        ("title: t", "systems"),
+    ):
         (tmp_path / "s.yaml").write_text(text)
         with pytest.raises(InputError, match=words):
             read_spec(str(tmp_path / "s.yaml"))
@@ -118,18 +172,33 @@ def test_files_that_are_no_spec_are_refused(tmp_path):
 
 
 def test_settings_of_the_command_win_over_those_of_the_system(tmp_path, data):
-    spec = read_spec(written(tmp_path, cases={"a": {"train.lr": 0.5}})).narrowed(None, 1, ["train.lr=0.25", "train.steps=9"])
-    assert {(e.config.train.lr, e.config.train.steps, e.config.train.seed) for e in entries(spec, data)} == {(0.25, 9, 0)}
+    spec = read_spec(written(tmp_path, cases={"a": {"train.lr": 0.5}})).select(
+        None, 1, ["train.lr=0.25", "train.steps=9"]
+    )
+    assert {
+        (e.config.train.lr, e.config.train.steps, e.config.train.seed)
+        for e in run_specs(spec, data)
+    } == {(0.25, 9, 0)}
 
 
 def test_the_last_word_of_a_spec_is_kept_and_the_commands_comes_after_it(tmp_path, data):
-    spec = read_spec(written(tmp_path, last=["train.lr=0.5", "train.warmup=3"])).narrowed(None, 1, ["train.lr=0.25"])
-    assert {(e.config.train.lr, e.config.train.warmup) for e in entries(spec, data)} == {(0.25, 3)}
+    spec = read_spec(written(tmp_path, last=["train.lr=0.5", "train.warmup=3"])).select(
+        None, 1, ["train.lr=0.25"]
+    )
+    assert {(e.config.train.lr, e.config.train.warmup) for e in run_specs(spec, data)} == {
+        (0.25, 3)
+    }
 
 
 def test_what_a_case_says_of_its_own_levels_holds(tmp_path, data):
-    levels = {"model.levels": [{"stride": 4}, {"stride": 2}], "model.levels.0.codebook_size": 16, "model.levels.1.codebook_size": 32}
-    for entry in entries(read_spec(written(tmp_path, cases={"two": levels})), data):  # SETTINGS name the first of these keys before
+    levels = {
+        "model.levels": [{"stride": 4}, {"stride": 2}],
+        "model.levels.0.codebook_size": 16,
+        "model.levels.1.codebook_size": 32,
+    }
+    for entry in run_specs(
+        read_spec(written(tmp_path, cases={"two": levels})), data
+    ):  # SETTINGS name the first of these keys before
         assert [level.codebook_size for level in entry.config.model.levels] == [16, 32]
 
 
@@ -137,27 +206,46 @@ def test_only_what_is_named_is_compared(tmp_path, data):
     spec = read_spec(written(tmp_path, cases={"a": {}, "b": {"train.steps": 5}}, reference="SQ"))
 
     def grid(*only):
-        return [(e.case, e.system) for e in entries(spec.narrowed(seeds=1, only=only), data)]
+        return [(e.case, e.system) for e in run_specs(spec.select(seeds=1, only=only), data)]
 
     assert grid() == [("a", "SQ"), ("a", "VQ"), ("b", "SQ"), ("b", "VQ")]
-    assert grid("VQ") == [("a", "VQ"), ("b", "VQ")] and spec.narrowed(only=["VQ"]).ours == "VQ"
-    assert grid("b") == [("b", "SQ"), ("b", "VQ")] and spec.narrowed(only=["b"]).ours == "SQ"
+    assert (
+        grid("VQ") == [("a", "VQ"), ("b", "VQ")]
+        and spec.select(only=["VQ"]).reference_system == "VQ"
+    )
+    assert (
+        grid("b") == [("b", "SQ"), ("b", "VQ")] and spec.select(only=["b"]).reference_system == "SQ"
+    )
     assert grid("a", "VQ") == [("a", "VQ")]
 
 
-# ------------------------------------------------------------------------------------------------ statistics
+# ------------------------------------------------------------------------------ statistics
 
 
 def test_an_estimate_is_mean_and_standard_error():
     estimate = Estimate.of([1.0, 2.0, 3.0, 6.0])
     assert estimate.mean == 3 and estimate.error == pytest.approx(np.std([1, 2, 3, 6], ddof=1) / 2)
-    assert Estimate.of([4.0]) == Estimate(4.0, None, 1) and not Estimate.of([4.0]).clear
-    assert Estimate(1.0, 0.49, 3).clear and Estimate(-1.0, 0.49, 3).clear and not Estimate(1.0, 0.51, 3).clear
-    assert apart(Estimate(-1.234, 0.5, 3)) == "−1.23 ± 0.50"
+    assert Estimate.of([4.0]) == Estimate(4.0, None, 1) and not Estimate.of([4.0]).significant
+    assert (
+        Estimate(1.0, 0.49, 3).significant
+        and Estimate(-1.0, 0.49, 3).significant
+        and not Estimate(1.0, 0.51, 3).significant
+    )
+    assert format_difference(Estimate(-1.234, 0.5, 3)) == "−1.23 ± 0.50"
+    assert format_estimate(Estimate(24.906, 0.031, 3)) == "24.91 ± 0.03"
+    assert format_estimate(Estimate(0.5, None, 1)) == "0.5000" and format_estimate(None) == "–"
+    assert Estimate(3.0, 0.5, 4).scaled(2.0) == Estimate(6.0, 1.0, 4)
 
 
 def result(system, seed, rmse, perplexity=4.0):
-    layer = {"level": 0, "layer": 0, "codebook_size": 8, "used": 6, "perplexity": perplexity, "psnr_after": 20.0}
+    layer = {
+        "level": 0,
+        "layer": 0,
+        "codebook_size": 8,
+        "used": 6,
+        "perplexity": perplexity,
+        "psnr_after": 20.0,
+    }
     measures = {
         "rmse": rmse,
         "psnr": 20.0,
@@ -166,15 +254,30 @@ def result(system, seed, rmse, perplexity=4.0):
         "bits_per_pixel": 0.5,
         "layers": [layer, {**layer, "layer": 1, "perplexity": 7.0}],
     }
-    return {"case": "", "system": system, "seed": seed, "measures": measures, "images_per_second": 100.0, "protocol": {"unit": "0–255"}}
+    return {
+        "case": "",
+        "system": system,
+        "seed": seed,
+        "measures": measures,
+        "images_per_second": 100.0,
+        "protocol": {"unit": "0–255"},
+    }
 
 
 def test_differences_are_paired_by_seed(tmp_path):
     """Seeds differ by ten, systems by 0.5 within every seed: the pairing sees the half, to the digit."""
     spec = read_spec(written(tmp_path, seeds=[0, 1, 2]))
-    results = [result(system, seed, 10.0 * seed + (system == "VQ") / 2) for seed in (0, 1, 2) for system in ("SQ", "VQ")]
+    results = [
+        result(system, seed, 10.0 * seed + (system == "VQ") / 2)
+        for seed in (0, 1, 2)
+        for system in ("SQ", "VQ")
+    ]
     ours, theirs = summarise(spec, results)
-    assert ours.difference is None and theirs.difference == Estimate(0.5, 0.0, 3) and theirs.difference.clear
+    assert (
+        ours.difference is None
+        and theirs.difference == Estimate(0.5, 0.0, 3)
+        and theirs.difference.significant
+    )
     assert theirs.figures["rmse"].error > 5
     assert "ssim" not in ours.figures and ours.figures["perplexity_share"].mean == 0.5
     assert verdicts(spec, [ours, theirs])[0] == "SQ has lower RMSE than VQ (+0.50 ± 0.00)."
@@ -184,16 +287,19 @@ def test_differences_are_paired_by_seed(tmp_path):
 def test_a_missing_seed_is_left_out_of_the_pairs(tmp_path):
     results = [result("SQ", 0, 1.0), result("VQ", 0, 3.0), result("VQ", 1, 100.0)]
     rows = summarise(read_spec(written(tmp_path)), results)
-    assert [row.seeds for row in rows] == [(0,), (0, 1)] and rows[1].difference == Estimate(2.0, None, 1)
+    assert [row.seeds for row in rows] == [(0,), (0, 1)] and rows[1].difference == Estimate(
+        2.0, None, 1
+    )
     said = verdicts(read_spec(written(tmp_path)), rows)[0]
     assert "VQ +2.00" in said and "one seed" in said
 
 
-# ------------------------------------------------------------------------------------------------ runs
+# ------------------------------------------------------------------------------ runs
 
 
-def command(*arguments):
-    return subprocess.Popen([sys.executable, "-m", "hqvae.cli", "compare", *arguments], stderr=subprocess.PIPE, text=True)
+def test_runs_are_ordinary_commands():
+    """What the forks of the other tests stand for; `python -m hqvae.cli` is in test_cli.py."""
+    assert HQVAE_COMMAND == [sys.executable, "-m", "hqvae.cli"]
 
 
 def figures(out):
@@ -206,21 +312,70 @@ def finished(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("compare")
     systems = {"SQ": {"preset": "rsqvae"}, "VQ": {"preset": "rqvae"}}
     spec = written(
-        out, cases={"L = 1": {"model.levels.0.layers": 1}, "L = 2": {"model.levels.0.layers": 2}}, systems=systems, title="A <b>"
+        out,
+        cases={"L = 1": {"model.levels.0.layers": 1}, "L = 2": {"model.levels.0.layers": 2}},
+        systems=systems,
+        title="A <b>",
     )
-    assert main(["compare", spec, "--data", data, "--out", str(out / "c"), "--seeds", "1", "--jobs", "2", "--accelerator", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                spec,
+                "--data",
+                data,
+                "--out",
+                str(out / "c"),
+                "--seeds",
+                "1",
+                "--jobs",
+                "2",
+                "--accelerator",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     return spec, out / "c"
 
 
 def test_a_comparison_leaves_tables_and_a_page_that_opens_offline(finished, data, capsys):
     spec, out = finished
-    assert main(["compare", spec, "--data", data, "--out", str(out), "--seeds", "1", "--accelerator", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                spec,
+                "--data",
+                data,
+                "--out",
+                str(out),
+                "--seeds",
+                "1",
+                "--accelerator",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
-    assert "L = 1 (test split, 0.1875 bits per pixel)" in shown and "Δ RMSE to SQ" in shown and "use of the codebooks" in shown
+    assert (
+        "L = 1 (test split, 0.1875 bits per pixel)" in shown
+        and "Δ RMSE to SQ" in shown
+        and "use of the codebooks" in shown
+    )
     page = (out / "report.html").read_text()
     assert "<h1>A &lt;b&gt;</h1>" in page
-    assert page.count('src="data:image/png;base64,') == 9 == len(list((out / "pictures").glob("*.png")))  # 4 a case, 1 over the cases
-    assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page and "<script" not in page
+    assert (
+        page.count('src="data:image/png;base64,')
+        == 9
+        == len(list((out / "pictures").glob("*.png")))
+    )  # 4 a case, 1 over the cases
+    assert (
+        not re.search(r'(src|href)="(?!data:)', page)
+        and "http" not in page
+        and "<script" not in page
+    )
     report = json.loads((out / "report.json").read_text())
     assert len(report["rows"]) == 4 and len(report["results"]) == 4 and report["missing"] == []
     for row, rate in zip(report["results"], (3, 3, 6, 6)):
@@ -235,22 +390,55 @@ def test_what_is_done_is_not_done_again_and_more_seeds_are_added(finished, data,
     narrower = yaml.safe_load(Path(spec).read_text())
     narrower["cases"].pop("L = 2")
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(narrower))
-    assert main(["compare", str(tmp_path / "one.yaml"), "--data", data, "--out", str(out), "--accelerator", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                str(tmp_path / "one.yaml"),
+                "--data",
+                data,
+                "--out",
+                str(out),
+                "--accelerator",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     assert {path: path.stat().st_mtime_ns for path in before} == before
     new = figures(out)
     assert len(new) == 4 and all(new[key] == rmse for key, rmse in old.items() if key[0] == "L = 1")
     assert "± " in capsys.readouterr().out
-    assert main(["compare", spec, "train.lr=0.5", "--data", data, "--out", str(out), "--accelerator", "cpu"]) == 2
+    assert (
+        main(
+            [
+                "compare",
+                spec,
+                "train.lr=0.5",
+                "--data",
+                data,
+                "--out",
+                str(out),
+                "--accelerator",
+                "cpu",
+            ]
+        )
+        == 2
+    )
     assert "of another config: train.lr is 0.001 there and 0.5 here" in capsys.readouterr().err
 
 
-def test_a_system_joins_a_kept_report_without_training_the_others_again(finished, data, tmp_path, capsys):
+def test_a_system_joins_a_kept_report_without_training_the_others_again(
+    finished, data, tmp_path, capsys
+):
     """`experiments/restore.py` lays down the kept results; their runs' folders, and with them training curves, are gone."""
     spec, kept = finished
-    out, script = tmp_path / "c", Path(__file__).parent.parent / "experiments" / "restore.py"
+    out = tmp_path / "c"
     narrowed = ["--data", data, "--seeds", "1", "--accelerator", "cpu"]
-    assert main(["compare", spec, *narrowed, "--out", str(kept)]) == 0  # the report anew, whatever other tests have added
-    subprocess.run([sys.executable, script, kept / "report.json", out, "VQ"], check=True, capture_output=True)
+    assert (
+        main(["compare", spec, *narrowed, "--out", str(kept)]) == 0
+    )  # the report anew, whatever other tests have added
+    script("restore").main(kept / "report.json", str(out), ["VQ"])
     old = {key: rmse for key, rmse in figures(kept).items() if key[1] == "VQ"}
     assert main(["compare", spec, *narrowed, "--out", str(out)]) == 0
     assert "VQ, seed 0: begins" not in capsys.readouterr().out and {path.name for path in (out / "runs").glob("*/")} == {
@@ -261,12 +449,24 @@ def test_a_system_joins_a_kept_report_without_training_the_others_again(finished
 
 
 def test_a_run_that_fails_is_named_and_the_others_count(data, tmp_path, capsys):
-    systems = {"SQ [own]": {"preset": "sqvae"}, "wild": {"preset": "vqvae", "settings": {"train.lr": 1e30}}}
+    systems = {
+        "SQ [own]": {"preset": "sqvae"},
+        "wild": {"preset": "vqvae", "settings": {"train.lr": 1e30}},
+    }
     spec = written(tmp_path, systems=systems, seeds=[0])
-    assert main(["compare", spec, "--data", data, "--out", str(tmp_path / "c"), "--accelerator", "cpu"]) == 1
+    assert (
+        main(
+            ["compare", spec, "--data", data, "--out", str(tmp_path / "c"), "--accelerator", "cpu"]
+        )
+        == 1
+    )
     shown = capsys.readouterr().out
     assert "! wild, seed 0 failed with code 2: " in shown and "lower train.lr" in shown
-    assert list(figures(tmp_path / "c")) == [("", "SQ [own]", 0)] and "│ SQ [own]" in shown and "Δ RMSE to SQ [own]" in shown
+    assert (
+        list(figures(tmp_path / "c")) == [("", "SQ [own]", 0)]
+        and "│ SQ [own]" in shown
+        and "Δ RMSE to SQ [own]" in shown
+    )
     assert "wild, seed 0 failed" in (tmp_path / "c" / "report.html").read_text()
 
 
@@ -275,7 +475,21 @@ def test_a_run_that_another_process_has_claimed_is_left_to_it(data, tmp_path, ca
     with (tmp_path / "c" / "runs" / "vq-seed0.log").open("ab") as held:
         assert lock(held)
         spec = written(tmp_path, seeds=[0])
-        assert main(["compare", spec, "--data", data, "--out", str(tmp_path / "c"), "--accelerator", "cpu"]) == 1
+        assert (
+            main(
+                [
+                    "compare",
+                    spec,
+                    "--data",
+                    data,
+                    "--out",
+                    str(tmp_path / "c"),
+                    "--accelerator",
+                    "cpu",
+                ]
+            )
+            == 1
+        )
     assert "! VQ, seed 0: another process is at it" in capsys.readouterr().out
     assert list(figures(tmp_path / "c")) == [("", "SQ", 0)]
 
@@ -284,63 +498,103 @@ def test_what_goes_wrong_in_one_run_of_ours_stops_the_others_at_once(data, tmp_p
     """An error of the program itself is not swallowed, and does not wait for hours of other runs."""
     begun = []
 
-    def broken(grid, entry, screen):
+    def broken(pool, run, progress):
         if begun:  # the second waits to be told to stop, and none after it would begin
-            assert grid.stopping.wait(30)
+            assert pool.stopping.wait(30)
             return None
-        begun.append(entry.name)
+        begun.append(run.name)
         raise RuntimeError("no such thing")
 
-    monkeypatch.setattr("hqvae.compare.jobs.Grid._train_and_measure", broken)
+    monkeypatch.setattr("hqvae.compare.jobs.JobPool._train_and_evaluate", broken)
     with pytest.raises(RuntimeError, match="no such thing"):
-        main(["compare", written(tmp_path, seeds=list(range(9))), "--data", data, "--out", str(tmp_path / "c"), "--accelerator", "cpu"])
+        main(
+            [
+                "compare",
+                written(tmp_path, seeds=list(range(9))),
+                "--data",
+                data,
+                "--out",
+                str(tmp_path / "c"),
+                "--accelerator",
+                "cpu",
+            ]
+        )
     assert len(begun) == 1
 
 
+def script(name):
+    """A script of `experiments/`, as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def newest_step(folder):
+    return max((int(path.stem) for path in folder.rglob("checkpoints/*.pt")), default=0)
+
+
 def test_a_comparison_that_is_stopped_goes_on_and_ends_the_same(data, tmp_path):
-    """Stopped politely, then killed: what the children of the killed one are still at is waited for."""
-    settings = {**SETTINGS, "train.steps": 300, "train.validate_every": 20}
+    """Stopped by SIGINT, then killed: what a killed one's children still do is waited for."""
+    settings = {**SETTINGS, "train.steps": 90, "train.validate_every": 15, "train.log_every": 5}
     spec = written(tmp_path, seeds=[0], settings=settings, systems={"SQ": SYSTEMS["SQ"]})
-    arguments = [spec, "--data", data, "--accelerator", "cpu"]
-    assert command(*arguments, "--out", str(tmp_path / "whole")).wait(200) == 0
-    cut = tmp_path / "cut"
-    for how, least in ((signal.SIGINT, 1), (signal.SIGKILL, 100)):
-        process, deadline = command(*arguments, "--out", str(cut)), time.time() + 100
-        while max((int(path.stem) for path in cut.rglob("checkpoints/*.pt")), default=0) < least and time.time() < deadline:
+    arguments = ["compare", spec, "--data", data, "--accelerator", "cpu"]
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    cut, log = tmp_path / "cut", tmp_path / "cut.log"
+    for how, least in ((signal.SIGINT, 1), (signal.SIGKILL, 45)):
+        process = start(*arguments, "--out", cut, log=log)
+        deadline = time.time() + 100
+        while newest_step(cut) < least and time.time() < deadline:
             time.sleep(0.01)
         process.send_signal(how)
-        process.communicate(timeout=60)
-        assert process.returncode == (130 if how == signal.SIGINT else -9)
+        assert process.wait(60) == (130 if how == signal.SIGINT else -9), log.read_text()
         assert not list((cut / "results").glob("*"))  # stopped in the middle, not after the end
     assert "--resume" in (cut / "runs" / "sq-seed0.log").read_text()
     deadline = time.time() + 100
-    while command(*arguments, "--out", str(cut)).wait(200) == 1 and time.time() < deadline:
-        time.sleep(0.5)
+    while main([*arguments, "--out", str(cut)]) == 1 and time.time() < deadline:
+        time.sleep(0.2)
     assert figures(cut) == figures(tmp_path / "whole")
 
 
-# ------------------------------------------------------------------------------------------------ experiments/
+def test_results_of_settings_that_are_gone_are_of_another_config(data, tmp_path):
+    """As a comparison of an older version left them."""
+    spec = read_spec(written(tmp_path, seeds=[0], systems={"SQ": SYSTEMS["SQ"]}))
+    (run,) = run_specs(spec, data)
+    folder = ComparisonDir(tmp_path / "c")
+    old = {"train": {"unquantised": 0.1}}
+    folder.save_result("test", {"case": "", "system": "SQ", "seed": 0, "config": old})
+    with pytest.raises(InputError, match=r"sq-seed0\.test\.json is of another config: .*unquant"):
+        folder.result(run, "test")
 
 
-def test_the_page_of_all_tables_is_what_its_command_prints():
-    experiments = Path(__file__).parent.parent / "experiments"
-    reports = sorted((experiments / "results").glob("*/*.json"))
-    printed = subprocess.run([sys.executable, experiments / "table.py", *reports], check=True, capture_output=True, encoding="utf-8")
-    assert len(reports) > 20 and printed.stdout == (experiments / "results" / "README.md").read_text(encoding="utf-8")
+# ------------------------------------------------------------------------------ experiments/
+
+
+def test_the_page_of_all_tables_is_what_its_command_prints(capsys):
+    reports = sorted((EXPERIMENTS / "results").glob("*/*.json"))
+    script("table").main(reports)
+    page = (EXPERIMENTS / "results" / "README.md").read_text(encoding="utf-8")
+    assert len(reports) > 20 and capsys.readouterr().out == page
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_the_specs_of_experiments_are_comparisons_at_equal_rate(path):
     spec = read_spec(str(path))
-    grid = entries(spec, "photos")
+    grid = run_specs(spec, "photos")
     assert len(grid) == len(spec.systems) * len(spec.cases) * len(spec.seeds)
     for case in spec.cases:
-        assert len({round(bits_per_point(entry), 9) for entry in grid if entry.case == case}) == 1
+        assert len({round(entry.bits_per_point, 9) for entry in grid if entry.case == case}) == 1
     kinds = {entry.config.model.quantizer.kind for entry in grid}
     if path.parent.name == "levers":
-        assert kinds == {"stochastic"} and spec.split == "validation"  # the test split is not for tuning
+        assert (
+            kinds == {"stochastic"} and spec.split == "validation"
+        )  # the test split is not for tuning
     else:
-        assert kinds > {"stochastic"} and spec.ours == grid[0].system and grid[0].config.model.quantizer.kind == "stochastic"
+        assert (
+            kinds > {"stochastic"}
+            and spec.reference_system == grid[0].system
+            and grid[0].config.model.quantizer.kind == "stochastic"
+        )
 
 
 LATENTS = {  # published sizes of the latents
@@ -354,12 +608,14 @@ LATENTS = {  # published sizes of the latents
 @pytest.mark.parametrize("name", LATENTS)
 def test_large_specs_have_the_published_latents(name):
     path = next(path for path in SPECS if path.stem == name)
-    for entry in entries(read_spec(str(path)), "photos"):
+    for entry in run_specs(read_spec(str(path)), "photos"):
         with torch.device("meta"):  # shapes without weights
             model = HQVAE(entry.config.model)
             side = entry.config.data.size
             features = model.features(torch.zeros(1, 3, side, side))
-        assert [tuple(features[layer.level].shape[2:]) for layer in model.layers] == LATENTS[name], entry.title
+        assert [tuple(features[layer.level].shape[2:]) for layer in model.layers] == LATENTS[
+            name
+        ], entry.title
 
 
 @pytest.mark.parametrize("name", LATENTS)
@@ -370,11 +626,13 @@ def test_large_specs_train_on_a_small_folder(name, tmp_path):
     from hqvae.data import open_data, sequential_batches
 
     path = next(path for path in SPECS if path.stem == name)
-    entry = entries(read_spec(str(path)), str(tmp_path / "pictures"))[0]
+    entry = run_specs(read_spec(str(path)), str(tmp_path / "pictures"))[0]
     side = entry.config.data.size
     for index in range(4):
         place = tmp_path / "pictures" / f"class{index % 2}" / f"{index}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (side + 7 * index, side + 3), (index * 40, 9, 9)).save(place)
     _, images = open_data(entry.config.data, 3, ("train",))
-    assert [tuple(batch.shape) for batch in sequential_batches(images["train"], 1, 2)] == [(1, 3, side, side)] * 2
+    assert [tuple(batch.shape) for batch in in_order(images["train"], 1, 2)] == [
+        (1, 3, side, side)
+    ] * 2

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 import hqvae
-from hqvae.config import PRESETS, Config, TemperatureConfig, difference, flatten, from_dict, override, preset, to_dict
+from hqvae.config import (
+    PRESETS,
+    Config,
+    TemperatureConfig,
+    difference,
+    flatten,
+    from_dict,
+    override,
+    preset,
+    to_dict,
+)
 from hqvae.errors import InputError
 
 SQVAE, SQVAE2, VQVAE = (PRESETS[name] for name in ("sqvae", "sqvae2", "vqvae"))

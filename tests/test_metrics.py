@@ -5,17 +5,24 @@ import math
 import pytest
 import torch
 
-from hqvae.metrics import Mean, Usage, psnr, ssim
+from hqvae.metrics import SSIM, Distortion, Mean, Metric, Usage, psnr, ssim
 
 
-@pytest.mark.parametrize(("mean_square", "decibel"), [(4.0, 0.0), (0.4, 10.0), (0.04, 20.0), (4e-5, 50.0), ((2 / 255) ** 2, 48.1308)])
+@pytest.mark.parametrize(
+    ("mean_square", "decibel"),
+    [(4.0, 0.0), (0.4, 10.0), (0.04, 20.0), (4e-5, 50.0), ((2 / 255) ** 2, 48.1308)],
+)
 def test_psnr_of_signals_two_wide(mean_square, decibel):
     assert float(psnr(torch.tensor([mean_square]))) == pytest.approx(decibel, abs=1e-4)
 
 
 def test_psnr_is_per_signal_and_finite_where_nothing_is_missed():
     values = psnr(torch.tensor([0.0, 0.04]))
-    assert values.isfinite().all() and values[0] > 100 and float(values[1]) == pytest.approx(20.0, abs=1e-4)
+    assert (
+        values.isfinite().all()
+        and values[0] > 100
+        and float(values[1]) == pytest.approx(20.0, abs=1e-4)
+    )
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -47,6 +54,42 @@ def test_ssim_of_flat_images_is_the_luminance_term():
 @pytest.mark.parametrize("size", [(10, 16), (16, 10), (4, 4)])
 def test_images_smaller_than_the_window_have_no_ssim(size):
     assert ssim(images(2, 3, *size), images(2, 3, *size)) is None
+    metric = SSIM()
+    metric.add(images(2, 3, *size), images(2, 3, *size))
+    assert metric.values() == {}
+
+
+def test_signals_that_are_no_images_have_no_ssim():
+    metric = SSIM()
+    metric.add(images(2, 1, 64), images(2, 1, 64))
+    assert metric.values() == {}
+
+
+def test_distortion_has_its_textbook_values():
+    """RMSE of the mean squared error; PSNR as a mean of decibels, which is another thing."""
+    x = torch.zeros(2, 3, 8, 8)
+    x_hat = x + torch.tensor([0.1, 0.3]).view(2, 1, 1, 1)
+    metric = Distortion(scale=127.5)
+    metric.add(x[:1], x_hat[:1])
+    metric.add(x[1:], x_hat[1:])
+    values = metric.values()
+    assert values["mse"] == pytest.approx(0.05) and values["rmse"] == pytest.approx(
+        127.5 * 0.05**0.5
+    )
+    decibels = [10 * math.log10(4 / 0.01), 10 * math.log10(4 / 0.09)]
+    assert values["psnr"] == pytest.approx(sum(decibels) / 2, abs=1e-4)
+    assert metric.global_count() == 2
+
+
+@pytest.mark.parametrize("make", [Distortion, SSIM], ids=lambda make: make.__name__)
+def test_a_metric_of_images_is_of_the_split_whatever_the_batches(make):
+    x, x_hat = images(7, 3, 16, 16), images(7, 3, 16, 16).flip(0)
+    whole, batched = make(), make()
+    whole.add(x, x_hat)
+    for batch in (slice(0, 4), slice(4, 7)):
+        batched.add(x[batch], x_hat[batch])
+    assert whole.values() == pytest.approx(batched.values(), rel=1e-5)
+    assert isinstance(whole, Metric) and make().values() == {}
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 10, 100])
@@ -54,11 +97,11 @@ def test_mean_weighs_signals_not_batches(batch):
     values, mean = torch.arange(10.0).square(), Mean()
     for part in values.split(batch):
         mean.add(part)
-    assert mean.value() == pytest.approx(28.5) and mean.everywhere() == 10
+    assert mean.value() == pytest.approx(28.5) and mean.global_count() == 10
 
 
 def test_mean_of_nothing_is_not_a_number():
-    assert math.isnan(Mean().value()) and Mean().everywhere() == 0
+    assert math.isnan(Mean().value()) and Mean().global_count() == 0
 
 
 def test_mean_adds_in_double_precision():

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from hqvae.nets import Decoder, Encoder, NetConfig, ResBlock, grow, reductions, shrink, start_at_zero
+from hqvae.nets import (
+    Decoder,
+    Encoder,
+    NetConfig,
+    ResBlock,
+    grow,
+    reductions,
+    shrink,
+    start_at_zero,
+)
 
 SMALL = NetConfig(widths=(8, 12), blocks=1)
 STRIDES = [(4,), (8, 4), (12, 2), (6, 3), (10, 5), (7,), (8, 4, 2), (4, 1), (1,)]

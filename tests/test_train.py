@@ -71,7 +71,8 @@ def test_every_preset_trains_and_leaves_a_whole_run(name, pictures, tmp_path):
     assert [entry["step"] for entry in run.entries("validation")] == [4, 8]
     saved = json.loads((run.path / "config.json").read_text())
     saved.pop("versions")
-    assert saved.pop("contents").keys() == {"train", "validation", "test"}
+    saved.pop("format")
+    assert saved.pop("fingerprints").keys() == {"train", "validation", "test"}
     assert from_dict(saved) == run.config
     model = run.load_model()
     assert model.encode(torch.zeros(1, 3, 16, 16))[0].shape == (1, 16 // model.stride, 16 // model.stride)
@@ -480,7 +481,7 @@ def test_two_processes_cannot_train_into_one_folder(pictures, tmp_path):
     config = tiny("vqvae", pictures)
     run = train(config, str(tmp_path / "r"), accelerator="cpu")
     before = weights(run)
-    with run.in_use(), pytest.raises(InputError, match="another process is training"):
+    with run.locked(), pytest.raises(InputError, match="another process is training"):
         train(config, str(tmp_path / "r"), resume=True, accelerator="cpu")
     assert same(before, weights(run))
     assert train(config, str(tmp_path / "r"), resume=True, accelerator="cpu") is not None

@@ -11,7 +11,7 @@ import torch
 from hqvae.config import preset
 from hqvae.data import ShuffledBatches, open_data, sequential_batches
 from hqvae.likelihood import FittedGaussian
-from hqvae.metrics import SoundQuality
+from hqvae.metrics import AudioQuality
 from hqvae.model import HQVAE
 from hqvae.topdown import State
 
@@ -51,7 +51,7 @@ def main(source: str, steps: int) -> None:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-        quality = SoundQuality(16_000)
+        quality = AudioQuality(16_000)
         with torch.no_grad():
             quality.add(seen, through(seen))
         figures = quality.values()

@@ -3,7 +3,16 @@
 from importlib.metadata import version
 
 from hqvae.model import HQVAE, Elbo, HQVAEConfig, Level
-from hqvae.quantize import AsTriple, DataStart, EMAConfig, EMAQuantizer, NormalStart, Quantized, StochasticConfig, StochasticQuantizer
+from hqvae.quantize import (
+    AsTriple,
+    DataStart,
+    EMAConfig,
+    EMAQuantizer,
+    NormalStart,
+    Quantized,
+    StochasticConfig,
+    StochasticQuantizer,
+)
 
 __version__ = version("hqvae")
 __all__ = [

@@ -1,28 +1,42 @@
-"""What a person got wrong, said in one sentence: the command prints it and exits with 2, the library raises it."""
+"""What cannot be used, said in one sentence.
+
+The library raises these errors; the command prints an `InputError` and exits with code 2.
+"""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A value, path or file that cannot be used; the message names it, what was expected, and the nearest valid name."""
+    """A value, path or file that a person gave and that cannot be used.
+
+    The message names it, says what was expected, and gives the nearest valid name.
+    """
+
+
+class NonFiniteError(ValueError):
+    """Values that are NaN or infinite, or whose squares overflow float32."""
+
+
+class DegenerateFeatures(ValueError):
+    """Features that are all the same or not finite: no scale and no codebook fits them."""
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:
-    """' Did you mean X?' for the closest of `names`, or the whole list when none is close."""
+    """`did you mean 'X'?` for the closest of `names`; `expected one of: X, Y` if none is close.
+
+    >>> nearest_name("sqvea", ["vqvae2", "sqvae"])
+    "did you mean 'sqvae'?"
+    >>> nearest_name("gpu", ["cpu", "auto"])
+    "did you mean 'cpu'?"
+    >>> nearest_name("?", ["cpu", "auto"])
+    'expected one of: auto, cpu'
+    """
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"expected one of: {', '.join(names)}"
 
 
-def first_line(error: BaseException) -> str:
-    """What another library's error says, cut to its first line; its class where it says nothing."""
+def summary_of(error: BaseException) -> str:
+    """The first line of another library's error message; the error's class if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-class NonFiniteError(ValueError):
-    """Values are NaN or infinite, or their distances overflow."""
-
-
-class DegenerateFeatures(ValueError):
-    """Features are all the same or not finite: neither a codebook nor a scale can start there."""

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from hqvae.config import to_dict
-from hqvae.data import SPLITS, AudioConfig, Dataset, ImageConfig, examples_for_figure, open_data, sequential_batches
-from hqvae.device import pick_device
-from hqvae.errors import InputError, NonFiniteError, nearest_name
+from hqvae.console import print_table
+from hqvae.data import SPLITS, DataConfig, Items, SoundConfig, Sounds, in_order, open_data
+from hqvae.errors import DegenerateFeatures, InputError, NonFiniteError, nearest_name
+from hqvae.figures import image_grid
 from hqvae.measure import Finding, Measures, findings, measure
+from hqvae.metrics import Perceptual
 from hqvae.model import HQVAE
-from hqvae.perceptual import Perceptual
-from hqvae.pictures import grid
+from hqvae.ranks import pick_device
 from hqvae.run import Run, versions
-from hqvae.screen import table
 
 _PICTURES, _SOUNDS = 10, 3
 log = logging.getLogger("hqvae")
@@ -96,14 +96,14 @@ def evaluate(
     data, splits = open_data(config, model.config.channels, (reading.split,), model.config.axes)
     items = splits[reading.split]
     if config == opened.config.data:
-        warn_of_change(opened, reading.split, splits.fingerprints)
-    if items.sample_rate is not None:
-        model.config.spectral.refuse_unfit(items.sample_rate, items.shape[-1])
-    perceptual = Perceptual.at_hand(device) if items.modality.photographs else None
-    batches = (items.signal(batch, device) for batch in sequential_batches(items, reading.batch_size, reading.limit))
+        warn_of_change(opened, reading.split, splits.contents)
+    if isinstance(data, SoundConfig):
+        model.config.spectral.refuse_unfit(data.rate, items.shape[-1])
+    perceptual = Perceptual.from_cache(device) if items.form.per_second is None else None  # of pictures
+    batches = (items.signal(batch, device) for batch in in_order(items, reading.batch_size, reading.limit))
     try:
-        measures = measure(model, batches, items.unit, shuffle_images, perceptual=perceptual)
-    except Unusable as error:
+        measures = measure(model, batches, items.form, shuffle_images, perceptual=perceptual)
+    except (DegenerateFeatures, NonFiniteError) as error:
         raise InputError(f"run {run!r} cannot be measured: {error}") from error
     found = findings(measures, opened.config.model)
     weights = hashlib.sha256((opened.path / "model.safetensors").read_bytes()).hexdigest()
@@ -116,20 +116,20 @@ def evaluate(
     opened.write_json("report/report.json", asdict(report))
     rows = reconstructions(model, items, device)
     shown = [(label, items.picture(signals)) for label, signals in rows]
-    opened.save_figure("reconstructions.png", grid(shown, spectra=items.modality.spectra))
-    if items.sample_rate is not None:
-        save_sounds(opened, items, rows, items.sample_rate)
+    opened.save_figure("reconstructions.png", image_grid(shown, spectra=items.form.per_second is not None))
+    if isinstance(items, Sounds):
+        save_audio(opened, items, rows)
     return report
 
 
 def warn_of_change(run: Run, split: str, contents: Mapping[str, str]) -> None:
     """Say so where the run's data has grown or shrunk, so that a split cut from it may hold what the run was trained on."""
-    changed = [name for name in ("train", split) if run.contents.get(name) not in (None, contents.get(name))]
+    changed = [name for name in ("train", split) if run.fingerprints.get(name) not in (None, contents.get(name))]
     if len(changed) == 2:
         log.warning(
             "%s has changed since run %s began (%s split: %s then, %s now): some of what is measured may have been trained on; "
             "name data of its own with --data",
-            run.config.data.source, run.path, split, run.contents[split], contents.get(split),
+            run.config.data.source, run.path, split, run.fingerprints[split], contents.get(split),
         )  # fmt: skip
 
 
@@ -144,11 +144,11 @@ def reconstructions(model: HQVAE, items: Dataset, device: torch.device) -> list[
     return rows
 
 
-def save_sounds(run: Run, items: Dataset, rows: Sequence[tuple[str, torch.Tensor]], rate: int) -> None:
-    """`report/sounds/`: every row's sounds as the front end gives them back; the original's are the best that it can do."""
+def save_audio(run: Run, items: Sounds, rows: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """`report/audio/`: every row's sounds as the front end gives them back; the original's are the best that it can do."""
     for label, signals in rows:
-        for number, sound in enumerate(items.waveform(signals.cpu())):
-            run.save_sound(f"{number}-{label.replace(' ', '-')}.wav", sound[0].numpy(), rate)
+        for number, sound in enumerate(items.front.inverse(signals.cpu())):
+            run.save_audio(f"{number}-{label.replace(' ', '-')}.wav", sound[0].numpy(), items.rate)
 
 
 def _or_none(figure: float | None, digits: int) -> str | None:
@@ -175,7 +175,7 @@ def print_report(report: Report, title: str) -> None:
     }
     noun = "images" if m.bits_per_second is None else "segments"
     where = f"{report.protocol['split']} split of {report.protocol['data']['source']}"
-    table(
+    print_table(
         f"{title}: {m.images} {noun}, {where}",
         [name for name, f in figures.items() if f is not None],
         [[f for f in figures.values() if f is not None]],
@@ -188,6 +188,6 @@ def print_report(report: Report, title: str) -> None:
             f"{layer.psnr_after:.2f}", f"{layer.psnr_loss:+.2f}".replace("+", "−") if layer.psnr_loss > 0 else f"{-layer.psnr_loss:+.2f}",
         ])  # fmt: skip
     columns = ["layer", "stride", "codes", "K", "perplexity", "used", "H(P̂) bits", "s²", "PSNR so far", "if shuffled"]
-    table("layer by layer", columns, rows)
+    print_table("layer by layer", columns, rows)
     for finding in report.findings:
         print(f"! {finding.layer} {finding.kind}: {finding.what}")

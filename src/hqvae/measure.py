@@ -3,15 +3,15 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hqvae.data import SignalUnit
-from hqvae.metrics import Mean, SoundQuality, Usage, psnr, ssim
+from hqvae.data import Form
+from hqvae.metrics import SSIM, AudioQuality, Distortion, Mean, Metric, Perceptual, Usage
 from hqvae.model import HQVAE, HQVAEConfig
-from hqvae.perceptual import Perceptual
-from hqvae.quantize import LOG_S2_RANGE, Noise, Stream
+from hqvae.quantize import LOG_S2_RANGE, Noise
 
 COLLAPSED = 0.1  # a layer whose hard perplexity is below this share of K
 CARRIES_NOTHING = 0.05  # decibels: a layer whose shuffled codes cost less
@@ -59,8 +59,8 @@ class Measures:
     bits_per_dim: −ELBO by true draws, per stored sample (8-bit for images), with σ² fitted to the split and uniform dequantization;
         of continuous signals the density's, per unit of the form
     bits_per_dim_nearest: the same with the nearest code for certain in place of the posterior's draws, as files would have it
-    si_sdr, stft_distance, mel_distance, log_mel_rmse: of waveforms (`SoundQuality`)
-    lpips, rfid: where their networks' weights are at hand (`Perceptual.at_hand`)
+    si_sdr, stft_distance, mel_distance, log_mel_rmse: of waveforms (`AudioQuality`)
+    lpips, rfid: where their networks' weights are at hand (`Perceptual.from_cache`)
     loss: the training objective in evaluation mode, whose fall a plateau schedule watches
     shuffled_images: how many images the ablation used
     """
@@ -86,9 +86,9 @@ class Measures:
 
 
 class _LayerSums:
-    def __init__(self, codebook_size: int):
+    def __init__(self, codebook_size: int, scale: float):
         self.usage, self.entropy, self.s2, self.positions = Usage(codebook_size), Mean(), 0.0, 0
-        self.after, self.after_psnr, self.shuffled, self.shuffled_psnr, self.kept_psnr = Mean(), Mean(), Mean(), Mean(), Mean()
+        self.after, self.shuffled, self.kept = Distortion(scale), Distortion(scale), Distortion(scale)
 
 
 @torch.no_grad()
@@ -101,26 +101,22 @@ def measure(
     one process only, measures with networks of its own. Nothing depends on how the signals are cut into batches, beyond rounding.
     """
     model.eval()
-    layers = [_LayerSums(layer.quantizer.codebook_size) for layer in model.layers]
-    square, peak, structure, latent, drawn, terms, seen = Mean(), Mean(), Mean(), Mean(), Mean(), Mean(), 0
-    wave = SoundQuality(round(unit.per_second)) if model.config.axes == 1 and unit.per_second else None
+    layers = [_LayerSums(layer.quantizer.codebook_size, form.scale) for layer in model.layers]
+    distortion, latent, drawn, terms, seen = Distortion(form.scale), Mean(), Mean(), Mean(), 0
+    metrics: list[Metric] = [distortion, SSIM(), *([perceptual] if perceptual is not None else [])]
+    if model.config.axes == 1 and form.per_second:
+        metrics.append(AudioQuality(round(form.per_second)))
     views = [Mean() for _ in model.config.spectral.weights]
     ablation, noise = _Ablation(model, layers, seed, shuffle_images), Noise.of(seed, 0)
     for x in batches:
         features = model.features(x)
         out = model(x, features=features)
-        error = _error(x, out.reconstruction)
-        square.add(error)
-        peak.add(psnr(error))
+        x_hat = out.reconstruction.float().clamp(-1, 1)
+        error = _error(x, x_hat)
+        for metric in metrics:
+            metric.add(x, x_hat)
         for total, apart in zip(views, out.views.T):
             total.add(apart)
-        if wave is not None:
-            wave.add(x, out.reconstruction.clamp(-1, 1))
-        similar = ssim(x, out.reconstruction.clamp(-1, 1)) if x.ndim == 4 else None
-        if perceptual is not None:
-            perceptual.add(x, out.reconstruction)
-        if similar is not None:
-            structure.add(similar)
         terms.add(out.fit.sum(1) - out.entropy.sum(1))
         bound = model.bound(x, noise._replace(samples=seen), features)
         latent.add(bound.latent)
@@ -136,22 +132,24 @@ def measure(
         raise ValueError("no signal to measure on")
     sigma2, points = drawn.value() + unit.step**2 / 12, x[0, 0].numel()
     rate = out.capacity / math.log(2) / points
-    costs = [model.likelihood(torch.tensor([mean.value() * out.size]), out.size) for mean in (square, *views)]
+    costs = [model.likelihood(torch.tensor([mean.value() * out.size]), out.size) for mean in (distortion.mse, *views)]
 
     def bits(mean_square: float, nats: float) -> float:
         noise = out.size / 2 * math.log(2 * math.pi * math.e * (mean_square + unit.step**2 / 12))
         return (noise + nats) / (out.size * math.log(2)) + math.log2(unit.per_unit)
 
+    figures: dict[str, Any] = {"ssim": None}
+    for metric in metrics:
+        figures |= metric.values()
+    mse = figures.pop("mse")
     return Measures(
-        images=square.everywhere(), rmse=_rmse(square, unit), psnr=peak.value(),
-        ssim=structure.value() if structure.count else None,
-        bits_per_dim=bits(drawn.value(), latent.value()), bits_per_dim_nearest=bits(square.value(), out.capacity),
-        bits_per_pixel=rate, bits_per_second=rate * unit.per_second if unit.per_second else None, sigma2=sigma2,
+        images=distortion.global_count(),
+        bits_per_dim=bits(drawn.value(), latent.value()), bits_per_dim_nearest=bits(mse, out.capacity),
+        bits_per_pixel=rate, bits_per_second=rate * form.per_second if form.per_second else None, sigma2=sigma2,
         loss=sum(weight * float(cost) for weight, cost in zip((1.0, *model.config.spectral.weights), costs)) + terms.value(),
-        shuffled_images=layers[0].shuffled.everywhere(),
-        layers=tuple(_layer_measures(model, index, sums, unit) for index, sums in enumerate(layers)),
-        **(dict(zip(("lpips", "rfid"), perceptual.values())) if perceptual is not None else {}),
-        **(wave.values() if wave is not None else {}),
+        shuffled_images=layers[0].shuffled.global_count(),
+        layers=tuple(_layer_measures(model, index, sums) for index, sums in enumerate(layers)),
+        **figures,
     )  # fmt: skip
 
 
@@ -160,8 +158,7 @@ def _add_layer(sums: _LayerSums, model: HQVAE, x: Tensor, codes: Sequence[Tensor
     sums.positions = codes[index][0].numel()
     last = index == len(codes) - 1
     after = error if last else _error(x, model.decode(codes, layers=index + 1, size=x.shape[2:]))
-    sums.after.add(after)
-    sums.after_psnr.add(psnr(after))
+    sums.after.add_mse(after)
 
 
 class _Ablation:
@@ -196,31 +193,26 @@ class _Ablation:
             shuffled[index] = flat[order].view_as(codes[index])
             decoded = [self.model.decode([layer[part] for layer in shuffled], size=x.shape[2:]) for part in cut]
             worse = _error(x, torch.cat(decoded))
-            sums.shuffled.add(worse)
-            sums.shuffled_psnr.add(psnr(worse))
-            sums.kept_psnr.add(psnr(error))
+            sums.shuffled.add_mse(worse)
+            sums.kept.add_mse(error)
 
 
-def _layer_measures(model: HQVAE, index: int, sums: _LayerSums, unit: SignalUnit) -> LayerMeasures:
-    layer = model.layers[index]
+def _layer_measures(model: HQVAE, index: int, sums: _LayerSums) -> LayerMeasures:
+    layer, after, shuffled = model.layers[index], sums.after.values(), sums.shuffled.values()
     return LayerMeasures(
         level=layer.level, layer=sum(other.level == layer.level for other in model.layers[:index]),
         stride=model.config.levels[layer.level].stride, positions=sums.positions,
         codebook_size=layer.quantizer.codebook_size,
         perplexity=sums.usage.perplexity(), used=sums.usage.used(),
         entropy_bits=sums.entropy.value() / math.log(2), s2=sums.s2,
-        rmse_after=_rmse(sums.after, unit), psnr_after=sums.after_psnr.value(),
-        rmse_shuffled=_rmse(sums.shuffled, unit), psnr_loss=sums.kept_psnr.value() - sums.shuffled_psnr.value(),
+        rmse_after=after["rmse"], psnr_after=after["psnr"],
+        rmse_shuffled=shuffled["rmse"], psnr_loss=sums.kept.values()["psnr"] - shuffled["psnr"],
     )  # fmt: skip
 
 
 def _error(x: Tensor, x_hat: Tensor) -> Tensor:
     """Mean squared error of each signal, after clamping the reconstruction to the range that exists."""
     return (x - x_hat.float().clamp(-1, 1)).square().flatten(1).mean(1)
-
-
-def _rmse(square: Mean, unit: SignalUnit) -> float:
-    return unit.scale * math.sqrt(square.value())
 
 
 _AGAINST_COLLAPSE = {

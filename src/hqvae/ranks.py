@@ -1,28 +1,55 @@
-"""Sums and copies over the processes of a distributed run; with one process, the identity.
+"""Where computation runs: the device by its name, and sums and copies over processes.
 
-Asked at every call, never cached: a module built before the process group exists must still be right after it.
+With one process, sums and copies are the identity. The process group is asked for at every call,
+never cached: a module built before the group exists must still be right after it.
 """
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hqvae.errors import InputError, nearest_name
+
+_ACCELERATORS = ("auto", "cpu", "cuda")
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """The device of this name; `auto` is a GPU where there is one.
+
+    Raises InputError for a name that does not exist, and for `cuda` without a GPU.
+
+    >>> pick_device("cpu")
+    device(type='cpu')
+    """
+    if accelerator not in _ACCELERATORS:
+        nearest = nearest_name(accelerator, _ACCELERATORS)
+        raise InputError(f"accelerator {accelerator!r} does not exist; {nearest}")
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "accelerator 'cuda' was asked for, but this machine has no CUDA device; "
+            "expected auto or cpu"
+        )
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
 
 def world_size() -> int:
+    """How many processes there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """The number of this process, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def _copy_to_send(values: Tensor) -> Tensor:
-    # NCCL sends from GPUs only; what is kept on the CPU visits one.
-    return values.detach().to("cuda" if dist.get_backend() == "nccl" else values.device, copy=True)
+    # NCCL sends from GPUs only: values that are kept on the CPU visit one.
+    device = "cuda" if dist.get_backend() == "nccl" else values.device
+    return values.detach().to(device, copy=True)
 
 
 def all_sum(values: Tensor) -> Tensor:
-    """The sum of `values` over all processes, without gradient; `values` itself stays as it was."""
+    """The sum of `values` over all processes, without gradient; `values` itself is unchanged."""
     if world_size() == 1:
         return values.detach().clone()
     total = _copy_to_send(values)
@@ -35,7 +62,7 @@ def all_mean(values: Tensor) -> Tensor:
     return all_sum(values) / world_size()
 
 
-def from_first(values: Tensor) -> Tensor:
+def broadcast(values: Tensor) -> Tensor:
     """The first process's `values` in every process, without gradient."""
     if world_size() == 1:
         return values.detach().clone()

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from hqvae.errors import DegenerateFeatures
 from hqvae.nets import CONV, NetConfig, grow, reductions, res_blocks
-from hqvae.quantize import AnyQuantizer, Noise, OwnStart, Quantized, StochasticQuantizer, Stream, beam_search, rows_of
+from hqvae.quantize import (
+    AnyQuantizer,
+    Noise,
+    OwnStart,
+    Quantized,
+    StochasticQuantizer,
+    nearest_sum,
+    rows_of,
+)
 
 
 @dataclass(frozen=True)

@@ -1,85 +1,97 @@
-"""The pictures of a comparison: figures over cases, layers side by side, how every layer fared in training, reconstructions."""
+"""Figures of a comparison: over cases, over layers, over training, and reconstructions."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hqvae.data import Dataset, examples_for_figure
-from hqvae.pictures import grid
+from hqvae.data import Items, in_order
+from hqvae.figures import image_grid
 from hqvae.run import Run
 
-from .jobs import Folder
-from .spec import Entry, Spec
+from .jobs import ComparisonDir
+from .spec import RunSpec, Spec
 from .summary import Estimate, Row
 
 _DPI = 90
-_PICTURES, _SPECTRA = 10, 2
+_IMAGES = 10
+_SPECTRA = 2
 _STYLES = ("-", "--", ":")  # after ten systems colours come again
 
 
 def over_cases(spec: Spec, rows: Sequence[Row]) -> Figure:
-    """RMSE, and perplexity / K of the least used layer, against the case: a line per system, bars of one standard error."""
+    """RMSE, and perplexity / K of the least used layer, against the case.
+
+    A line per system, with bars of one standard error.
+    """
     figure = Figure(figsize=(12, 3.6), dpi=_DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
-    places = {case: place for place, case in enumerate(spec.cases)}
+    positions = {case: position for position, case in enumerate(spec.cases)}
     for system in spec.systems:
-        mine = [row for row in rows if row.system == system]
-        if mine:
-            _line(left, [places[row.case] for row in mine], [row.figures["rmse"] for row in mine], system, spec)
-            _line(right, [places[row.case] for row in mine], [row.figures["perplexity_share"] for row in mine], system, spec)
-    for axes, title in ((left, f"RMSE ({rows[0].unit})"), (right, "perplexity / K of the least used layer")):
-        axes.set_xticks(range(len(places)), list(places), fontsize=8)
-        axes.set_title(title, fontsize=9)
-        axes.grid(alpha=0.3)
-    right.set_ylim(0, 1)
-    _name_lines(figure)
+        own = [row for row in rows if row.system == system]
+        if own:
+            x = [positions[row.case] for row in own]
+            _line(left, x, [row.figures["rmse"] for row in own], system, spec)
+            _line(right, x, [row.figures["perplexity_share"] for row in own], system, spec)
+    for axes in (left, right):
+        axes.set_xticks(range(len(positions)), list(positions), fontsize=8)
+    titles = (f"RMSE ({rows[0].unit})", "perplexity / K of the least used layer")
+    _finish(figure, titles)
     return figure
 
 
 def by_layer(spec: Spec, rows: Sequence[Row]) -> Figure:
-    """PSNR when decoding from the first layers only, and perplexity / K of every layer: a line per system of one case."""
+    """PSNR when decoding from the first layers only, and perplexity / K of every layer.
+
+    A line per system; `rows` are those of one case.
+    """
     figure = Figure(figsize=(12, 3.4), dpi=_DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     for row in rows:
         numbers = list(range(1, len(row.layers) + 1))
         _line(left, numbers, [layer.psnr_after for layer in row.layers], row.system, spec)
-        shares = [layer.perplexity.over(layer.codebook_size) for layer in row.layers]
+        shares = [layer.perplexity.scaled(1 / layer.codebook_size) for layer in row.layers]
         _line(right, numbers, shares, row.system, spec)
-    for axes, title in ((left, "PSNR dB, decoding from the layers so far"), (right, "perplexity / K")):
+    for axes in (left, right):
         axes.set_xticks(range(1, max(len(row.layers) for row in rows) + 1))
         axes.set_xlabel("layer", fontsize=8)
-        axes.set_title(title, fontsize=9)
-        axes.grid(alpha=0.3)
-    right.set_ylim(0, 1)
-    _name_lines(figure)
+    _finish(figure, ("PSNR dB, decoding from the layers so far", "perplexity / K"))
     return figure
 
 
-def use_in_training(runs: Sequence[tuple[str, Run]]) -> Figure:
+def usage_history(runs: Sequence[tuple[str, Run]]) -> Figure:
     """Perplexity / K of every layer over training, a panel per system: who collapses, and when."""
     figure = Figure(figsize=(max(4.0, 2.2 * len(runs)), 2.3), dpi=_DPI, layout="constrained")
-    for axes, (name, run) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs):
-        sizes = [level.codebook_size for level in run.config.model.levels for _ in range(level.layers)]
+    panels = figure.subplots(1, len(runs), squeeze=False)[0]
+    for axes, (name, run) in zip(panels, runs):
+        levels = run.config.model.levels
+        sizes = [level.codebook_size for level in levels for _ in range(level.layers)]
         _history(axes, run, "perplexity", np.array(sizes))
         axes.set_title(textwrap.fill(name, 24), fontsize=7)
         axes.set_ylim(0, 1)
-    figure.axes[0].set_ylabel("perplexity / K", fontsize=7)
-    figure.axes[0].legend(fontsize=5)
+    panels[0].set_ylabel("perplexity / K", fontsize=7)
+    panels[0].legend(fontsize=5)
     return figure
 
 
-def annealing(runs: Sequence[tuple[str, Run]]) -> Figure | None:
-    """s² and the entropy of P̂ of every layer over training, two panels per stochastic system; None where there is none."""
-    stochastic = [(name, run) for name, run in runs if run.config.model.quantizer.kind == "stochastic"]
+def annealing_history(runs: Sequence[tuple[str, Run]]) -> Figure | None:
+    """s² and the entropy of P̂ of every layer over training, two panels per stochastic system.
+
+    None where there is no such system.
+    """
+    stochastic = [
+        (name, run) for name, run in runs if run.config.model.quantizer.kind == "stochastic"
+    ]
     if not stochastic:
         return None
     figure = Figure(figsize=(7, 2.3 * len(stochastic)), dpi=_DPI, layout="constrained")
-    for (variance, entropy), (name, run) in zip(figure.subplots(len(stochastic), 2, squeeze=False), stochastic):
+    panels = figure.subplots(len(stochastic), 2, squeeze=False)
+    for (variance, entropy), (name, run) in zip(panels, stochastic):
         _history(variance, run, "s2")
         _history(entropy, run, "entropy")
         variance.set_yscale("log")
@@ -90,46 +102,66 @@ def annealing(runs: Sequence[tuple[str, Run]]) -> Figure | None:
     return figure
 
 
-def _history(axes: Any, run: Run, name: str, whole: np.ndarray | float = 1.0) -> None:
-    """Every layer's log entries against the step, as shares of `whole`."""
+@torch.no_grad()
+def reconstructions(runs: Sequence[tuple[str, Run]], items: Items) -> Figure:
+    """Originals, and a row of reconstructions per system."""
+    is_audio = items.form.per_second is not None
+    count = min(_SPECTRA if is_audio else _IMAGES, len(items))
+    x = items.signal(next(in_order(items, count, count)))
+    rows: list[tuple[str, Tensor]] = [("original", items.picture(x))]
+    for name, run in runs:
+        rows.append((name, items.picture(run.load_model()(x).reconstruction)))
+    return image_grid(rows, spectra=is_audio)
+
+
+def finished_runs(
+    specs: Sequence[RunSpec], results: Sequence[Mapping[str, Any]], folder: ComparisonDir, case: str
+) -> list[tuple[str, Run]]:
+    """(system, run) of a case: a finished one of each system, of the first seed that is there."""
+    done = {(result["case"], result["system"], result["seed"]) for result in results}
+    runs: dict[str, Run] = {}
+    for spec in specs:
+        is_done = (spec.case, spec.system, spec.seed) in done
+        if spec.case == case and is_done and folder.run(spec).is_dir():
+            runs.setdefault(spec.system, Run.open(folder.run(spec)))
+    return list(runs.items())
+
+
+def _history(axes: Axes, run: Run, name: str, scale: np.ndarray | float = 1.0) -> None:
+    """Every layer's log entries against the step, divided by `scale`."""
     entries = run.entries("train")
-    values = np.array([entry[name] for entry in entries]) / whole
+    steps = [entry["step"] for entry in entries]
+    values = np.array([entry[name] for entry in entries]) / scale
     for layer in range(values.shape[1]):
-        axes.plot([entry["step"] for entry in entries], values[:, layer], linewidth=1, label=f"layer {layer + 1}")
+        axes.plot(steps, values[:, layer], linewidth=1, label=f"layer {layer + 1}")
     axes.tick_params(which="both", labelsize=6)
     axes.set_xlabel("step", fontsize=6)
     axes.grid(alpha=0.3)
 
 
-@torch.no_grad()
-def side_by_side(runs: Sequence[tuple[str, Run]], items: Dataset) -> Figure:
-    """Originals, and a row of reconstructions per system."""
-    x = items.signal(examples_for_figure(items, _SPECTRA if items.modality.spectra else _PICTURES))
-    rows: list[tuple[str, Tensor]] = [("original", x)]
-    for name, run in runs:
-        rows.append((name, run.load_model()(x).reconstruction))
-    return grid([(name, items.picture(signals)) for name, signals in rows], spectra=items.modality.spectra)
-
-
-def finished(entries: Sequence[Entry], results: Sequence[dict[str, Any]], folder: Folder, case: str) -> list[tuple[str, Run]]:
-    """One finished run per system of a case, that of the earliest seed whose folder is there."""
-    done = {(result["case"], result["system"], result["seed"]) for result in results}
-    runs: dict[str, Run] = {}
-    for entry in entries:
-        if entry.case == case and (case, entry.system, entry.seed) in done and folder.run(entry).is_dir():
-            runs.setdefault(entry.system, Run.open(folder.run(entry)))
-    return list(runs.items())
-
-
-def _line(axes: Any, places: Sequence[int], estimates: Sequence[Estimate], system: str, spec: Spec) -> None:
+def _line(
+    axes: Axes, x: Sequence[int], estimates: Sequence[Estimate], system: str, spec: Spec
+) -> None:
     number = list(spec.systems).index(system)
     axes.errorbar(
-        places, [e.mean for e in estimates], [e.error or 0.0 for e in estimates], label=system, marker=".", capsize=2,
-        color=f"C{number % 10}", linestyle=_STYLES[number // 10 % len(_STYLES)], linewidth=2.2 if system == spec.ours else 1.0,
-    )  # fmt: skip
+        x,
+        [estimate.mean for estimate in estimates],
+        [estimate.error or 0.0 for estimate in estimates],
+        label=system,
+        marker=".",
+        capsize=2,
+        color=f"C{number % 10}",
+        linestyle=_STYLES[number // 10 % len(_STYLES)],
+        linewidth=2.2 if system == spec.reference_system else 1.0,
+    )
 
 
-def _name_lines(figure: Figure) -> None:
-    """The legend beside the panels, where it hides no line."""
+def _finish(figure: Figure, titles: Sequence[str]) -> None:
+    """Titles, shares up to 1, and the legend beside the panels, where it hides no line."""
+    for axes, title in zip(figure.axes, titles):
+        axes.set_title(title, fontsize=9)
+        axes.grid(alpha=0.3)
+    figure.axes[1].set_ylim(0, 1)
     handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, [textwrap.fill(name, 36) for name in names], fontsize=7, loc="outside right upper")
+    labels = [textwrap.fill(name, 36) for name in names]
+    figure.legend(handles, labels, fontsize=7, loc="outside right upper")

@@ -1,18 +1,18 @@
-"""The runs of a comparison, each a `hqvae train` and a `hqvae evaluate` in processes of their own, so many at a time.
+"""The runs of a comparison, each `hqvae train` and `hqvae evaluate` in processes of their own.
 
-    OUT/runs/NAME/           an ordinary run
-    OUT/runs/NAME.log        what its commands printed
-    OUT/results/NAME.json    its figures; a run that has them is done
+    OUT/runs/NAME/                 an ordinary run
+    OUT/runs/NAME.log              what its commands printed
+    OUT/results/NAME.SPLIT.json    its figures; a run that has them is done
 
-A run is claimed by locking its log, so any number of `hqvae compare` on the same OUT, on one machine or several that share the
-folder, divide the runs among themselves. What is cut off goes on from its checkpoint.
+A run is claimed by locking its log. So any number of `hqvae compare` on the same OUT, on one
+machine or several that share the folder, divide the runs among themselves. What is cut off goes on
+from its checkpoint.
 """
 
 import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -23,23 +23,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
+from subprocess import DEVNULL, Popen
 from typing import IO, Any
 
 import torch
 
 from hqvae.config import difference, from_dict, to_dict
+from hqvae.console import ProgressBar
 from hqvae.errors import InputError
-from hqvae.run import Run, lock, whole
-from hqvae.screen import Steps
+from hqvae.files import atomic_write, lock
+from hqvae.run import Run
 
-from .spec import Entry, name_of
+from .spec import RunSpec, run_name
 
 HQVAE_COMMAND = [sys.executable, "-m", "hqvae.cli"]
+_EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What a run is trained on, as `hqvae train` takes it; `jobs` runs at a time, each on GPUs of its own where there are several."""
+class Resources:
+    """What runs are trained on.
+
+    Args:
+        accelerator: auto, cpu or cuda
+        devices: of each run
+        jobs: runs at a time, each on GPUs of its own where there are several
+    """
 
     accelerator: str = "auto"
     devices: int = 1
@@ -47,39 +56,56 @@ class Machine:
 
     def environment(self, slot: int) -> dict[str, str]:
         """What the `slot`-th of the runs at a time sets: its share of cores and of GPUs."""
-        share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))}
+        cores = max(1, (os.cpu_count() or 1) // self.jobs)
+        variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores))}
         count = torch.cuda.device_count() if self.jobs > 1 and self.accelerator != "cpu" else 0
         if count > 1:
-            named = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-            share["CUDA_VISIBLE_DEVICES"] = ",".join(named[(slot * self.devices + i) % count] for i in range(self.devices))
-        return share
+            every = ",".join(map(str, range(count)))
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", every).split(",")
+            first = slot * self.devices
+            own = [visible[(first + i) % count] for i in range(self.devices)]
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+        return variables
 
 
-class Folder:
+class ComparisonDir:
     """Where a comparison lies, and the only place that knows its layout."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def run(self, entry: Entry) -> Path:
-        return self.path / "runs" / entry.name
+    def run(self, spec: RunSpec) -> Path:
+        """The run's folder."""
+        return self.path / "runs" / spec.name
 
-    def log(self, entry: Entry) -> Path:
-        return self.path / "runs" / f"{entry.name}.log"
+    def log(self, spec: RunSpec) -> Path:
+        """What the run's commands print."""
+        return self.path / "runs" / f"{spec.name}.log"
 
-    def result(self, entry: Entry, split: str) -> dict[str, Any] | None:
-        """A finished run's figures; None while there are none. Raises InputError when they are another config's."""
-        path = self._result(entry.name, split)
+    def result(self, spec: RunSpec, split: str) -> dict[str, Any] | None:
+        """A finished run's figures; None while there are none.
+
+        Raises InputError when they are another config's.
+        """
+        path = self._result(spec.name, split)
         if not path.is_file():
             return None
         saved = json.loads(path.read_text())
-        changed = difference(from_dict(saved["config"]), entry.config)
+        try:
+            changed = difference(from_dict(saved["config"]), spec.config)
+        except InputError as error:  # of a version that had other settings
+            changed = str(error)
         if changed:
-            raise InputError(f"{path} is of another config: {changed}; choose another --out, or delete what is to be run again")
+            raise InputError(
+                f"{path} is of another config: {changed}; "
+                "choose another folder, or delete what is to be run again"
+            )
         return saved
 
     def save_result(self, split: str, result: dict[str, Any]) -> None:
-        with whole(self._result(name_of(result["case"], result["system"], result["seed"]), split)) as temporary:
+        """Keep a finished run's figures, with which it counts as done."""
+        name = run_name(result["case"], result["system"], result["seed"])
+        with atomic_write(self._result(name, split)) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
 
     def _result(self, name: str, split: str) -> Path:
@@ -88,78 +114,112 @@ class Folder:
     @contextmanager
     def reporting(self) -> Iterator[None]:
         """Two processes that finish together write their reports one after the other."""
-        with (self.path / "report.lock").open("ab") as held:
-            lock(held, wait=True)
+        with (self.path / "report.lock").open("ab") as file:
+            lock(file, wait=True)
             yield
 
 
-class Grid:
+class JobPool:
     """The runs of a comparison that are not done yet, and the processes that work on them."""
 
-    def __init__(self, folder: Folder, entries: Sequence[Entry], split: str, machine: Machine):
-        self.folder, self.entries, self.split, self.machine = folder, entries, split, machine
+    def __init__(
+        self, folder: ComparisonDir, specs: Sequence[RunSpec], split: str, resources: Resources
+    ):
+        self.folder = folder
+        self.specs = specs
+        self.split = split
+        self.resources = resources
         self.stopping = threading.Event()
-        self.children: set[subprocess.Popen[bytes]] = set()
+        self.children: set[Popen[bytes]] = set()
         self.slots: SimpleQueue[int] = SimpleQueue()
-        for slot in range(machine.jobs):
+        for slot in range(resources.jobs):
             self.slots.put(slot)
 
-    def work(self, screen: Steps) -> list[str]:
-        """Do all runs that are left; a sentence for each that failed or that another process is at.
+    def work(self, progress: ProgressBar) -> list[str]:
+        """Do all runs that are left; a sentence for each that has no figures after it.
 
         Raises KeyboardInterrupt when asked to stop, once the runs have written their checkpoints.
         """
-        left = [entry for entry in self.entries if self.folder.result(entry, self.split) is None]
+        left = [spec for spec in self.specs if self.folder.result(spec, self.split) is None]
+        done = len(self.specs) - len(left)
         (self.folder.path / "runs").mkdir(parents=True, exist_ok=True)
-        with self._stoppable(), ThreadPoolExecutor(self.machine.jobs) as pool:
-            futures = [pool.submit(self._train_and_measure, entry, screen) for entry in left]
+        with self._stoppable(), ThreadPoolExecutor(self.resources.jobs) as pool:
+            futures = [pool.submit(self._train_and_evaluate, spec, progress) for spec in left]
             try:
-                for done, future in enumerate(as_completed(futures), len(self.entries) - len(left) + 1):
+                for future in as_completed(futures):
                     future.result()
-                    screen.move(done)
+                    done += 1
+                    progress.advance_to(done)
             except BaseException:
-                self.stop(signal.SIGINT)  # nothing more is begun, and what runs writes its checkpoint
+                # Begin nothing more; what runs writes its checkpoint.
+                self.stop(signal.SIGINT)
                 raise
         if self.stopping.is_set():
             raise KeyboardInterrupt
-        outcomes = [(entry, future.result()) for entry, future in zip(left, futures)]
-        return [said for entry, said in outcomes if said and self.folder.result(entry, self.split) is None]
+        reasons = [future.result() for future in futures]
+        return [
+            reason
+            for spec, reason in zip(left, reasons)
+            if reason and self.folder.result(spec, self.split) is None
+        ]
 
-    def _train_and_measure(self, entry: Entry, screen: Steps) -> str | None:
-        """Train and evaluate one run, unless somebody else does; why it has no figures, None when it has."""
-        place, started = f"[{self.entries.index(entry) + 1}/{len(self.entries)}] {entry.title}", time.perf_counter()
+    def _train_and_evaluate(self, spec: RunSpec, progress: ProgressBar) -> str | None:
+        """One run, unless another process does it; why it has no figures, None when it has."""
         if self.stopping.is_set():
             return None
-        with self.folder.log(entry).open("ab") as log:
+        with self.folder.log(spec).open("ab") as log:
             if not lock(log):
-                return f"{entry.title}: another process is at it"
-            if self.folder.result(entry, self.split) is not None:  # somebody else has finished it since
+                return f"{spec.title}: another process is at it"
+            if self.folder.result(spec, self.split) is not None:
+                return None  # another process has finished it meanwhile
+            title = f"[{self.specs.index(spec) + 1}/{len(self.specs)}] {spec.title}"
+            start = time.perf_counter()
+            code = self._run_commands(spec, title, log, progress)
+            if self.stopping.is_set():
                 return None
-            again = (self.folder.run(entry) / "config.json").is_file()
-            screen.say(f"{place}: {'goes on' if again else 'begins'}")
-            slot = self.slots.get()
-            try:
-                for command in (train_command(entry, self.folder, self.machine, again), self._evaluate_command(entry)):
-                    code = self._run(command, log, self.machine.environment(slot))
-                    if self.stopping.is_set():
-                        return None
-                    if code:
-                        screen.say(f"{place}: failed")
-                        return f"{entry.title} failed with code {code}: {self._last_words(entry)}"
-            finally:
-                self.slots.put(slot)
-            result = result_of(entry, self.folder.run(entry))
+            if code:
+                progress.print(f"{title}: failed")
+                return f"{spec.title} failed with code {code}: {self._last_line(spec)}"
+            result = read_result(spec, self.folder.run(spec))
             self.folder.save_result(self.split, result)
-            measures, minutes = result["measures"], (time.perf_counter() - started) / 60
-            screen.say(f"{place}: RMSE {measures['rmse']:.4g}, {measures['psnr']:.2f} dB, {minutes:.1f} minutes")
+            measures = result["measures"]
+            minutes = (time.perf_counter() - start) / 60
+            progress.print(
+                f"{title}: RMSE {measures['rmse']:.4g}, {measures['psnr']:.2f} dB, "
+                f"{minutes:.1f} minutes"
+            )
             return None
 
-    def _run(self, command: list[str], log: IO[bytes], share: dict[str, str]) -> int:
-        environment = {**os.environ, **share}
+    def _run_commands(
+        self, spec: RunSpec, title: str, log: IO[bytes], progress: ProgressBar
+    ) -> int:
+        """Train, then evaluate; the exit code of the first that fails, 0 when none does."""
+        resume = (self.folder.run(spec) / "config.json").is_file()
+        progress.print(f"{title}: {'goes on' if resume else 'begins'}")
+        train = train_command(spec, self.folder, self.resources, resume)
+        slot = self.slots.get()
+        try:
+            for command in (train, self._evaluate_command(spec)):
+                code = self._run(command, log, self.resources.environment(slot))
+                if code or self.stopping.is_set():
+                    return code
+        finally:
+            self.slots.put(slot)
+        return 0
+
+    def _run(self, command: list[str], log: IO[bytes], variables: dict[str, str]) -> int:
         log.write(f"$ {shlex.join(command)}\n".encode())
         log.flush()
-        # In a session of their own: a terminal's Ctrl-C reaches them through us, once, and once only is a polite stop.
-        child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
+        # In a session of its own: a terminal's Ctrl-C reaches it through us, once. A second one
+        # would stop it before it has written a checkpoint.
+        child = Popen(
+            command,
+            stdin=DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **variables},
+            start_new_session=True,
+        )
         self.children.add(child)
         if self.stopping.is_set():
             child.send_signal(signal.SIGINT)
@@ -168,46 +228,70 @@ class Grid:
         finally:
             self.children.discard(child)
 
-    def _evaluate_command(self, entry: Entry) -> list[str]:
-        words = ["evaluate", str(self.folder.run(entry)), "--split", self.split, "--accelerator", self.machine.accelerator]
-        return [*HQVAE_COMMAND, *words, "--batch-size", str(min(64, entry.config.train.batch_size))]
+    def _evaluate_command(self, spec: RunSpec) -> list[str]:
+        batch_size = min(_EVALUATION_BATCH, spec.config.train.batch_size)
+        options = {
+            "--split": self.split,
+            "--accelerator": self.resources.accelerator,
+            "--batch-size": str(batch_size),
+        }
+        run = str(self.folder.run(spec))
+        return [*HQVAE_COMMAND, "evaluate", run, *_words(options)]
 
-    def _last_words(self, entry: Entry) -> str:
-        path = self.folder.log(entry)
+    def _last_line(self, spec: RunSpec) -> str:
+        path = self.folder.log(spec)
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
         return f"{lines[-1].removeprefix('hqvae: ')} (all of it: {path})"
 
     def stop(self, how: signal.Signals) -> None:
-        """Begin nothing more, and send this to what runs."""
+        """Begin nothing more, and send this signal to what runs."""
         self.stopping.set()
         for child in list(self.children):
             child.send_signal(how)
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """Ctrl-C and a polite kill are passed on to the runs, which write a checkpoint; a second one kills them."""
+        """SIGINT and SIGTERM ask the runs to write a checkpoint and stop; a second kills them."""
 
-        def asked(number: int, frame: Any) -> None:
+        def handle(number: int, frame: Any) -> None:
             self.stop(signal.SIGKILL if self.stopping.is_set() else signal.SIGINT)
 
-        before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+        stops = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, handle) for number in stops}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
 
-def train_command(entry: Entry, folder: Folder, machine: Machine, again: bool) -> list[str]:
-    """The command of one run, that a person could type too."""
-    data, out = entry.config.data.source, str(folder.run(entry))
-    words = [*HQVAE_COMMAND, "train", entry.preset, *entry.settings, "--data", data, "--out", out, "--accelerator", machine.accelerator]
-    return [*words, "--devices", str(machine.devices), *["--resume"] * again]
+def train_command(
+    spec: RunSpec, folder: ComparisonDir, resources: Resources, resume: bool
+) -> list[str]:
+    """The command of one run, which a person could type too."""
+    options = {
+        "--data": spec.config.data.source,
+        "--out": str(folder.run(spec)),
+        "--accelerator": resources.accelerator,
+        "--devices": str(resources.devices),
+    }
+    command = [*HQVAE_COMMAND, "train", spec.preset, *spec.settings, *_words(options)]
+    return [*command, "--resume"] if resume else command
 
 
-def result_of(entry: Entry, path: Path) -> dict[str, Any]:
-    """What a finished and evaluated run says of itself, with its place in the comparison and its training speed."""
+def _words(options: dict[str, str]) -> list[str]:
+    return [word for option in options.items() for word in option]
+
+
+def read_result(spec: RunSpec, path: Path) -> dict[str, Any]:
+    """An evaluated run's report, with its place in the comparison and its training speed."""
     report = json.loads((path / "report" / "report.json").read_text())
-    speeds = [line["images_per_second"] for line in Run.open(path).entries("train")]
-    place = {"case": entry.case, "system": entry.system, "seed": entry.seed, "config": to_dict(entry.config)}
-    return {**place, **report, "images_per_second": median(speeds[1:] or speeds)}
+    speeds = [entry["images_per_second"] for entry in Run.open(path).entries("train")]
+    return {
+        "case": spec.case,
+        "system": spec.system,
+        "seed": spec.seed,
+        "config": to_dict(spec.config),
+        **report,
+        "images_per_second": median(speeds[1:] or speeds),
+    }

@@ -1,4 +1,4 @@
-"""What a comparison found: tables on the screen, report.json, and report.html, one file that opens offline."""
+"""What a comparison found: tables, report.json, and report.html, one file that opens offline."""
 
 import base64
 import io
@@ -11,165 +11,241 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hqvae.data import Dataset
-from hqvae.run import versions, whole
-from hqvae.screen import table
+from hqvae.console import print_table
+from hqvae.data import Items
+from hqvae.files import atomic_write
+from hqvae.run import versions
 
-from .figures import annealing, by_layer, finished, over_cases, side_by_side, use_in_training
-from .jobs import Folder, Machine, train_command
-from .spec import Entry, Spec, plain
-from .summary import Row, apart, shown, summarise, verdicts
+from .figures import (
+    annealing_history,
+    by_layer,
+    finished_runs,
+    over_cases,
+    reconstructions,
+    usage_history,
+)
+from .jobs import HQVAE_COMMAND, ComparisonDir, Resources, train_command
+from .spec import RunSpec, Spec, slug
+from .summary import Row, format_difference, format_estimate, summarise, verdicts
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd } img { max-width: 100%; display: block; margin: 1rem 0 }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem; margin: 2rem auto;
+  padding: 0 1rem }
+h1 { font-size: 1.6rem }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd }
+img { max-width: 100%; display: block; margin: 1rem 0 }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } tr.ours { background: #f2f7ff; font-weight: 600 }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee;
+  white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+tr.reference { background: #f2f7ff; font-weight: 600 }
 pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px }
 """
+# head of a column → (figure, digits; None: by the figure's size)
+_COLUMNS: dict[str, tuple[str, int | None]] = {
+    "RMSE": ("rmse", None),
+    "PSNR dB": ("psnr", 2),
+    "SSIM": ("ssim", 4),
+    "LPIPS": ("lpips", 4),
+    "rFID": ("rfid", 2),
+    "SI-SDR dB": ("si_sdr", 2),
+    "STFT distance": ("stft_distance", 3),
+    "mel distance": ("mel_distance", 3),
+    "log-mel RMSE": ("log_mel_rmse", 3),
+    "−ELBO bits/dim": ("bits_per_dim", 3),
+    "−ELBO, nearest code": ("bits_per_dim_nearest", 3),
+    "images/s": ("images_per_second", 0),
+}
+_USE_HEADS = [
+    "system",
+    "seeds",
+    "perplexity of each layer",
+    "perplexity / K, least used layer",
+    "codes used there",
+]
+Table = tuple[list[str], list[list[str]]]  # heads, cells
+Picture = tuple[str, str]  # alternative text, base64 of a PNG
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the runs are, what they were trained on, and the signals of each case, for pictures."""
+class ReportContext:
+    """What a report is of: the runs, where they lie, and the signals of each case for pictures."""
 
-    folder: Folder
-    machine: Machine
-    items: Mapping[str, Dataset]
-
-
-_FIGURES = {
-    "RMSE": ("rmse", None), "PSNR dB": ("psnr", 2), "SSIM": ("ssim", 4), "LPIPS": ("lpips", 4), "rFID": ("rfid", 2),
-    "SI-SDR dB": ("si_sdr", 2), "STFT distance": ("stft_distance", 3), "mel distance": ("mel_distance", 3),
-    "log-mel RMSE": ("log_mel_rmse", 3),
-    "bits/dim": ("bits_per_dim", 3), "by nearest": ("bits_per_dim_nearest", 3), "images/s": ("images_per_second", 0),
-}  # fmt: skip
+    spec: Spec
+    runs: Sequence[RunSpec]
+    folder: ComparisonDir
+    resources: Resources
+    items: Mapping[str, Items]
 
 
-def tables(spec: Spec, rows: Sequence[Row]) -> list[tuple[list[str], list[list[str]]]]:
-    """(heads, cells) of a case's two tables, figures and use of codes; columns that no row has a figure for are left out."""
-    kinds = {head: kind for head, kind in _FIGURES.items() if any(kind[0] in row.figures for row in rows)}
-    figures = [
-        [row.system, *(shown(row.figures.get(name), digits) for name, digits in kinds.values()), apart(row.difference)] for row in rows
-    ]
-    use = [
-        [
-            row.system, str(len(row.seeds)), " ".join(f"{layer.perplexity.mean:.0f}" for layer in row.layers),
-            shown(row.figures["perplexity_share"], 2), f"{row.figures['used_share'].mean:.0%}",
-        ]
-        for row in rows
-    ]  # fmt: skip
-    return [
-        (["system", *(f"RMSE ({rows[0].unit})" if head == "RMSE" else head for head in kinds), f"Δ RMSE to {spec.ours}"], figures),
-        (["system", "seeds", "perplexity of each layer", "perplexity / K, least used layer", "codes used there"], use),
-    ]
+def write_report(
+    context: ReportContext, results: Sequence[dict[str, Any]], missing: Sequence[str]
+) -> list[Row]:
+    """`report.json`, `report.html` and `pictures/`; returns the tables' rows.
+
+    Args:
+        context: of all runs
+        results: of the runs that are done
+        missing: a sentence for each that is not
+    """
+    spec = context.spec
+    rows = summarise(spec, results)
+    report = {
+        "title": spec.title,
+        "split": spec.split,
+        "data": context.runs[0].config.data.source,
+        "reference": spec.reference_system,
+        "missing": list(missing),
+        "verdicts": verdicts(spec, rows),
+        "rows": [asdict(row) for row in rows],
+        "results": list(results),
+        "versions": versions(),
+    }
+    _write(context.folder, "report.json", json.dumps(report, indent=1) + "\n")
+    figures = _figures(context, results, rows)
+    pictures = {case: _save(context.folder, case, drawn) for case, drawn in figures.items()}
+    _write(context.folder, "report.html", _page(context, rows, missing, pictures))
+    return rows
 
 
 def print_tables(spec: Spec, rows: Sequence[Row]) -> None:
     """Two tables per case on standard output, then the verdicts."""
     for case in spec.cases:
-        group = [row for row in rows if row.case == case]
-        if group:
-            figures, use = tables(spec, group)
-            table(heading(spec, case, group), *figures)
-            table("use of the codebooks", *use)
+        of_case = [row for row in rows if row.case == case]
+        if of_case:
+            figures, use = _tables(spec, of_case)
+            print_table(_heading(spec, case, of_case), *figures)
+            print_table("use of the codebooks", *use)
     for sentence in verdicts(spec, rows):
         print(sentence)
 
 
-def heading(spec: Spec, case: str, rows: Sequence[Row]) -> str:
+def _tables(spec: Spec, rows: Sequence[Row]) -> tuple[Table, Table]:
+    """A case's figures, without columns that no row has a figure for, and its use of codes."""
+    columns = {
+        head: column
+        for head, column in _COLUMNS.items()
+        if any(column[0] in row.figures for row in rows)
+    }
+    figures = []
+    use = []
+    for row in rows:
+        cells = [format_estimate(row.figures.get(name), n) for name, n in columns.values()]
+        figures.append([row.system, *cells, format_difference(row.difference)])
+        perplexities = [f"{layer.perplexity.mean:.0f}" for layer in row.layers]
+        share = format_estimate(row.figures["perplexity_share"], 2)
+        used = f"{row.figures['used_share'].mean:.0%}"
+        use.append([row.system, str(len(row.seeds)), " ".join(perplexities), share, used])
+    heads = [f"RMSE ({rows[0].unit})" if head == "RMSE" else head for head in columns]
+    figure_heads = ["system", *heads, f"Δ RMSE to {spec.reference_system}"]
+    return (figure_heads, figures), (_USE_HEADS, use)
+
+
+def _heading(spec: Spec, case: str, rows: Sequence[Row]) -> str:
     """Title, case, split and rate; `rows` are those of the case."""
     rates = sorted({row.rate for row in rows})
-    return f"{spec.title}{': ' if case else ''}{case} ({spec.split} split, {rates[0] if len(rates) == 1 else 'rates differ'})"
+    title = f"{spec.title}: {case}" if case else spec.title
+    return f"{title} ({spec.split} split, {rates[0] if len(rates) == 1 else 'rates differ'})"
 
 
-def write_report(
-    spec: Spec, entries: Sequence[Entry], results: Sequence[dict[str, Any]], missing: Sequence[str], place: Place
-) -> list[Row]:
-    """`report.json`, `report.html` and the pictures beside them; returns the tables' rows. `missing` are sentences for the page."""
-    rows = summarise(spec, results)
-    everything = {
-        "title": spec.title, "split": spec.split, "data": entries[0].config.data.source, "reference": spec.ours, "missing": list(missing),
-        "verdicts": verdicts(spec, rows), "rows": [asdict(row) for row in rows], "results": list(results), "versions": versions(),
-    }  # fmt: skip
-    _write(place.folder, "report.json", json.dumps(everything, indent=1) + "\n")
-    _write(place.folder, "report.html", _page(spec, entries, rows, missing, _pictures(spec, entries, results, rows, place), place))
-    return rows
-
-
-def _pictures(
-    spec: Spec, entries: Sequence[Entry], results: Sequence[dict[str, Any]], rows: Sequence[Row], place: Place
-) -> dict[str | None, list[tuple[str, str]]]:
-    """Per case (None: over all of them) its pictures as (alternative text, base64 PNG), each also written into OUT/pictures."""
+def _figures(
+    context: ReportContext, results: Sequence[dict[str, Any]], rows: Sequence[Row]
+) -> dict[str | None, list[tuple[str, str, Figure]]]:
+    """(file name, alternative text, figure) of every case; None: over all cases."""
+    spec = context.spec
     figures: dict[str | None, list[tuple[str, str, Figure]]] = {}
     if len(spec.cases) > 1 and rows:
-        figures[None] = [("cases", "RMSE and codebook use over the cases", over_cases(spec, rows))]
+        words = "RMSE and codebook use over the cases"
+        figures[None] = [("cases", words, over_cases(spec, rows))]
     for case in spec.cases:
-        group, runs = [row for row in rows if row.case == case], finished(entries, results, place.folder, case)
-        if not group or not runs:
+        of_case = [row for row in rows if row.case == case]
+        runs = finished_runs(context.runs, results, context.folder, case)
+        if not of_case or not runs:
             continue
-        figures[case] = [
-            ("layers", "PSNR after each layer, and codebook use of each layer", by_layer(spec, group)),
-            ("use", "codebook use during training, first seed", use_in_training(runs)),
-        ]
-        selves = annealing(runs)
-        if selves is not None:
-            figures[case].append(("annealing", "s² and entropy during training, first seed", selves))
-        figures[case].append(("reconstructions", "originals and reconstructions, first seed", side_by_side(runs, place.items[case])))
-    found: dict[str | None, list[tuple[str, str]]] = {}
-    for of_case, drawn in figures.items():
-        prefix = f"{plain(of_case)}-" if of_case else ""
-        for name, words, figure in drawn:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png")
-            with whole(place.folder.path / "pictures" / f"{prefix}{name}.png") as temporary:
-                temporary.write_bytes(buffer.getvalue())
-            found.setdefault(of_case, []).append((words, base64.b64encode(buffer.getvalue()).decode()))
-    return found
+        words = "PSNR after each layer, and codebook use of each layer"
+        drawn = [("layers", words, by_layer(spec, of_case))]
+        words = "codebook use during training, first seed"
+        drawn.append(("use", words, usage_history(runs)))
+        annealing = annealing_history(runs)
+        if annealing is not None:
+            words = "s² and entropy during training, first seed"
+            drawn.append(("annealing", words, annealing))
+        words = "originals and reconstructions, first seed"
+        drawn.append(("reconstructions", words, reconstructions(runs, context.items[case])))
+        figures[case] = drawn
+    return figures
+
+
+def _save(
+    folder: ComparisonDir, case: str | None, figures: Sequence[tuple[str, str, Figure]]
+) -> list[Picture]:
+    """Write figures into `pictures/`; returns them as they stand in the page."""
+    prefix = f"{slug(case)}-" if case else ""
+    pictures = []
+    for name, words, figure in figures:
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+        with atomic_write(folder.path / "pictures" / f"{prefix}{name}.png") as temporary:
+            temporary.write_bytes(png.getvalue())
+        pictures.append((words, base64.b64encode(png.getvalue()).decode()))
+    return pictures
 
 
 def _page(
-    spec: Spec, entries: Sequence[Entry], rows: Sequence[Row], missing: Sequence[str],
-    pictures: dict[str | None, list[tuple[str, str]]], place: Place,
-) -> str:  # fmt: skip
-    parts = [f"<h1>{escape(spec.title)}</h1>"]
-    parts.append(
-        f"<p>{len(spec.systems)} systems, {len(spec.seeds)} seed(s), {escape(spec.split)} split of "
-        f"<code>{escape(entries[0].config.data.source)}</code>; the same networks, data order and number of steps. Figures are means over "
-        f"seeds ± one standard error; Δ is the paired difference per seed.</p>"
-    )
+    context: ReportContext,
+    rows: Sequence[Row],
+    missing: Sequence[str],
+    pictures: Mapping[str | None, Sequence[Picture]],
+) -> str:
+    spec = context.spec
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdicts(spec, rows))
+    parts = [
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f"<title>{escape(spec.title)}</title><style>{_STYLE}</style>",
+        f"<h1>{escape(spec.title)}</h1>",
+        f"<p>{len(spec.systems)} systems, {len(spec.seeds)} seed(s), {escape(spec.split)} split "
+        f"of <code>{escape(context.runs[0].config.data.source)}</code>; the same networks, data "
+        "order and number of steps. Figures are means over seeds ± one standard error; "
+        "Δ is the paired difference per seed.</p>",
+    ]
     if missing:
         parts.append(f"<p><b>Not finished:</b> {escape('; '.join(missing))}</p>")
-    parts.append("<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in verdicts(spec, rows)) + "</ul>")
+    parts.append(f"<ul>{sentences}</ul>")
     parts += [_image(*picture) for picture in pictures.get(None, [])]
     for case in spec.cases:
-        group = [row for row in rows if row.case == case]
-        if group:
-            parts.append(f"<h2>{escape(heading(spec, case, group))}</h2>")
-            parts += [_table(heads, cells, spec.ours) for heads, cells in tables(spec, group)]
+        of_case = [row for row in rows if row.case == case]
+        if of_case:
+            parts.append(f"<h2>{escape(_heading(spec, case, of_case))}</h2>")
+            tables = _tables(spec, of_case)
+            parts += [_table(heads, cells, spec.reference_system) for heads, cells in tables]
             parts += [_image(*picture) for picture in pictures.get(case, [])]
-    first = [entry for entry in entries if entry.seed == spec.seeds[0]]
-    commands = "\n".join(shlex.join(["hqvae", *train_command(e, place.folder, place.machine, False)[3:]]) for e in first)
-    parts.append(f"<h2>Commands of the first seed</h2><pre>{escape(commands)}</pre>")
-    parts.append(f"<h2>Versions</h2><pre>{escape(json.dumps(versions()))}</pre>")
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(spec.title)}</title><style>{_STYLE}</style>'
-    return head + "\n".join(parts) + "</html>\n"
+    parts.append(f"<h2>Commands of the first seed</h2><pre>{escape(_commands(context))}</pre>")
+    parts.append(f"<h2>Versions</h2><pre>{escape(json.dumps(versions()))}</pre></html>\n")
+    return "\n".join(parts)
 
 
-def _table(heads: Sequence[str], cells: Sequence[Sequence[str]], ours: str) -> str:
+def _commands(context: ReportContext) -> str:
+    first_seed = [run for run in context.runs if run.seed == context.spec.seeds[0]]
+    commands = [
+        train_command(run, context.folder, context.resources, resume=False) for run in first_seed
+    ]
+    return "\n".join(shlex.join(["hqvae", *words[len(HQVAE_COMMAND) :]]) for words in commands)
+
+
+def _table(heads: Sequence[str], cells: Sequence[Sequence[str]], reference: str) -> str:
     top = "".join(f"<th>{escape(head)}</th>" for head in heads)
     lines = []
     for line in cells:
-        mark = ' class="ours"' if line[0] == ours else ""
+        mark = ' class="reference"' if line[0] == reference else ""
         lines.append(f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>")
     return f"<table><tr>{top}</tr>{''.join(lines)}</table>"
 
 
 def _image(words: str, data: str) -> str:
-    return f'<img alt="{escape(words)}" title="{escape(words)}" src="data:image/png;base64,{data}">'
+    source = f"data:image/png;base64,{data}"
+    return f'<img alt="{escape(words)}" title="{escape(words)}" src="{source}">'
 
 
-def _write(folder: Folder, name: str, text: str) -> None:
-    with whole(folder.path / name) as temporary:
+def _write(folder: ComparisonDir, name: str, text: str) -> None:
+    with atomic_write(folder.path / name) as temporary:
         temporary.write_text(text)

@@ -1,10 +1,11 @@
-"""Results of runs → means and standard errors over seeds, paired differences to the reference system, and what they say.
+"""Results of runs → means and standard errors over seeds, and what they say.
 
-Differences are paired: the same seed means the same data order, so what both systems share cancels.
+Differences to the reference system are paired: the same seed means the same data order, so what
+both systems share cancels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -12,15 +13,31 @@ from typing import Any
 from .spec import Spec
 
 FIGURES = (
-    "rmse", "psnr", "ssim", "lpips", "rfid", "si_sdr", "stft_distance", "mel_distance", "log_mel_rmse", "bits_per_dim",
-    "bits_per_dim_nearest", "perplexity_share", "used_share", "images_per_second",
-)  # fmt: skip
-CLEAR = 2.0  # standard errors by which a difference is called one
+    "rmse",
+    "psnr",
+    "ssim",
+    "lpips",
+    "rfid",
+    "si_sdr",
+    "stft_distance",
+    "mel_distance",
+    "log_mel_rmse",
+    "bits_per_dim",
+    "bits_per_dim_nearest",
+    "perplexity_share",
+    "used_share",
+    "images_per_second",
+)
+SIGNIFICANT = 2.0  # standard errors by which a difference is called one
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean of `count` values and its standard error s/√n; no standard error of a single value."""
+    """Mean of `count` values and its standard error s/√n; no standard error of a single value.
+
+    >>> Estimate.of([1.0, 3.0])
+    Estimate(mean=2.0, error=1.0, count=2)
+    """
 
     mean: float
     error: float | None
@@ -28,17 +45,19 @@ class Estimate:
 
     @staticmethod
     def of(values: Sequence[float]) -> "Estimate":
+        """The estimate from these values."""
         error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
         return Estimate(mean(values), error, len(values))
 
-    def over(self, whole: int) -> "Estimate":
-        """As a share of `whole`."""
-        return Estimate(self.mean / whole, None if self.error is None else self.error / whole, self.count)
+    def scaled(self, factor: float) -> "Estimate":
+        """The estimate of `factor` times the values."""
+        error = None if self.error is None else self.error * abs(factor)
+        return Estimate(self.mean * factor, error, self.count)
 
     @property
-    def clear(self) -> bool:
+    def significant(self) -> bool:
         """Whether zero is more than two standard errors away."""
-        return self.error is not None and abs(self.mean) > CLEAR * self.error
+        return self.error is not None and abs(self.mean) > SIGNIFICANT * self.error
 
 
 @dataclass(frozen=True)
@@ -57,9 +76,10 @@ class Row:
     """One system in one case.
 
     unit, rate: what RMSE is in, and the rate with its unit
-    figures: those of FIGURES that there are; `perplexity_share` and `used_share` are of K, of the layer where it is lowest
-    difference: paired difference of RMSE to the reference system (positive: worse than it); None for the reference itself, and
-        where no seed has both
+    figures: those of FIGURES that there are; `perplexity_share` and `used_share` are shares of K,
+        of the layer where they are lowest
+    difference: paired difference of RMSE to the reference system (positive: worse than it); None
+        for the reference itself, and where no seed has both
     """
 
     case: str
@@ -72,94 +92,156 @@ class Row:
     difference: Estimate | None
 
 
-def summarise(spec: Spec, results: Sequence[dict[str, Any]]) -> list[Row]:
+def summarise(spec: Spec, results: Sequence[Mapping[str, Any]]) -> list[Row]:
     """A row per case and system that has at least one result."""
     rows = []
     for case in spec.cases:
         by_seed = {(r["system"], r["seed"]): r for r in results if r["case"] == case}
+        reference = _of_system(by_seed, spec.reference_system, spec.seeds)
         for system in spec.systems:
-            mine = {seed: by_seed[system, seed] for seed in spec.seeds if (system, seed) in by_seed}
-            if not mine:
-                continue
-            each = [_figures(result) for result in mine.values()]
-            shared = [seed for seed in mine if (spec.ours, seed) in by_seed]
-            apart = [mine[seed]["measures"]["rmse"] - by_seed[spec.ours, seed]["measures"]["rmse"] for seed in shared]
-            rows.append(Row(
-                case, system, *_unit_and_rate(next(iter(mine.values()))), tuple(mine),
-                {name: Estimate.of([one[name] for one in each]) for name in FIGURES if all(name in one for one in each)},
-                _layers([result["measures"]["layers"] for result in mine.values()]),
-                Estimate.of(apart) if apart and system != spec.ours else None,
-            ))  # fmt: skip
+            own = _of_system(by_seed, system, spec.seeds)
+            if own:
+                is_reference = system == spec.reference_system
+                difference = None if is_reference else _difference(own, reference)
+                rows.append(_row(case, system, own, difference))
     return rows
+
+
+def _of_system(
+    by_seed: Mapping[tuple[str, int], Mapping[str, Any]], system: str, seeds: Sequence[int]
+) -> dict[int, Mapping[str, Any]]:
+    return {seed: by_seed[system, seed] for seed in seeds if (system, seed) in by_seed}
+
+
+def _difference(
+    own: Mapping[int, Mapping[str, Any]], reference: Mapping[int, Mapping[str, Any]]
+) -> Estimate | None:
+    differences = [
+        own[seed]["measures"]["rmse"] - reference[seed]["measures"]["rmse"]
+        for seed in own
+        if seed in reference
+    ]
+    return Estimate.of(differences) if differences else None
+
+
+def _row(
+    case: str, system: str, own: Mapping[int, Mapping[str, Any]], difference: Estimate | None
+) -> Row:
+    first = next(iter(own.values()))
+    figures = [_figures(result) for result in own.values()]
+    estimates = {
+        name: Estimate.of([run[name] for run in figures])
+        for name in FIGURES
+        if all(name in run for run in figures)
+    }
+    return Row(
+        case=case,
+        system=system,
+        unit=first["protocol"]["unit"],
+        rate=_rate(first["measures"]),
+        seeds=tuple(own),
+        figures=estimates,
+        layers=_layers([result["measures"]["layers"] for result in own.values()]),
+        difference=difference,
+    )
 
 
 def verdicts(spec: Spec, rows: Sequence[Row]) -> list[str]:
     """What the rows say of the reference system, one sentence per case and question."""
-    said = []
+    sentences = []
     for case in spec.cases:
-        group = {row.system: row for row in rows if row.case == case}
-        if spec.ours not in group:
-            continue
-        prefix = f"{case}: " if case else ""
-        others = [row for row in group.values() if row.difference is not None]
-        once = [row for row in others if row.difference is not None and row.difference.count == 1]
-        if once:
-            listed = ", ".join(f"{row.system} {apart(row.difference)}" for row in once)
-            said.append(f"{prefix}RMSE above that of {spec.ours}: {listed}; one seed, so nothing is known of chance.")
-            others = [row for row in others if row not in once]
-        for words, fits in (
-            ("has lower RMSE than", lambda d: d.clear and d.mean > 0),
-            ("has higher RMSE than", lambda d: d.clear and d.mean < 0),
-            ("shows no clear difference to", lambda d: not d.clear),
-        ):
-            chosen = [f"{row.system} ({apart(row.difference)})" for row in others if fits(row.difference)]
-            said += [f"{prefix}{spec.ours} {words} {', '.join(chosen)}."] if chosen else []
-        worst = min(group[spec.ours].layers, key=lambda layer: layer.perplexity.mean / layer.codebook_size)
-        said.append(
-            f"{prefix}the layer of {spec.ours} that uses its codebook least, {worst.name}, has a perplexity of "
-            f"{worst.perplexity.mean:.0f} of {worst.codebook_size}."
+        of_case = {row.system: row for row in rows if row.case == case}
+        if spec.reference_system in of_case:
+            prefix = f"{case}: " if case else ""
+            sentences += [prefix + sentence for sentence in _verdicts(spec, of_case)]
+    return sentences
+
+
+_QUESTIONS: dict[str, Callable[[Estimate], bool]] = {
+    "has lower RMSE than": lambda difference: difference.significant and difference.mean > 0,
+    "has higher RMSE than": lambda difference: difference.significant and difference.mean < 0,
+    "shows no clear difference to": lambda difference: not difference.significant,
+}
+
+
+def _verdicts(spec: Spec, rows: Mapping[str, Row]) -> list[str]:
+    reference = spec.reference_system
+    differences = {row.system: row.difference for row in rows.values() if row.difference}
+    single = {name: value for name, value in differences.items() if value.count == 1}
+    several = {name: value for name, value in differences.items() if value.count > 1}
+    sentences = []
+    if single:
+        listed = ", ".join(f"{name} {format_difference(value)}" for name, value in single.items())
+        sentences.append(
+            f"RMSE above that of {reference}: {listed}; one seed, so nothing is known of chance."
         )
-    return said
+    for words, applies in _QUESTIONS.items():
+        chosen = [
+            f"{name} ({format_difference(value)})"
+            for name, value in several.items()
+            if applies(value)
+        ]
+        sentences += [f"{reference} {words} {', '.join(chosen)}."] if chosen else []
+    layers = rows[reference].layers
+    worst = min(layers, key=lambda layer: layer.perplexity.mean / layer.codebook_size)
+    sentences.append(
+        f"the layer of {reference} that uses its codebook least, {worst.name}, has a perplexity "
+        f"of {worst.perplexity.mean:.0f} of {worst.codebook_size}."
+    )
+    return sentences
 
 
-def shown(estimate: Estimate | None, digits: int | None) -> str:
-    """`24.91 ± 0.03`; the mean alone where there is no standard error, a dash where there is nothing. Digits None: by the mean's size."""
+def format_estimate(estimate: Estimate | None, digits: int | None = None) -> str:
+    """`24.91 ± 0.03`, the mean alone without a standard error, a dash for None.
+
+    As many digits as the mean's size needs if `digits` is None.
+    """
     if estimate is None:
         return "–"
     if digits is None:
         digits = 2 if abs(estimate.mean) >= 2 or estimate.mean == 0 else 4
-    return f"{estimate.mean:.{digits}f}" + ("" if estimate.error is None else f" ± {estimate.error:.{digits}f}")
+    error = "" if estimate.error is None else f" ± {estimate.error:.{digits}f}"
+    return f"{estimate.mean:.{digits}f}{error}"
 
 
-def apart(difference: Estimate | None) -> str:
-    """A paired difference with its sign."""
+def format_difference(difference: Estimate | None) -> str:
+    """A paired difference with its sign: `+0.22 ± 0.09`."""
     if difference is None:
         return "–"
     digits = 2 if max(abs(difference.mean), difference.error or 0.0) >= 0.05 else 4
-    return ("+" if difference.mean >= 0 else "−") + shown(Estimate(abs(difference.mean), difference.error, difference.count), digits)
+    size = Estimate(abs(difference.mean), difference.error, difference.count)
+    return ("+" if difference.mean >= 0 else "−") + format_estimate(size, digits)
 
 
-def _unit_and_rate(result: dict[str, Any]) -> tuple[str, str]:
-    measures = result["measures"]
+def _rate(measures: Mapping[str, Any]) -> str:
     if measures.get("bits_per_second") is not None:
-        return result["protocol"]["unit"], f"{measures['bits_per_second']:.0f} bits/s"
-    return result["protocol"]["unit"], f"{measures['bits_per_pixel']:.4g} bits per pixel"
+        return f"{measures['bits_per_second']:.0f} bits/s"
+    return f"{measures['bits_per_pixel']:.4g} bits per pixel"
 
 
-def _figures(result: dict[str, Any]) -> dict[str, float]:
+def _figures(result: Mapping[str, Any]) -> dict[str, float]:
     measures = result["measures"]
-    found = {name: measures.get(name) for name in FIGURES}
-    found["images_per_second"] = result["images_per_second"]
-    found["perplexity_share"] = min(layer["perplexity"] / layer["codebook_size"] for layer in measures["layers"])
-    found["used_share"] = min(layer["used"] / layer["codebook_size"] for layer in measures["layers"])
-    return {name: float(value) for name, value in found.items() if value is not None}
+    layers = measures["layers"]
+    figures = {name: measures.get(name) for name in FIGURES}
+    figures["images_per_second"] = result["images_per_second"]
+    for share, count in (("perplexity_share", "perplexity"), ("used_share", "used")):
+        figures[share] = min(layer[count] / layer["codebook_size"] for layer in layers)
+    return {name: float(value) for name, value in figures.items() if value is not None}
 
 
-def _layers(runs: Sequence[list[dict[str, Any]]]) -> tuple[LayerRow, ...]:
+def _layers(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[LayerRow, ...]:
+    """The layers of one system, each over the runs of all its seeds."""
+
+    def estimate(layers: Sequence[Mapping[str, Any]], name: str) -> Estimate:
+        return Estimate.of([float(layer[name]) for layer in layers])
+
     return tuple(
         LayerRow(
-            f"level {layers[0]['level']} layer {layers[0]['layer']}", layers[0]["codebook_size"],
-            *(Estimate.of([float(layer[name]) for layer in layers]) for name in ("perplexity", "used", "psnr_after")),
+            name=f"level {layers[0]['level']} layer {layers[0]['layer']}",
+            codebook_size=layers[0]["codebook_size"],
+            perplexity=estimate(layers, "perplexity"),
+            used=estimate(layers, "used"),
+            psnr_after=estimate(layers, "psnr_after"),
         )
         for layers in zip(*runs)
-    )  # fmt: skip
+    )

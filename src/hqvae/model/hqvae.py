@@ -16,11 +16,19 @@ from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from hqvae.errors import first_line
+from hqvae.errors import summary_of
 from hqvae.likelihood import FittedGaussian, MeanSquare
 from hqvae.nets import Decoder, Encoder, ending, inside, reductions, start_at_zero
 from hqvae.objective import Bound, Elbo
-from hqvae.quantize import QUANTIZERS, EMAQuantizer, Noise, Quantized, StochasticConfig, StochasticQuantizer, Stream, rows_and_codes
+from hqvae.quantize import (
+    QUANTIZERS,
+    EMAQuantizer,
+    Noise,
+    Quantized,
+    StochasticConfig,
+    StochasticQuantizer,
+    rows_and_codes,
+)
 from hqvae.topdown import (
     Codes,
     Draw,
@@ -314,7 +322,7 @@ class HQVAE(nn.Module):
         try:
             load_model(model, weights)
         except RuntimeError as error:
-            raise ValueError(f"the weights in {folder} do not fit its config.json: {first_line(error)}") from error
+            raise ValueError(f"the weights in {folder} do not fit its config.json: {summary_of(error)}") from error
         return model.eval()
 
 
@@ -334,5 +342,5 @@ def _folder_of(source: str) -> Path:
         try:
             return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors"]))
         except Exception as error:  # of the hub's many classes: offline, no such repository, no right to read it
-            raise FileNotFoundError(f"{source}: no such folder here, and not to be had from the hub: {first_line(error)}") from error
+            raise FileNotFoundError(f"{source}: no such folder here, and not to be had from the hub: {summary_of(error)}") from error
     raise FileNotFoundError(f"{source}: no such folder, and not the name of a repository (owner/name) either")

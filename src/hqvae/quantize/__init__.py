@@ -1,6 +1,16 @@
 """Quantizers: useful inside `HQVAE`, and alone in anybody's network."""
 
-from .base import AsTriple, DataStart, NormalStart, OwnStart, Quantized, Quantizer, Start, grid_of, rows_of
+from .base import (
+    AsTriple,
+    DataStart,
+    NormalStart,
+    OwnStart,
+    Quantized,
+    Quantizer,
+    Start,
+    grid_of,
+    rows_of,
+)
 from .ema import EMAConfig, EMAQuantizer, rows_and_codes
 from .noise import Noise, Stream
 from .kernels import LOG_S2_RANGE, beam_search

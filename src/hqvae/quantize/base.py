@@ -131,7 +131,7 @@ class Quantizer(nn.Module):
         variance = rows.var(0, correction=0).mean()
         if not torch.isfinite(variance) or variance <= 0:
             raise DegenerateFeatures("no codebook can start where the features are constant or not finite")
-        generator = noise.fold(Stream.KMEANS).generator()
+        generator = noise.fold(7).generator()
         copies = -(-self.codebook_size // len(rows))
         chosen = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(copies)])[: self.codebook_size]
         shake = torch.randn(self.codebook_size, self.dim, generator=generator).to(rows)

@@ -12,13 +12,13 @@ from lightning.fabric import Fabric
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hqvae.config import Config, TrainConfig
-from hqvae.data import ShuffledBatches, Splits
-from hqvae.errors import InputError, Unusable, first_line
+from hqvae.data import Order, Splits
+from hqvae.errors import DegenerateFeatures, InputError, NonFiniteError, summary_of
 from hqvae.likelihood import FittedGaussian
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE
-from hqvae.quantize import Noise, Stream
-from hqvae.ranks import all_sum, from_first
+from hqvae.quantize import Noise
+from hqvae.ranks import all_sum, broadcast
 from hqvae.run import Run
 
 for _name in ("lightning.fabric", "lightning.pytorch"):
@@ -78,7 +78,7 @@ def make_fabric(config: TrainConfig, accelerator: str, devices: int, nodes: int)
     try:
         fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=config.precision, strategy=strategy)
     except Exception as error:  # Fabric raises several classes for a machine that lacks what was asked for
-        raise InputError(f"accelerator={accelerator} devices={devices} nodes={nodes}: {first_line(error)}") from error
+        raise InputError(f"accelerator={accelerator} devices={devices} nodes={nodes}: {summary_of(error)}") from error
     fabric.launch()
     return fabric
 
@@ -114,8 +114,8 @@ def assemble(fabric: Fabric, config: Config, out: str, resume: bool, splits: Spl
     first = items.training_batch(*ShuffledBatches(count, settings.batch_size, settings.seed).at(0))
     try:
         model.scale_from(items.signal(first))
-    except Unusable as error:
-        raise InputError(f"{error}; expected {items.modality.example}s that differ from each other and within") from error
+    except (DegenerateFeatures, NonFiniteError) as error:
+        raise InputError(f"{error}; expected {items.medium.noun}s that differ from each other and within") from error
     if config.model.axes == 2:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
@@ -178,7 +178,7 @@ def start_codebooks(training: Training, order: ShuffledBatches) -> None:
         for parameter in layer.quantizer.parameters():  # Adam has counted steps without a gradient: it would overshoot
             training.optimizer.state.pop(parameter, None)
         for values in layer.quantizer.state_dict().values():
-            values.copy_(from_first(values))
+            values.copy_(broadcast(values))
     if training.average is not None:
         for mine, layer in zip(training.evaluated.layers, model.layers):
             mine.quantizer.load_state_dict(layer.quantizer.state_dict())
@@ -252,7 +252,7 @@ def restore(training: Training) -> None:
     """Put a training at the step of its newest checkpoint; at step 0 when it was stopped before the first."""
     state, progress = training.run.load_checkpoint(), training.progress
     if training.fabric.global_rank == 0:
-        training.run.forget_after(0 if state is None else state["step"])
+        training.run.truncate_log(0 if state is None else state["step"])
     if state is None:
         return
     if state["step"] > training.first_hard:

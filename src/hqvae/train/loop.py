@@ -19,16 +19,26 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from hqvae.config import Config, refuse_contradictions
-from hqvae.data import ShuffledBatches, Splits, open_data, training_batches
-from hqvae.errors import InputError, Unusable
+from hqvae.console import ProgressBar
+from hqvae.data import Order, SoundConfig, Splits, open_data, training_batches
+from hqvae.errors import DegenerateFeatures, InputError, NonFiniteError
 from hqvae.likelihood import MeanSquare
 from hqvae.objective import Elbo
 from hqvae.quantize import Noise, Stream
 from hqvae.ranks import all_sum
 from hqvae.run import Run
-from hqvae.screen import Steps
 
-from .assemble import Training, assemble, describe, harden, make_fabric, my_parts, restore, save, start_codebooks
+from .assemble import (
+    Training,
+    assemble,
+    describe,
+    harden,
+    make_fabric,
+    my_parts,
+    restore,
+    save,
+    start_codebooks,
+)
 from .watch import log_step, validate
 
 
@@ -48,12 +58,12 @@ def train(config: Config, out: str, resume: bool = False, accelerator: str = "au
     fabric = make_fabric(config.train, accelerator, devices, nodes)
     parts = my_parts(config.train, fabric.global_rank, fabric.world_size)
     if not resume:
-        Run.refuse_used(out)
+        Run.check_unused(out)
     data, splits = open_data(config.data, config.model.channels, ("train", "validation"), config.model.axes)
     config = replace(config, data=data)
     refuse_unfit(config, splits, fabric.world_size)
     training = assemble(fabric, config, out, resume, splits)
-    with training.run.in_use() if fabric.global_rank == 0 else nullcontext():
+    with training.run.locked() if fabric.global_rank == 0 else nullcontext():
         if resume:
             restore(training)
         return training.run if loop(training, config, parts) else None
@@ -83,8 +93,8 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
     order = ShuffledBatches(len(items), config.train.batch_size, config.train.seed)
     progress, total = training.progress, training.total
     batches = training_batches(items, order, progress.step, total, parts)
-    with interruptible() as stop, Steps(total, progress.step, quiet=fabric.global_rank > 0) as screen:
-        screen.say(f"{describe(training)} → {training.run.path}")
+    with interruptible() as stop, ProgressBar(total, progress.step, quiet=fabric.global_rank > 0) as screen:
+        screen.print(f"{describe(training)} → {training.run.path}")
         progress.since, progress.since_step = time.perf_counter(), progress.step
         while progress.step < total:
             # A tensor: a compiled model takes any.
@@ -98,9 +108,9 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
                 if progress.step == training.first_hard:
                     harden(training, float(global_sigma2(training, signals, temperature, noises, quantized)[0]))
                     start_codebooks(training, order)
-                    screen.say(f"codes are the nearest ones from step {progress.step} on (train.hard={training.config.hard:g})")
+                    screen.print(f"codes are the nearest ones from step {progress.step} on (train.hard={training.config.hard:g})")
                 outs = gradients(training, signals, temperature, noises, quantized)
-            except (NonFiniteError, DegenerateFeatures) as error:
+            except (DegenerateFeatures, NonFiniteError) as error:
                 raise broken(str(error), progress.step + 1) from error
             descend(training)
             if quantized:
@@ -108,7 +118,7 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
             if training.average is not None:
                 training.average.update_parameters(training.model)
             progress.step += 1
-            screen.move(progress.step)
+            screen.advance_to(progress.step)
             validated = progress.step % config.train.validate_every == 0 or progress.step == total
             if progress.step % config.train.log_every == 0 or validated:
                 refuse_broken(training, outs)
@@ -121,7 +131,7 @@ def loop(training: Training, config: Config, parts: Sequence[slice]) -> bool:
                 refuse_broken(training, outs)
                 save(training)
                 unstarted = ", and codebooks have not started yet" if progress.step <= training.first_quantized else ""
-                screen.say(f"stopped at step {progress.step} of {total}{unstarted}; the same command with --resume goes on from there")
+                screen.print(f"stopped at step {progress.step} of {total}{unstarted}; the same command with --resume goes on from there")
                 return False
     return True
 

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-from hqvae.data import examples_for_figure, sequential_batches
+from hqvae.console import ProgressBar
+from hqvae.data import in_order
+from hqvae.figures import image_grid, layer_history
 from hqvae.measure import Measures, findings, measure
 from hqvae.metrics import Usage
 from hqvae.model import Elbo
-from hqvae.pictures import grid, layer_history
-from hqvae.screen import Steps
 
 from .assemble import Training
 
 _PICTURES, _SPECTRA = 8, 2
 
 
-def log_step(training: Training, outs: Sequence[Elbo], temperature: float, screen: Steps) -> None:
+def log_step(training: Training, outs: Sequence[Elbo], temperature: float, screen: ProgressBar) -> None:
     """One line of the log: the last batch's terms, and the use of every layer's codes since the last line.
 
     Of kind "train", or "alone" while the autoencoder learns alone: figures of codes are then of none.
@@ -37,8 +37,8 @@ def log_step(training: Training, outs: Sequence[Elbo], temperature: float, scree
     }  # fmt: skip
     share, worst = min((u / usage.counts.numel(), i) for i, (u, usage) in enumerate(zip(used, progress.usage)))
     use = f"worst use: layer {worst} {share:.0%}" if any(used) else "not quantized yet"
-    screen.show(progress.step, f"{entry['bits_per_dim']:.3f} bits/dim  {entry['psnr']:.2f} dB  "
-                f"{entry['images_per_second']:.0f} {items.modality.example}s/s  {use}")  # fmt: skip
+    screen.update(progress.step, f"{entry['bits_per_dim']:.3f} bits/dim  {entry['psnr']:.2f} dB  "
+                f"{entry['images_per_second']:.0f} {items.medium.noun}s/s  {use}")  # fmt: skip
     if fabric.global_rank == 0:
         training.run.log(entry)
         write_tensorboard(training, entry)
@@ -46,12 +46,12 @@ def log_step(training: Training, outs: Sequence[Elbo], temperature: float, scree
     progress.since, progress.since_step, progress.restarted = time.perf_counter(), progress.step, 0
 
 
-def validate(training: Training, screen: Steps) -> None:
+def validate(training: Training, screen: ProgressBar) -> None:
     """Measure on validation images; log it, with an alarm for every layer that collapsed or carries nothing; refresh the pictures."""
     fabric, config, run, step = training.fabric, training.config, training.run, training.progress.step
     start = training.first_quantized
     if step <= start:
-        screen.say(f"no validation at step {step}: the autoencoder learns alone to step {start}, nothing is quantized yet")
+        screen.print(f"no validation at step {step}: the autoencoder learns alone to step {start}, nothing is quantized yet")
         return
     items, size = training.splits["validation"], max(1, config.batch_size // fabric.world_size)
     started = time.perf_counter()
@@ -61,7 +61,7 @@ def validate(training: Training, screen: Steps) -> None:
         training.schedule.step(measures.loss)
     if fabric.global_rank == 0:
         run.log({"kind": "validation", "step": step, **asdict(measures)})
-        screen.say(f"validation at step {step}: PSNR {measures.psnr:.2f} dB, {measures.bits_per_dim:.3f} bits/dim, "
+        screen.print(f"validation at step {step}: PSNR {measures.psnr:.2f} dB, {measures.bits_per_dim:.3f} bits/dim, "
                    f"perplexity {' '.join(f'{layer.perplexity:.0f}/{layer.codebook_size}' for layer in measures.layers)}")  # fmt: skip
         known = {(entry["layer"], entry["finding"]) for entry in run.entries("alarm") if entry["step"] == training.progress.validated}
         for finding in findings(measures, run.config.model):
@@ -76,7 +76,7 @@ def validate(training: Training, screen: Steps) -> None:
                 }
             )
             if (finding.layer, finding.kind) not in known:  # the log has every alarm, the screen those that are new
-                screen.say(f"ALARM {finding.layer} {finding.kind}: {finding.what}. {finding.advice}")
+                screen.print(f"ALARM {finding.layer} {finding.kind}: {finding.what}. {finding.advice}")
         refresh_pictures(training, measures)
     training.progress.validated = step
     training.model.train()
@@ -89,7 +89,7 @@ def refresh_pictures(training: Training, measures: Measures) -> None:
     x = items.signal(examples_for_figure(items, count), training.fabric.device)
     with torch.no_grad():
         rows = [("original", items.picture(x)), (f"step {training.progress.step}", items.picture(model(x).reconstruction))]
-    training.run.save_figure("training-reconstructions.png", grid(rows, spectra=items.modality.spectra))
+    training.run.save_figure("training-reconstructions.png", image_grid(rows, spectra=items.form.per_second is not None))
     entries = training.run.entries("train")
     if entries:
         layers = measures.layers

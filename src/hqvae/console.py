@@ -1,0 +1,152 @@
+"""What a person sees while work goes on: a progress bar, sentences and tables.
+
+On a terminal everything fits its width. Piped output is plain, one line each, and untruncated.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+_PIPED_WIDTH = 120  # of prose; tables are as wide as they need to be
+_SPEED_WINDOW = 3600.0  # seconds; rich's own 30 know no speed where a step takes minutes
+
+
+class _TwoLines(Progress):
+    """Bar and time left on one line, figures on the next: both are whole at 80 columns."""
+
+    status = ""
+
+    def get_renderables(self):  # type: ignore[no-untyped-def]
+        yield self.make_tasks_table(self.tasks)
+        if self.status:
+            yield Text(self.status, no_wrap=True, overflow="ellipsis")
+
+
+class ProgressBar:
+    """Progress over `total` steps, of which `completed` are done already.
+
+    A bar on a terminal. When piped there is no bar, and `update` prints a plain line. Silent when
+    `quiet`, as all processes but the first are.
+
+    >>> with ProgressBar(total=2, completed=0, quiet=True) as progress_bar:
+    ...     progress_bar.update(1, "PSNR 21.3 dB")
+    """
+
+    def __init__(self, total: int, completed: int, quiet: bool):
+        self.total = total
+        self.quiet = quiet
+        self.console = Console(file=sys.stderr)
+        self.bar = None
+        if not quiet and self.console.is_terminal:
+            self.bar = _TwoLines(
+                BarColumn(20),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("·"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+                console=self.console,
+                speed_estimate_period=_SPEED_WINDOW,
+            )
+            self.task = self.bar.add_task("", total=total, completed=completed)
+
+    def __enter__(self) -> "ProgressBar":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def advance_to(self, step: int) -> None:
+        """Move the bar; print nothing."""
+        if self.bar:
+            self.bar.update(self.task, completed=step)
+
+    def update(self, step: int, status: str) -> None:
+        """Move the bar and show `status` below it; when piped, print both on one line."""
+        if self.bar:
+            self.bar.status = status
+            self.bar.update(self.task, completed=step)
+        elif not self.quiet:
+            clock = time.strftime("%H:%M:%S")
+            print(f"{clock}  step {step}/{self.total}  {status}", file=sys.stderr, flush=True)
+
+    def print(self, text: str) -> None:
+        """A line that stays."""
+        if not self.quiet:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_paragraph(text: str) -> None:
+    """A paragraph on standard output, wrapped between words."""
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    Console(width=width).print(text, highlight=False, markup=False)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output, the first column to the left, the others to the right.
+
+    Where a terminal is too narrow, vertical lines go first; then heads, names and `± error` fold.
+    """
+    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    # A table's own title would wrap at the table's width.
+    console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(_table(columns, rows, console.width))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> RenderableType:
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows)]
+    narrow = sum(widths) + 3 * len(widths) + 1 > room
+    if narrow:
+        rows = [[cell.replace(" ± ", "\n± ") for cell in row] for row in rows]
+        widths = _fold(columns, rows, room - len(columns) + 1)
+    table = Table(
+        box=box.SIMPLE_HEAD if narrow else box.HEAVY_HEAD,
+        padding=(0, 0 if narrow else 1),
+        show_edge=not narrow,
+    )
+    for index, (column, width) in enumerate(zip(columns, widths)):
+        # Text, not markup: a name may hold square brackets.
+        table.add_column(Text(column), justify="right" if index else "left", width=width)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _fold(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Widths that fit `room` where words allow it: the widest column gives way first.
+
+    Heads and the first column, which holds names, break between words; figures do not.
+    """
+    widths, least = [], []
+    for index, (head, *cells) in enumerate(zip(columns, *rows)):
+        lines = [line for cell in cells for line in cell.split("\n")]
+        widths.append(max(map(cell_len, [head, *lines])))
+        whole = head.split() + [word for line in lines for word in line.split()] * (index == 0)
+        least.append(max(map(cell_len, whole + lines * (index > 0))))
+    while sum(widths) > room and widths != least:
+        foldable = [index for index in range(len(widths)) if widths[index] > least[index]]
+        widths[max(foldable, key=lambda index: widths[index])] -= 1
+    return widths

@@ -1,0 +1,58 @@
+"""Files that other processes may read or write meanwhile: atomic writes and locks."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from hqvae.errors import InputError
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block succeeds, and is removed when it fails.
+
+    The temporary file lies beside `path` and is flushed to disk before it is moved.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     with atomic_write(Path(folder) / "a.txt") as temporary:
+    ...         _ = temporary.write_text("whole")
+    ...     (Path(folder) / "a.txt").read_text()
+    'whole'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def lock(file: IO[Any], wait: bool = False) -> bool:
+    """Take the lock of a file that is open for writing; False when another process holds it.
+
+    The lock is held until the file is closed or the process ends, however it ends. With `wait`,
+    wait for the other process.
+
+    Raises InputError on a file system without locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise InputError(
+            f"{file.name} cannot be locked: {error.strerror}; "
+            "choose a folder on a file system with locks"
+        ) from error
+    return True

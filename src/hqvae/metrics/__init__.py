@@ -1,0 +1,23 @@
+"""How close signals are and how codes are used: fed batch by batch, summed over processes.
+
+Means are over the whole split, weighted by the number of signals: never means of batch means.
+"""
+
+from .audio import AudioQuality, stft_distance
+from .base import Mean, Metric
+from .distortion import SSIM, Distortion, psnr, ssim
+from .perceptual import Perceptual
+from .usage import Usage
+
+__all__ = [
+    "SSIM",
+    "AudioQuality",
+    "Distortion",
+    "Mean",
+    "Metric",
+    "Perceptual",
+    "Usage",
+    "psnr",
+    "ssim",
+    "stft_distance",
+]
