@@ -42,7 +42,10 @@ def theirs(checkout: str, batch: int) -> Callable[[], None]:
         quantization=Settings(size_dict=512, dim_dict=64, temperature=Settings(init=1.0)),
     )
     torch.manual_seed(0)
-    model, x = GaussianSQVAE(settings, Settings(bn=True, var_q=False, arelbo=True)), torch.rand(batch, 3, 32, 32)
+    model, x = (
+        GaussianSQVAE(settings, Settings(bn=True, var_q=False, arelbo=True)),
+        torch.rand(batch, 3, 32, 32),
+    )
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
     def step() -> None:
@@ -60,7 +63,10 @@ def ours(batch: int, bf16: bool) -> Callable[[], None]:
     model, x = HQVAE(preset("sqvae").model), torch.rand(batch, 3, 32, 32) * 2 - 1
     model.scale_from(x)
     model.start_from(x, Noise(1))
-    model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    model, x = (
+        model.to(memory_format=torch.channels_last),
+        x.contiguous(memory_format=torch.channels_last),
+    )
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
     def step() -> None:
@@ -74,7 +80,9 @@ def ours(batch: int, bf16: bool) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkout")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
@@ -92,11 +100,21 @@ def main() -> None:
                 start = time.perf_counter()
                 step()
                 times[name].append(time.perf_counter() - start)
-    speeds = {name: arguments.batch / statistics.median(seconds[5:]) for name, seconds in times.items()}
+    speeds = {
+        name: arguments.batch / statistics.median(seconds[5:]) for name, seconds in times.items()
+    }
     for name, speed in speeds.items():
         print(f"{name:22s} {speed:8.0f} images/s {speed / speeds['sony/sqvae, float32']:6.2f}×")
     arguments.out.write_text(
-        json.dumps({"batch": arguments.batch, "threads": torch.get_num_threads(), "images_per_second": speeds}, indent=2) + "\n"
+        json.dumps(
+            {
+                "batch": arguments.batch,
+                "threads": torch.get_num_threads(),
+                "images_per_second": speeds,
+            },
+            indent=2,
+        )
+        + "\n"
     )
 
 

@@ -49,7 +49,11 @@ def inputs(codes: int, device: str) -> tuple[Tensor, Tensor]:
 def stochastic(quantize: Callable, codes: int, device: str, layers: int = 1) -> Step:
     z, gradient = inputs(codes, device)
     books = [torch.randn(codes, D, device=device, requires_grad=True) for _ in range(layers)]
-    log_s2, temperature, seed = torch.tensor(0.7, device=device, requires_grad=True), torch.tensor(0.6), torch.tensor(5)
+    log_s2, temperature, seed = (
+        torch.tensor(0.7, device=device, requires_grad=True),
+        torch.tensor(0.6),
+        torch.tensor(5),
+    )
 
     def step() -> None:
         rest, out, entropy = z, torch.zeros_like(z), 0
@@ -105,11 +109,17 @@ def contenders(device: str) -> dict[str, Callable[[int], Step]]:
         "hqvae": lambda k: stochastic(ops.quantize, k, device),
         "textbook": lambda k: stochastic(textbook, k, device),
         "hqvae, moving averages": lambda k: averages(k, device),
-        "VectorQuantize": lambda k: deterministic(VectorQuantize(dim=D, codebook_size=k), k, device),
+        "VectorQuantize": lambda k: deterministic(
+            VectorQuantize(dim=D, codebook_size=k), k, device
+        ),
         f"hqvae, {LAYERS} layers": lambda k: stochastic(ops.quantize, k, device, LAYERS),
-        f"ResidualVQ, {LAYERS} layers": lambda k: deterministic(ResidualVQ(dim=D, codebook_size=k, num_quantizers=LAYERS), k, device),
+        f"ResidualVQ, {LAYERS} layers": lambda k: deterministic(
+            ResidualVQ(dim=D, codebook_size=k, num_quantizers=LAYERS), k, device
+        ),
     }
-    return all_of_them | ({"matrix products": lambda k: products(k, device)} if device == "cuda" else {})
+    return all_of_them | (
+        {"matrix products": lambda k: products(k, device)} if device == "cuda" else {}
+    )
 
 
 def affordable(name: str, codes: int) -> bool:
@@ -163,13 +173,19 @@ def measure(codes: int, rounds: int, device: str) -> dict[str, dict[str, float]]
     for name in names:
         command = [sys.executable, __file__, "--device", device, "--peak", name, str(codes)]
         done = subprocess.run(command, capture_output=True, text=True)
-        results[name]["MB"] = int(done.stdout) / 1e6 if done.returncode == 0 and done.stdout.strip() else float("nan")
+        results[name]["MB"] = (
+            int(done.stdout) / 1e6 if done.returncode == 0 and done.stdout.strip() else float("nan")
+        )
     return results
 
 
 def draw(results: dict[int, dict[str, dict[str, float]]], path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for panel, unit, title in zip(panels, ("ms", "MB"), ("time, forward and backward (ms)", "peak memory beyond the inputs (MB)")):
+    for panel, unit, title in zip(
+        panels,
+        ("ms", "MB"),
+        ("time, forward and backward (ms)", "peak memory beyond the inputs (MB)"),
+    ):
         for name in dict.fromkeys(name for row in results.values() for name in row):
             points = [(codes, row[name][unit]) for codes, row in results.items() if name in row]
             panel.loglog(*zip(*points), marker="o", label=name)
@@ -180,20 +196,29 @@ def draw(results: dict[int, dict[str, dict[str, float]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", default="256,512,1024,4096,16384,65536")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/quantizer"))
     parser.add_argument("--keep", action="store_true", help="add to the sizes that OUT.json has")
-    parser.add_argument("--peak", nargs=2, metavar=("NAME", "K"), help="print one contender's memory, and no more")
+    parser.add_argument(
+        "--peak", nargs=2, metavar=("NAME", "K"), help="print one contender's memory, and no more"
+    )
     arguments = parser.parse_args()
     if arguments.peak:
         print(peak_bytes(arguments.peak[0], int(arguments.peak[1]), arguments.device))
         return
     results: dict[int, dict[str, dict[str, float]]] = {}
     if arguments.keep:
-        results = {int(codes): row for codes, row in json.loads(arguments.out.with_suffix(".json").read_text())["by K"].items()}
+        results = {
+            int(codes): row
+            for codes, row in json.loads(arguments.out.with_suffix(".json").read_text())[
+                "by K"
+            ].items()
+        }
     for codes in map(int, arguments.sizes.split(",")):
         results[codes] = measure(codes, arguments.rounds, arguments.device)
         print(f"K = {codes}, N = {rows_of(codes)}")
@@ -203,8 +228,14 @@ def main() -> None:
             print(
                 f"    {name:24s} {row['ms']:10.1f} ms {row['ms'] / mine['ms']:6.2f}×   {row['MB']:9.1f} MB {row['MB'] / mine['MB']:6.2f}×"
             )
-        machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        arguments.out.with_suffix(".json").write_text(json.dumps({"machine": machine, "D": D, "by K": results}, indent=2) + "\n")
+        machine = {
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        arguments.out.with_suffix(".json").write_text(
+            json.dumps({"machine": machine, "D": D, "by K": results}, indent=2) + "\n"
+        )
     draw(results, arguments.out.with_suffix(".png"))
 
 

@@ -17,10 +17,18 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-
 from hqvae.chunks import decode_in_chunks, encode_in_chunks
+
 from hqvae.config import preset
-from hqvae.data import AUDIO, AudioConfig, AudioDataset, FileIndex, ShuffledBatches, sequential_batches, training_batches
+from hqvae.data import (
+    AUDIO,
+    AudioConfig,
+    AudioDataset,
+    FileIndex,
+    ShuffledBatches,
+    sequential_batches,
+    training_batches,
+)
 from hqvae.data.samples import decode
 from hqvae.model import HQVAE
 from hqvae.quantize import Noise
@@ -35,14 +43,21 @@ def sounds(name: str) -> AudioDataset:
     assert isinstance(config, AudioConfig)
     files = []
     for _ in range(FILES):
-        soundfile.write(file := BytesIO(), generator.uniform(-0.1, 0.1, round(SECONDS * 44100)), 44100, format="FLAC")
+        soundfile.write(
+            file := BytesIO(),
+            generator.uniform(-0.1, 0.1, round(SECONDS * 44100)),
+            44100,
+            format="FLAC",
+        )
         files.append(file.getvalue())
     index = FileIndex([str(i) for i in range(FILES)], lambda i: AUDIO.open(BytesIO(files[i])))
     return AudioDataset(index, config)
 
 
 def loading(items: AudioDataset) -> Variant:
-    batches = training_batches(items, ShuffledBatches(len(items), BATCH, 0), 0, 10**9, [slice(0, BATCH)])
+    batches = training_batches(
+        items, ShuffledBatches(len(items), BATCH, 0), 0, 10**9, [slice(0, BATCH)]
+    )
     return lambda: items.signal(next(batches)), BATCH * items.samples / items.rate
 
 
@@ -77,11 +92,19 @@ def coding(name: str, back: bool) -> Variant:
     model, rate = HQVAE(config.model).eval(), config.data.rate
     x = 0.1 * torch.randn(1, 1, round(LONG * rate), generator=torch.Generator().manual_seed(0))
     codes = encode_in_chunks(model, x, 4 * rate)
-    return (lambda: list(decode_in_chunks(model, codes, 4 * rate)) if back else encode_in_chunks(model, x, 4 * rate)), LONG
+    return (
+        lambda: (
+            list(decode_in_chunks(model, codes, 4 * rate))
+            if back
+            else encode_in_chunks(model, x, 4 * rate)
+        )
+    ), LONG
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/sounds.json"))
@@ -90,10 +113,16 @@ def main() -> None:
     variants: dict[str, Variant] = {}
     for name in ("rsqvae-mel", "rsqvae-audio"):
         items = sounds(name)
-        variants |= {f"{name}: decoding and resampling a file": decoding(items), f"{name}: loading from memory": loading(items)}
+        variants |= {
+            f"{name}: decoding and resampling a file": decoding(items),
+            f"{name}: loading from memory": loading(items),
+        }
         variants |= {f"{name}: training": training(name, items)}
     for name in ("rsqvae-audio", "hqvae-audio"):
-        variants |= {f"{name}: encoding a minute": coding(name, False), f"{name}: decoding a minute": coding(name, True)}
+        variants |= {
+            f"{name}: encoding a minute": coding(name, False),
+            f"{name}: decoding a minute": coding(name, True),
+        }
     times: dict[str, list[float]] = {name: [] for name in variants}
     for run in range(-1, arguments.rounds):
         for name, (step, _) in variants.items():
@@ -101,11 +130,19 @@ def main() -> None:
             step()
             if run >= 0:
                 times[name].append(time.perf_counter() - start)
-    speeds = {name: seconds / statistics.median(times[name]) for name, (_, seconds) in variants.items()}
+    speeds = {
+        name: seconds / statistics.median(times[name]) for name, (_, seconds) in variants.items()
+    }
     for name, speed in speeds.items():
         print(f"{name:50s} {speed:10.1f} × real time")
-    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    arguments.out.write_text(json.dumps({"machine": machine, "batch": BATCH, "times_real_time": speeds}, indent=2) + "\n")
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    arguments.out.write_text(
+        json.dumps({"machine": machine, "batch": BATCH, "times_real_time": speeds}, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

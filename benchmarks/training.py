@@ -20,7 +20,16 @@ import torch
 from PIL import Image
 
 from hqvae.config import PRESETS, preset
-from hqvae.data import PIXEL_UNIT, FileIndex, ImageConfig, ImageDataset, ShuffledBatches, sequential_batches, to_signal, training_batches
+from hqvae.data import (
+    PIXEL_UNIT,
+    FileIndex,
+    ImageConfig,
+    ImageDataset,
+    ShuffledBatches,
+    sequential_batches,
+    to_signal,
+    training_batches,
+)
 from hqvae.measure import measure
 from hqvae.model import HQVAE
 from hqvae.quantize import EMAConfig, Noise
@@ -28,7 +37,9 @@ from hqvae.quantize import EMAConfig, Noise
 BATCH, SIDE = 128, 32
 
 
-def training_step(name: str, bf16: bool = True, channels_last: bool = True, ema: bool = False) -> Callable[[], None]:
+def training_step(
+    name: str, bf16: bool = True, channels_last: bool = True, ema: bool = False
+) -> Callable[[], None]:
     """One step of a preset as the loop takes it: forward, backward, Adam, codebook update; `ema` puts the EMA quantizer into it."""
     torch.manual_seed(0)
     config = preset(name).model
@@ -37,7 +48,10 @@ def training_step(name: str, bf16: bool = True, channels_last: bool = True, ema:
     model.scale_from(x)
     model.start_from(x, Noise(1))
     if channels_last:
-        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+        model, x = (
+            model.to(memory_format=torch.channels_last),
+            x.contiguous(memory_format=torch.channels_last),
+        )
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
     def step() -> None:
@@ -58,7 +72,10 @@ def bare_step(bf16: bool, channels_last: bool) -> Callable[[], None]:
     layer, settle, decoder = model.layers[0], model.settle, model.decoder
     x = torch.rand(BATCH, 3, SIDE, SIDE) * 2 - 1
     if channels_last:
-        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+        model, x = (
+            model.to(memory_format=torch.channels_last),
+            x.contiguous(memory_format=torch.channels_last),
+        )
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
     def step() -> None:
@@ -79,7 +96,9 @@ def pictures() -> ImageDataset:
 
 
 def loading(images: ImageDataset) -> Callable[[], None]:
-    batches = training_batches(images, ShuffledBatches(len(images), BATCH, 0), 0, 10**9, [slice(0, BATCH)])
+    batches = training_batches(
+        images, ShuffledBatches(len(images), BATCH, 0), 0, 10**9, [slice(0, BATCH)]
+    )
     return lambda: to_signal(next(batches)).sum().item() and None
 
 
@@ -87,7 +106,12 @@ def evaluation(images: ImageDataset, only_forward: bool) -> Callable[[], None]:
     model = HQVAE(preset("vqvae").model).eval()
 
     def whole() -> None:
-        measure(model, map(to_signal, sequential_batches(images, BATCH, BATCH)), PIXEL_UNIT, shuffle_images=1)
+        measure(
+            model,
+            map(to_signal, sequential_batches(images, BATCH, BATCH)),
+            PIXEL_UNIT,
+            shuffle_images=1,
+        )
 
     def forward() -> None:
         with torch.no_grad():
@@ -97,7 +121,9 @@ def evaluation(images: ImageDataset, only_forward: bool) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="steps per variant and round")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/training.json"))
@@ -106,9 +132,16 @@ def main() -> None:
     variants = {
         "bare autoencoder, float32": bare_step(False, False),
         "bare autoencoder, bf16 + channels_last": bare_step(True, True),
-        **{f"{name}, bf16 + channels_last": training_step(name) for name, config in PRESETS.items() if config.data.kind == "images"},
+        **{
+            f"{name}, bf16 + channels_last": training_step(name)
+            for name, config in PRESETS.items()
+            if config.data.kind == "images"
+        },
         "sqvae, float32": training_step("sqvae", bf16=False, channels_last=False),
-        **{f"{name} with the EMA quantizer": training_step(name, ema=True) for name in ("sqvae", "rsqvae")},
+        **{
+            f"{name} with the EMA quantizer": training_step(name, ema=True)
+            for name in ("sqvae", "rsqvae")
+        },
         "loading from memory": loading(images),
         "evaluation: forward pass alone, float32": evaluation(images, True),
         "evaluation: everything `hqvae evaluate` measures, float32": evaluation(images, False),
@@ -129,8 +162,15 @@ def main() -> None:
     for name in ("sqvae", "rsqvae"):
         ratio = speeds[f"{name} with the EMA quantizer"] / speeds[f"{name}, bf16 + channels_last"]
         print(f"a step of {name} takes {ratio:.2f} × one of the same model with the EMA quantizer")
-    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    arguments.out.write_text(json.dumps({"machine": machine, "batch": BATCH, "images_per_second": speeds}, indent=2) + "\n")
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    arguments.out.write_text(
+        json.dumps({"machine": machine, "batch": BATCH, "images_per_second": speeds}, indent=2)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

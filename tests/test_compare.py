@@ -299,7 +299,7 @@ def test_a_missing_seed_is_left_out_of_the_pairs(tmp_path):
 
 def test_runs_are_ordinary_commands():
     """What the forks of the other tests stand for; `python -m hqvae.cli` is in test_cli.py."""
-    assert HQVAE_COMMAND == [sys.executable, "-m", "hqvae.cli"]
+    assert [sys.executable, "-m", "hqvae.cli"] == HQVAE_COMMAND
 
 
 def figures(out):
@@ -623,7 +623,7 @@ def test_large_specs_train_on_a_small_folder(name, tmp_path):
     """The loader's part: pictures of other sizes in sub-folders, brought to the published side."""
     from PIL import Image
 
-    from hqvae.data import open_data, sequential_batches
+    from hqvae.data import open_data
 
     path = next(path for path in SPECS if path.stem == name)
     entry = run_specs(read_spec(str(path)), str(tmp_path / "pictures"))[0]

@@ -53,20 +53,36 @@ for name in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize("names", [IMAGE_PRESETS[::2], IMAGE_PRESETS[1::2], ["rsqvae-audio"]], ids="-".join)
+@pytest.mark.parametrize(
+    "names", [IMAGE_PRESETS[::2], IMAGE_PRESETS[1::2], ["rsqvae-audio"]], ids="-".join
+)
 def test_a_model_is_one_graph_for_all_steps(names):
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *names], capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *names], capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines() == [f"{name} {mode} one graph" for name in names for mode in ("training", "evaluation")]
+    assert done.stdout.splitlines() == [
+        f"{name} {mode} one graph" for name in names for mode in ("training", "evaluation")
+    ]
 
 
 def test_the_command_trains_compiled_as_it_does_uncompiled(tmp_path):
-    settings = ["model.net.widths=[8]", "model.net.blocks=1", "train.batch_size=8", "train.steps=3", "train.precision=32-true"]
+    settings = [
+        "model.net.widths=[8]",
+        "model.net.blocks=1",
+        "train.batch_size=8",
+        "train.steps=3",
+        "train.precision=32-true",
+    ]
     data, losses = tmp_path / "pictures.npz", []
     np.savez(data, x=np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), dtype=np.uint8))
     for flags in ([], ["--compile"]):
         run = tmp_path / f"run{len(flags)}"
-        command = [sys.executable, "-c", "from hqvae.cli import main; import sys; sys.exit(main(sys.argv[1:]))"]
+        command = [
+            sys.executable,
+            "-c",
+            "from hqvae.cli import main; import sys; sys.exit(main(sys.argv[1:]))",
+        ]
         arguments = [
             "train",
             "hqvae",
@@ -82,5 +98,11 @@ def test_the_command_trains_compiled_as_it_does_uncompiled(tmp_path):
         ]
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stderr[-3000:]
-        losses.append([json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines() if '"train"' in line])
+        losses.append(
+            [
+                json.loads(line)["loss"]
+                for line in (run / "log.jsonl").read_text().splitlines()
+                if '"train"' in line
+            ]
+        )
     assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-3)

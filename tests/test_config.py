@@ -39,7 +39,13 @@ def test_a_config_survives_plain_values_and_json(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_key_can_be_set_to_what_it_is(name):
     config = preset(name)
-    assert override(config, [f"{key}={json.dumps(value)}" for key, value in flatten(to_dict(config)).items()]) == config
+    assert (
+        override(
+            config,
+            [f"{key}={json.dumps(value)}" for key, value in flatten(to_dict(config)).items()],
+        )
+        == config
+    )
 
 
 SETTINGS = {
@@ -65,13 +71,20 @@ def test_a_setting_changes_its_key_and_no_other(setting):
     key, value = SETTINGS[setting]
     before, after = flatten(to_dict(SQVAE2)), flatten(to_dict(override(SQVAE2, [setting])))
     assert after[key] == value and type(after[key]) is type(value)
-    assert {k for k in before if before[k] != after[k]} <= {key, key.replace("widths.1", "widths.0")}
+    assert {k for k in before if before[k] != after[k]} <= {
+        key,
+        key.replace("widths.1", "widths.0"),
+    }
 
 
 def test_a_later_setting_wins_over_an_earlier_one():
     assert override(SQVAE, ["train.lr=1", "train.lr=2"]).train.lr == 2
-    assert override(SQVAE, ["train.temperature={start: 2}", "train.temperature.end=0.5"]).train.temperature == TemperatureConfig(2, 0.5)
-    levels = override(SQVAE, ["model.levels=[{stride: 8}, {stride: 4}]", "model.levels.1.layers=3"]).model.levels
+    assert override(
+        SQVAE, ["train.temperature={start: 2}", "train.temperature.end=0.5"]
+    ).train.temperature == TemperatureConfig(2, 0.5)
+    levels = override(
+        SQVAE, ["model.levels=[{stride: 8}, {stride: 4}]", "model.levels.1.layers=3"]
+    ).model.levels
     assert [(level.stride, level.layers) for level in levels] == [(8, 1), (4, 3)]
 
 
@@ -87,11 +100,36 @@ def test_override_leaves_the_given_config_alone():
 @pytest.mark.parametrize(
     ("config", "settings", "key", "value"),
     [
-        (SQVAE, ["model.quantizer.kind=ema", "model.quantizer.decay=0.9"], "model.quantizer.decay", 0.9),
-        (SQVAE, ["model.quantizer.kind=ema", "model.quantizer.restart=true"], "model.quantizer.restart", True),
-        (SQVAE, ["model.quantizer.start.kind=normal", "model.quantizer.start.s2=3"], "model.quantizer.start.s2", 3.0),
-        (VQVAE, ["model.quantizer.start.kind=data", "model.quantizer.start.jitter=0"], "model.quantizer.start.jitter", 0.0),
-        (VQVAE, ["model.quantizer.kind=stochastic", "model.quantizer.start.jitter=1"], "model.quantizer.start.jitter", 1.0),
+        (
+            SQVAE,
+            ["model.quantizer.kind=ema", "model.quantizer.decay=0.9"],
+            "model.quantizer.decay",
+            0.9,
+        ),
+        (
+            SQVAE,
+            ["model.quantizer.kind=ema", "model.quantizer.restart=true"],
+            "model.quantizer.restart",
+            True,
+        ),
+        (
+            SQVAE,
+            ["model.quantizer.start.kind=normal", "model.quantizer.start.s2=3"],
+            "model.quantizer.start.s2",
+            3.0,
+        ),
+        (
+            VQVAE,
+            ["model.quantizer.start.kind=data", "model.quantizer.start.jitter=0"],
+            "model.quantizer.start.jitter",
+            0.0,
+        ),
+        (
+            VQVAE,
+            ["model.quantizer.kind=stochastic", "model.quantizer.start.jitter=1"],
+            "model.quantizer.start.jitter",
+            1.0,
+        ),
     ],
     ids=["ema decay", "ema restart", "normal", "data", "stochastic"],
 )
@@ -119,7 +157,10 @@ def test_the_old_kinds_keys_are_gone():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.stepz=1", "key 'train.stepz' does not exist: train has no 'stepz'; did you mean 'steps'?"),
+        (
+            "train.stepz=1",
+            "key 'train.stepz' does not exist: train has no 'stepz'; did you mean 'steps'?",
+        ),
         ("modle.axes=1", "the config has no 'modle'; did you mean 'model'?"),
         ("model.levels.0.codebok_size=4", "did you mean 'codebook_size'?"),
         ("data.qqqqq=1", "expected one of: .*column.*crop.*workers"),
@@ -157,9 +198,15 @@ def test_a_wrong_key_is_named_with_the_nearest_right_one(setting, message):
         ("data.crop=middle", ["middle", "'center' or 'random'"]),
         ("model=5", ["model=5"]),
         ("model.levels=[]", ["model.levels=[]", "at least 1"]),
-        ("model.levels.0.codebook_size=1", ["model.levels.0.codebook_size=1", "greater than or equal to 2"]),
+        (
+            "model.levels.0.codebook_size=1",
+            ["model.levels.0.codebook_size=1", "greater than or equal to 2"],
+        ),
         ("model.quantizer.kind=emma", ["model.quantizer", "emma", "'stochastic', 'ema'"]),
-        ("model.quantizer.start.jitter=-1", ["model.quantizer.start.jitter=-1", "greater than or equal to 0"]),
+        (
+            "model.quantizer.start.jitter=-1",
+            ["model.quantizer.start.jitter=-1", "greater than or equal to 0"],
+        ),
         ("model.net.widths=[8,x]", ["model.net.widths.1", '"x"', "integer"]),
     ],
 )
@@ -178,7 +225,11 @@ def test_strides_that_are_not_nested_are_named(coarse, fine):
 
 @pytest.mark.parametrize(
     ("tree", "message"),
-    [({"modle": {}}, "modle"), ({"model": {"levels": [{"strid": 4}]}}, r"model\.levels\.0\.strid"), ({"train": 3}, "train=3")],
+    [
+        ({"modle": {}}, "modle"),
+        ({"model": {"levels": [{"strid": 4}]}}, r"model\.levels\.0\.strid"),
+        ({"train": 3}, "train=3"),
+    ],
 )
 def test_plain_values_that_are_no_config_are_named(tree, message):
     with pytest.raises(InputError, match=message):
@@ -214,13 +265,20 @@ def test_a_difference_is_named_with_both_values(setting, said):
 
 def test_no_two_presets_are_equal():
     names = list(PRESETS)
-    assert [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if difference(preset(a), preset(b)) is None] == []
+    assert [
+        (a, b)
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+        if difference(preset(a), preset(b)) is None
+    ] == []
 
 
 # ---------------------------------------------------------------------------------------------------- values and fields
 
 
-@pytest.mark.parametrize(("progress", "expected"), [(0.0, 2.0), (0.25, 1.0), (0.5, 0.5), (0.75, 0.5), (1.0, 0.5)])
+@pytest.mark.parametrize(
+    ("progress", "expected"), [(0.0, 2.0), (0.25, 1.0), (0.5, 0.5), (0.75, 0.5), (1.0, 0.5)]
+)
 def test_temperature_falls_exponentially_and_then_stays(progress, expected):
     assert TemperatureConfig(start=2.0, end=0.5, over=0.5).at(progress) == pytest.approx(expected)
 
@@ -232,14 +290,22 @@ def config_classes(kind):
     return found.union(*(config_classes(k) for k in inner))
 
 
-FIELDS = sorted((kind.__name__, field.name) for kind in config_classes(Config) for field in dataclasses.fields(kind))
+FIELDS = sorted(
+    (kind.__name__, field.name)
+    for kind in config_classes(Config)
+    for field in dataclasses.fields(kind)
+)
 
 
 def names_read():
     """Every name that the package reads as an attribute: `x.name`, not `x.name = …`, not in a comment or a text."""
     sources = [path.read_text() for path in Path(hqvae.__file__).parent.rglob("*.py")]
     nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
-    return {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    return {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
 
 
 def test_all_config_classes_are_looked_at():

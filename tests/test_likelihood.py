@@ -15,7 +15,9 @@ def errors(rows: int = 6) -> torch.Tensor:
     return torch.randn(rows, SIZE, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
-@pytest.mark.parametrize(("mean_square", "nats"), [(1.0, 0.0), (math.e, 6.0), (math.exp(-3), -18.0)])
+@pytest.mark.parametrize(
+    ("mean_square", "nats"), [(1.0, 0.0), (math.e, 6.0), (math.exp(-3), -18.0)]
+)
 def test_fitted_gaussian_is_half_the_size_times_log_variance(mean_square, nats):
     distortion = SIZE * mean_square * torch.tensor([0.5, 1.5])  # their mean counts
     assert float(FittedGaussian.variance(distortion, SIZE)) == pytest.approx(mean_square, rel=1e-6)
@@ -44,7 +46,9 @@ def test_halves_with_a_shared_variance_give_the_gradient_of_the_whole(likelihood
 def test_halves_with_variances_of_their_own_do_not():
     x = errors()
     (whole,) = torch.autograd.grad(FittedGaussian()(x.square().sum(1), SIZE), x)
-    (apart,) = torch.autograd.grad(sum(FittedGaussian()(half.square().sum(1), SIZE) / 2 for half in x.split(3)), x)
+    (apart,) = torch.autograd.grad(
+        sum(FittedGaussian()(half.square().sum(1), SIZE) / 2 for half in x.split(3)), x
+    )
     assert not torch.allclose(apart, whole, rtol=1e-3)
 
 
@@ -69,7 +73,13 @@ def test_two_reconstructions_pull_as_hard_in_either_unit():
     first, second = (e.square().sum(1) for e in (fine, coarse))
     sigma2, other = (FittedGaussian.variance(d, SIZE) for d in (first, second))
     fitted, mean = FittedGaussian(), MeanSquare()
-    nats = torch.autograd.grad(fitted(first, SIZE) + fitted.share(sigma2, other) * fitted(second, SIZE), (fine, coarse), retain_graph=True)
-    square = torch.autograd.grad(mean(first, SIZE) + mean.share(sigma2, other) * mean(second, SIZE), (fine, coarse))
+    nats = torch.autograd.grad(
+        fitted(first, SIZE) + fitted.share(sigma2, other) * fitted(second, SIZE),
+        (fine, coarse),
+        retain_graph=True,
+    )
+    square = torch.autograd.grad(
+        mean(first, SIZE) + mean.share(sigma2, other) * mean(second, SIZE), (fine, coarse)
+    )
     for ours, theirs in zip(square, nats):
         torch.testing.assert_close(ours, theirs * 2 * sigma2 / SIZE)

@@ -31,13 +31,31 @@ def in_batches(images, size):
 
 def test_no_figure_depends_on_the_batch_size(member):
     images = eight_bit(140)
-    one, many = (measured(member, in_batches(images, size), shuffle_images=133) for size in (140, 3))
-    for key in ("images", "shuffled_images", "rmse", "psnr", "ssim", "bits_per_dim", "bits_per_dim_nearest", "bits_per_pixel", "loss"):
+    one, many = (
+        measured(member, in_batches(images, size), shuffle_images=133) for size in (140, 3)
+    )
+    for key in (
+        "images",
+        "shuffled_images",
+        "rmse",
+        "psnr",
+        "ssim",
+        "bits_per_dim",
+        "bits_per_dim_nearest",
+        "bits_per_pixel",
+        "loss",
+    ):
         assert getattr(one, key) == pytest.approx(getattr(many, key), rel=1e-4), key
     for a, b in zip(one.layers, many.layers):
-        assert (a.perplexity, a.used, a.positions) == pytest.approx((b.perplexity, b.used, b.positions), rel=1e-6)
-        assert (a.rmse_after, a.entropy_bits) == pytest.approx((b.rmse_after, b.entropy_bits), rel=1e-3, abs=1e-5)
-        assert (a.rmse_shuffled, a.psnr_loss) == pytest.approx((b.rmse_shuffled, b.psnr_loss), rel=1e-3, abs=1e-5)
+        assert (a.perplexity, a.used, a.positions) == pytest.approx(
+            (b.perplexity, b.used, b.positions), rel=1e-6
+        )
+        assert (a.rmse_after, a.entropy_bits) == pytest.approx(
+            (b.rmse_after, b.entropy_bits), rel=1e-3, abs=1e-5
+        )
+        assert (a.rmse_shuffled, a.psnr_loss) == pytest.approx(
+            (b.rmse_shuffled, b.psnr_loss), rel=1e-3, abs=1e-5
+        )
 
 
 def test_figures_have_their_textbook_values(member):
@@ -47,7 +65,10 @@ def test_figures_have_their_textbook_values(member):
     error = (x - x_hat).square().flatten(1).mean(1)
     assert found.rmse == pytest.approx(127.5 * error.mean().sqrt().item(), rel=1e-5)
     assert found.psnr == pytest.approx((10 * torch.log10(4 / error)).mean().item(), rel=1e-5)
-    rate = sum(c[0].numel() * math.log2(layer.quantizer.codebook_size) for c, layer in zip(member.encode(x), member.layers))
+    rate = sum(
+        c[0].numel() * math.log2(layer.quantizer.codebook_size)
+        for c, layer in zip(member.encode(x), member.layers)
+    )
     assert found.bits_per_pixel == pytest.approx(rate / 256)
     assert found.layers[-1].rmse_after == pytest.approx(found.rmse, rel=1e-6)
     for index, layer in enumerate(found.layers):
@@ -61,7 +82,9 @@ def test_bits_per_dim_of_a_deterministic_model_is_rate_plus_gaussian():
     model, images = build("ema", "residual").eval(), eight_bit()
     found, x = measured(model, [images]), images.float() / 127.5 - 1
     error = (x - model(x).reconstruction).square().mean().item() + (2 / 255) ** 2 / 12
-    expected = 0.5 * math.log2(2 * math.pi * math.e * error) + math.log2(127.5) + found.bits_per_pixel / 3
+    expected = (
+        0.5 * math.log2(2 * math.pi * math.e * error) + math.log2(127.5) + found.bits_per_pixel / 3
+    )
     assert found.bits_per_dim == pytest.approx(expected, rel=1e-5)
     assert found.bits_per_dim_nearest == pytest.approx(expected, rel=1e-5)
 
@@ -73,7 +96,11 @@ def test_a_layer_that_always_says_the_same_carries_nothing():
         model.layers[1].quantizer.codebook[1:] += 1e6
     found = measured(model, [eight_bit()])
     dead, alive = found.layers[1], found.layers[0]
-    assert dead.perplexity == pytest.approx(1) and dead.used == 1 and dead.psnr_loss == pytest.approx(0, abs=1e-6)
+    assert (
+        dead.perplexity == pytest.approx(1)
+        and dead.used == 1
+        and dead.psnr_loss == pytest.approx(0, abs=1e-6)
+    )
     assert alive.used > 1
     kinds = {(f.layer, f.kind) for f in findings(found, model.config)}
     assert {("level 1 layer 0", "carries nothing")} <= kinds
@@ -116,17 +143,28 @@ def measures(*layers):
         ({"s2": 0.0}, False, []),
         ({"entropy_bits": 8.7}, False, []),
         # Failure mode 2: the posterior is uniform, so a soft perplexity would read 512, while the layer carries nothing.
-        ({"entropy_bits": 9.0, "psnr_loss": -0.1, "perplexity": 3.0}, True, ["carries nothing", "collapsed", "posterior uniform"]),
+        (
+            {"entropy_bits": 9.0, "psnr_loss": -0.1, "perplexity": 3.0},
+            True,
+            ["carries nothing", "collapsed", "posterior uniform"],
+        ),
     ],
 )
 def test_findings_stand_at_their_thresholds(changes, stochastic, kinds):
-    assert [f.kind for f in findings(measures(layer(**changes)), STOCHASTIC if stochastic else DETERMINISTIC)] == kinds
+    assert [
+        f.kind
+        for f in findings(measures(layer(**changes)), STOCHASTIC if stochastic else DETERMINISTIC)
+    ] == kinds
 
 
 def test_the_doctor_says_every_problem_with_a_remedy():
     bad = measures(layer(), layer(layer=1, perplexity=3.0, psnr_loss=0.0, psnr_after=27.0))
     text = "\n".join(diagnose(bad, findings(bad, STOCHASTIC), STOCHASTIC))
-    assert "PROBLEM level 0 layer 1 carries nothing" in text and "PROBLEM level 0 layer 1 collapsed" in text and text.count("TRY:") >= 3
+    assert (
+        "PROBLEM level 0 layer 1 carries nothing" in text
+        and "PROBLEM level 0 layer 1 collapsed" in text
+        and text.count("TRY:") >= 3
+    )
     assert "1.00 dB worse than without it" in text
     good = measures(layer())
     assert "No layer has collapsed" in "\n".join(diagnose(good, [], STOCHASTIC))
@@ -134,7 +172,9 @@ def test_the_doctor_says_every_problem_with_a_remedy():
 
 def test_every_measure_is_finite(member):
     found = dataclasses.asdict(measured(member, [eight_bit()]))
-    numbers = [v for v in found.values() if isinstance(v, float)] + [v for one in found["layers"] for v in one.values()]
+    numbers = [v for v in found.values() if isinstance(v, float)] + [
+        v for one in found["layers"] for v in one.values()
+    ]
     assert all(math.isfinite(number) for number in numbers)
 
 
@@ -145,7 +185,11 @@ def test_advice_knows_what_is_already_done():
 
 
 @pytest.mark.parametrize(
-    ("config", "advised"), [(STOCHASTIC, True), (HQVAEConfig(channels=1, axes=1, spectral=SpectralConfig(weight=1)), False)]
+    ("config", "advised"),
+    [
+        (STOCHASTIC, True),
+        (HQVAEConfig(channels=1, axes=1, spectral=SpectralConfig(weight=1)), False),
+    ],
 )
 def test_hardening_is_not_advised_where_it_is_refused(config, advised):
     soft = measures(layer(entropy_bits=8.0))

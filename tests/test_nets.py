@@ -23,7 +23,17 @@ STRIDES = [(4,), (8, 4), (12, 2), (6, 3), (10, 5), (7,), (8, 4, 2), (4, 1), (1,)
 
 
 @pytest.mark.parametrize(
-    ("stride", "factors"), [(1, []), (2, [2]), (3, [3]), (8, [2, 2, 2]), (10, [2, 5]), (12, [2, 2, 3]), (49, [7, 7]), (320, [2] * 6 + [5])]
+    ("stride", "factors"),
+    [
+        (1, []),
+        (2, [2]),
+        (3, [3]),
+        (8, [2, 2, 2]),
+        (10, [2, 5]),
+        (12, [2, 2, 3]),
+        (49, [7, 7]),
+        (320, [2] * 6 + [5]),
+    ],
 )
 def test_reductions_are_the_prime_factors_small_first(stride, factors):
     assert reductions(stride) == factors and math.prod(factors) == stride
@@ -76,12 +86,16 @@ def test_features_have_the_promised_shapes_coarse_first(axes, strides):
     features = encoder(torch.randn(2, 3, *[size] * axes))
     widths = [SMALL.width(max(1, len(reductions(stride)))) for stride in strides]
     assert encoder.widths == widths
-    assert [tuple(h.shape) for h in features] == [(2, w, *[size // s] * axes) for w, s in zip(widths, strides)]
+    assert [tuple(h.shape) for h in features] == [
+        (2, w, *[size // s] * axes) for w, s in zip(widths, strides)
+    ]
 
 
 @pytest.mark.parametrize("axes", [1, 2])
 @pytest.mark.parametrize("strides", STRIDES, ids=str)
-@pytest.mark.parametrize("net", [SMALL, NetConfig(widths=(6,), blocks=0, inner_blocks=1)], ids=["blocks", "inner"])
+@pytest.mark.parametrize(
+    "net", [SMALL, NetConfig(widths=(6,), blocks=0, inner_blocks=1)], ids=["blocks", "inner"]
+)
 def test_the_decoder_inverts_the_shape(axes, strides, net):
     x = torch.randn(2, 3, *[2 * strides[0] * n for n in (1, 2)[:axes]])
     finest = Encoder(axes, 3, strides, net)(x)[-1]
@@ -151,11 +165,21 @@ def test_batch_mates_do_not_matter(axes):
         torch.testing.assert_close(decoder(before[1])[0], decoder(after[1])[0], rtol=0, atol=1e-6)
 
 
-WAVE = NetConfig(widths=(8, 12), blocks=2, inner_blocks=1, dilations=(1, 3), factor=4, activation="elu", norm=False, zero_start=True)
+WAVE = NetConfig(
+    widths=(8, 12),
+    blocks=2,
+    inner_blocks=1,
+    dilations=(1, 3),
+    factor=4,
+    activation="elu",
+    norm=False,
+    zero_start=True,
+)
 
 
 @pytest.mark.parametrize(
-    ("stride", "largest", "factors"), [(128, 4, [4, 4, 4, 2]), (320, 8, [8, 8, 5]), (12, 4, [4, 3]), (8, 3, [2, 2, 2]), (7, 4, [7])]
+    ("stride", "largest", "factors"),
+    [(128, 4, [4, 4, 4, 2]), (320, 8, [8, 8, 5]), (12, 4, [4, 3]), (8, 3, [2, 2, 2]), (7, 4, [7])],
 )
 def test_reductions_are_taken_together_up_to_the_largest(stride, largest, factors):
     assert reductions(stride, largest) == factors
@@ -163,7 +187,12 @@ def test_reductions_are_taken_together_up_to_the_largest(stride, largest, factor
 
 def test_a_net_that_starts_at_zero_passes_on_what_is_quiet():
     """Nearly linear: a thousandth of a quiet signal gives a thousandth of its features; with norm and biases it would not."""
-    for net, linear in ((WAVE, True), (replace(WAVE, zero_start=False), False), (replace(WAVE, activation="relu"), True), (SMALL, False)):
+    for net, linear in (
+        (WAVE, True),
+        (replace(WAVE, zero_start=False), False),
+        (replace(WAVE, activation="relu"), True),
+        (SMALL, False),
+    ):
         torch.manual_seed(0)
         encoder, decoder = Encoder(1, 1, (32, 8), net), Decoder(1, 1, 8, net)
         if net.zero_start:
@@ -180,7 +209,10 @@ def test_a_net_that_starts_at_zero_learns_all_of_itself():
     torch.manual_seed(0)
     encoder, decoder = Encoder(1, 1, (32, 8), WAVE), Decoder(1, 1, 8, WAVE)
     start_at_zero(encoder), start_at_zero(decoder)
-    optimizer, x = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], 1e-3), torch.randn(2, 1, 256)
+    optimizer, x = (
+        torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], 1e-3),
+        torch.randn(2, 1, 256),
+    )
     for _ in range(2):  # what lies before a zero has a gradient from the second step on
         optimizer.zero_grad()
         coarse, fine = encoder(x)

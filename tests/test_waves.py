@@ -26,14 +26,24 @@ VIEWS = SpectralConfig(weight=2.0, rate=RATE, n_ffts=(256, 64))
 
 
 def noise(seconds=0.5, count=2, seed=0):
-    return torch.randn(count, round(seconds * RATE), generator=torch.Generator().manual_seed(seed)) * 0.1
+    return (
+        torch.randn(count, round(seconds * RATE), generator=torch.Generator().manual_seed(seed))
+        * 0.1
+    )
 
 
 def wave_model(name="rsqvae-audio", **changes) -> HQVAE:
     """A preset for waveforms, made small."""
     torch.manual_seed(0)
     config = preset(name).model
-    model = HQVAE(replace(config, net=replace(config.net, widths=(8, 12), inner_blocks=1), spectral=VIEWS, **changes))
+    model = HQVAE(
+        replace(
+            config,
+            net=replace(config.net, widths=(8, 12), inner_blocks=1),
+            spectral=VIEWS,
+            **changes,
+        )
+    )
     model.scale_from(noise(count=4)[:, None])
     model.start_from(noise(count=4)[:, None], Noise(5))
     return model
@@ -60,15 +70,23 @@ def test_neither_padding_nor_batch_mates_change_a_token(family, axes):
             assert torch.equal(found[layer][i, ..., :count], code[0]), (length, layer)
             assert not found[layer][i, ..., count:].any()
         expected = model.decode(codes, size=[*x.shape[2:-1], length])[0]
-        assert torch.allclose(back[i, ..., :length], expected, atol=1e-5) and not back[i, ..., length:].any()
-    assert any(not torch.equal(one, other) for one, other in zip(model.encode(rubbish), found))  # without lengths rubbish is seen
+        assert (
+            torch.allclose(back[i, ..., :length], expected, atol=1e-5)
+            and not back[i, ..., length:].any()
+        )
+    assert any(
+        not torch.equal(one, other) for one, other in zip(model.encode(rubbish), found)
+    )  # without lengths rubbish is seen
 
 
 @pytest.mark.parametrize("lengths", [[16, 16], [0, 16, 16, 16], [17, 16, 16, 16]])
 def test_lengths_that_do_not_fit_are_refused(lengths):
     model = build("ema", "one", axes=1).eval()
     codes = model.encode(signals(axes=1))
-    for attempt in (lambda: model.encode(signals(axes=1), lengths), lambda: model.decode(codes, lengths=lengths)):
+    for attempt in (
+        lambda: model.encode(signals(axes=1), lengths),
+        lambda: model.decode(codes, lengths=lengths),
+    ):
         with pytest.raises(ValueError, match=r"expected 4 from 1 to 16"):
             attempt()
 
@@ -91,10 +109,15 @@ def test_a_view_costs_what_its_definition_says():
     costs = [x[0].numel() / 2 * math.log(float(apart.mean())) for apart in seen.views.T]
     terms = x[0].numel() / 2 * math.log(float(seen.distortion.mean()) / x[0].numel())
     terms += float((seen.fit.sum(1) - seen.entropy.sum(1)).mean())
-    assert float(seen.loss.detach()) == pytest.approx(terms + VIEWS.weight * sum(costs) / 4, rel=1e-5)
+    assert float(seen.loss.detach()) == pytest.approx(
+        terms + VIEWS.weight * sum(costs) / 4, rel=1e-5
+    )
     there, here = x[:, 0], seen.reconstruction[:, 0]
     expected = [log_spectrum(there, 256, 64, 1e-3) - log_spectrum(here, 256, 64, 1e-3)]
-    expected.append(log_mel(there, RATE, 256, 64, 40, 0.0, 4000.0, 1e-3) - log_mel(here, RATE, 256, 64, 40, 0.0, 4000.0, 1e-3))
+    expected.append(
+        log_mel(there, RATE, 256, 64, 40, 0.0, 4000.0, 1e-3)
+        - log_mel(here, RATE, 256, 64, 40, 0.0, 4000.0, 1e-3)
+    )
     for found, apart in zip(seen.views.T, expected):
         torch.testing.assert_close(found, apart.square().mean((1, 2)))
 
@@ -108,13 +131,17 @@ def test_views_of_accumulated_batches_are_those_of_the_whole(progressive):
     model.zero_grad()
     halves = [slice(0, 2), slice(2, 4)]
     with torch.no_grad():
-        sigma2 = torch.stack([model(x[half], 1.0, Noise(3)._replace(samples=half.start)).sigma2 for half in halves]).mean(0)
+        sigma2 = torch.stack(
+            [model(x[half], 1.0, Noise(3)._replace(samples=half.start)).sigma2 for half in halves]
+        ).mean(0)
     for half in halves:
         (model(x[half], 1.0, Noise(3)._replace(samples=half.start), sigma2).loss / 2).backward()
     found = [p.grad for p in model.parameters() if p.grad is not None]
     assert len(sigma2) == (10 if progressive else 5)
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()) + 1e-6)
+        torch.testing.assert_close(
+            one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()) + 1e-6
+        )
 
 
 def test_views_send_gradients_where_the_waveform_agrees():
@@ -136,20 +163,31 @@ def test_silence_and_its_gradient_are_finite():
 def test_deterministic_systems_add_the_mean_square_of_views():
     model, x = wave_model("rqvae-audio").train(), noise(count=3)[:, None]
     out = model(x, 1.0, Noise(3))
-    expected = out.distortion.mean() / 4000 + out.fit.sum(1).mean() + VIEWS.weight * out.views.mean()
+    expected = (
+        out.distortion.mean() / 4000 + out.fit.sum(1).mean() + VIEWS.weight * out.views.mean()
+    )
     torch.testing.assert_close(out.loss, expected)
 
 
 REFUSED = {
-    "of pictures": (["sqvae", "model.spectral.weight=1"], "spectral.weight=1 is for waveforms, with axes=1 and channels=1"),
-    "of another rate": (["rsqvae-audio", "data.rate=8000"], "model.spectral.rate=16000, but data.rate=8000; expected the same"),
+    "of pictures": (
+        ["sqvae", "model.spectral.weight=1"],
+        "spectral.weight=1 is for waveforms, with axes=1 and channels=1",
+    ),
+    "of another rate": (
+        ["rsqvae-audio", "data.rate=8000"],
+        "model.spectral.rate=16000, but data.rate=8000; expected the same",
+    ),
     "longer than a segment": (
         ["rsqvae-audio", "data.seconds=0.05"],
         "a window of 2048 needs segments of more than 1024 samples, but these",
     ),
     "of endless segments": (["rsqvae-audio", "data.seconds=.inf"], "data.seconds"),
     "of nothing": (["rsqvae-audio", "data.seconds=1e-5"], "0 samples, and a segment needs 1"),
-    "of odd windows": (["rsqvae-audio", "model.spectral.n_ffts=[30]"], "window lengths are multiples of 4 from 16 on, not [30]"),
+    "of odd windows": (
+        ["rsqvae-audio", "model.spectral.n_ffts=[30]"],
+        "window lengths are multiples of 4 from 16 on, not [30]",
+    ),
 }
 
 
@@ -186,9 +224,13 @@ def test_si_sdr_is_the_ratio_of_what_is_alike_to_what_is_not(decibel):
 def test_a_gain_moves_log_spectra_by_its_logarithm():
     x = noise(count=3)
     found = figures(x, x * math.e**0.5)
-    assert found["mel_distance"] == pytest.approx(0.5, abs=1e-4) and found["log_mel_rmse"] == pytest.approx(0.5, abs=1e-4)
+    assert found["mel_distance"] == pytest.approx(0.5, abs=1e-4) and found[
+        "log_mel_rmse"
+    ] == pytest.approx(0.5, abs=1e-4)
     assert found["stft_distance"] == pytest.approx(0.5 + math.e**0.5 - 1, abs=1e-3)
-    assert {figure for name, figure in figures(x, x).items() if name != "si_sdr"} == {0.0} and figures(x, x)["si_sdr"] > 60
+    assert {figure for name, figure in figures(x, x).items() if name != "si_sdr"} == {
+        0.0
+    } and figures(x, x)["si_sdr"] > 60
 
 
 def test_figures_are_means_over_segments_not_over_batches():
@@ -242,21 +284,46 @@ def test_train_evaluate_and_resume_waveforms_from_the_command(name, tmp_path, ca
         "train.log_every=2",
     ]
     run = tmp_path / "run"
-    words = ["train", name, "--data", str(tmp_path), "--out", str(run), "--accelerator", "cpu", *settings]
+    words = [
+        "train",
+        name,
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(run),
+        "--accelerator",
+        "cpu",
+        *settings,
+    ]
     assert main(words) == 0 and main([*words, "--resume"]) == 0
     assert (run / "report" / "training-reconstructions.png").stat().st_size > 1000
     assert main(["evaluate", str(run), "--accelerator", "cpu"]) == 0
     shown = capsys.readouterr().out
-    assert all(head in shown for head in ("RMSE (amplitude)", "SI-SDR dB", "STFT distance", "mel distance", "rate bits/s"))
+    assert all(
+        head in shown
+        for head in (
+            "RMSE (amplitude)",
+            "SI-SDR dB",
+            "STFT distance",
+            "mel distance",
+            "rate bits/s",
+        )
+    )
     measures = json.loads((run / "report" / "report.json").read_text())["measures"]
     levels = override(preset(name), settings).model.levels
-    codes = sum(level.layers * math.ceil(4800 / levels[0].stride) * (levels[0].stride // level.stride) * 8 for level in levels)
+    codes = sum(
+        level.layers * math.ceil(4800 / levels[0].stride) * (levels[0].stride // level.stride) * 8
+        for level in levels
+    )
     assert measures["bits_per_second"] == pytest.approx(codes / 0.3)
     samples, rate = soundfile.read(run / "report" / "audio" / "0-original.wav")
     assert rate == 16000 and len(samples) == 4800 and np.abs(samples).max() > 0.05
     assert (run / "report" / "reconstructions.png").stat().st_size > 1000
     assert main(["evaluate", str(run), "--seconds", "1.1", "--accelerator", "cpu"]) == 0
-    assert json.loads((run / "report" / "report.json").read_text())["protocol"]["data"]["seconds"] == 1.1
+    assert (
+        json.loads((run / "report" / "report.json").read_text())["protocol"]["data"]["seconds"]
+        == 1.1
+    )
     assert len(soundfile.read(run / "report" / "audio" / "0-original.wav")[0]) == 17600
     for seconds, words in (
         ("0.05", "a window of 2048 needs segments of more than 1024"),
@@ -269,7 +336,9 @@ def test_train_evaluate_and_resume_waveforms_from_the_command(name, tmp_path, ca
 
 def test_a_codec_stands_beside_opus(tmp_path, capsys):
     """The script of docs/sound.md: Opus' bits are those of its file, ours those of the codes, and both are compared at full length."""
-    script = importlib.util.spec_from_file_location("opus", Path(__file__).parents[1] / "experiments" / "opus.py")
+    script = importlib.util.spec_from_file_location(
+        "opus", Path(__file__).parents[1] / "experiments" / "opus.py"
+    )
     opus = importlib.util.module_from_spec(script)
     script.loader.exec_module(opus)
     for split in ("train", "validation", "test"):
@@ -277,14 +346,40 @@ def test_a_codec_stands_beside_opus(tmp_path, capsys):
         samples = 0.3 * np.sin(2 * np.pi * 440 * np.arange(16100) / 16000)
         soundfile.write(tmp_path / split / "a.wav", samples, 16000)
     run = tmp_path / "run"
-    settings = ["model.net.widths=[8]", "model.net.inner_blocks=0", "data.seconds=0.3", "train.batch_size=2", "train.steps=1"]
-    assert main(["train", "rsqvae-audio", "--data", str(tmp_path), "--out", str(run), "--accelerator", "cpu", *settings]) == 0
+    settings = [
+        "model.net.widths=[8]",
+        "model.net.inner_blocks=0",
+        "data.seconds=0.3",
+        "train.batch_size=2",
+        "train.steps=1",
+    ]
+    assert (
+        main(
+            [
+                "train",
+                "rsqvae-audio",
+                "--data",
+                str(tmp_path),
+                "--out",
+                str(run),
+                "--accelerator",
+                "cpu",
+                *settings,
+            ]
+        )
+        == 0
+    )
     opus.main(opus.Run.open(run), str(tmp_path), tmp_path / "speech")
     rows = json.loads((tmp_path / "speech.opus.json").read_text())["rows"]
     assert rows["run, 8 layers"]["bits_per_second"] == pytest.approx(126 * 64 / (16100 / 16000))
-    assert rows["Opus, level 0.9"]["si_sdr"] > 15 and 20_000 < rows["Opus, level 0.9"]["bits_per_second"] < 50_000
+    assert (
+        rows["Opus, level 0.9"]["si_sdr"] > 15
+        and 20_000 < rows["Opus, level 0.9"]["bits_per_second"] < 50_000
+    )
     assert rows["Opus, level 1"]["bits_per_second"] < rows["Opus, level 0.96"]["bits_per_second"]
-    assert (tmp_path / "speech.opus.png").stat().st_size > 1000 and "Opus, level 1" in capsys.readouterr().out
+    assert (
+        tmp_path / "speech.opus.png"
+    ).stat().st_size > 1000 and "Opus, level 1" in capsys.readouterr().out
 
 
 def test_waveforms_are_compared(tmp_path):
@@ -296,7 +391,21 @@ def test_waveforms_are_compared(tmp_path):
                 "train.validate_every": 2}  # fmt: skip
     systems = {"RSQ": {"preset": "rsqvae-audio"}, "RQ": {"preset": "rqvae-audio"}}
     spec.write_text(json.dumps({"settings": settings, "systems": systems, "seeds": [0]}))
-    assert main(["compare", str(spec), "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--accelerator", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                str(spec),
+                "--data",
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "out"),
+                "--accelerator",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(head in page for head in ("SI-SDR dB", "mel distance", "log-mel RMSE"))
     assert any("reconstructions" in path.name for path in (tmp_path / "out" / "pictures").iterdir())
@@ -306,17 +415,56 @@ def test_segments_shorter_than_a_picture_s_window_are_trained_and_drawn(tmp_path
     for split in ("train", "validation", "test"):
         (tmp_path / split).mkdir()
         soundfile.write(tmp_path / split / "a.wav", noise(0.2, 1)[0].numpy(), RATE)
-    settings = ["model.net.widths=[8]", "model.net.inner_blocks=0", "model.spectral.weight=0", "data.seconds=0.03", "train.steps=1"]
-    words = ["train", "rsqvae-audio", *settings, "train.batch_size=16", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
-    assert main([*words, "--accelerator", "cpu"]) == 0 and main(["evaluate", str(tmp_path / "run"), "--accelerator", "cpu"]) == 0
+    settings = [
+        "model.net.widths=[8]",
+        "model.net.inner_blocks=0",
+        "model.spectral.weight=0",
+        "data.seconds=0.03",
+        "train.steps=1",
+    ]
+    words = [
+        "train",
+        "rsqvae-audio",
+        *settings,
+        "train.batch_size=16",
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert (
+        main([*words, "--accelerator", "cpu"]) == 0
+        and main(["evaluate", str(tmp_path / "run"), "--accelerator", "cpu"]) == 0
+    )
     measures = json.loads((tmp_path / "run" / "report" / "report.json").read_text())["measures"]
     assert measures["mel_distance"] is None and measures["si_sdr"] is not None
 
 
 def test_seconds_are_for_sounds(tmp_path, capsys):
-    np.savez(tmp_path / "pictures.npz", x=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
-    words = ["train", "sqvae", "--data", str(tmp_path / "pictures.npz"), "--out", str(tmp_path / "run")]
-    assert main([*words, "train.steps=1", "train.batch_size=2", "model.net.widths=[8]", "model.levels.0.codebook_size=8"]) == 0
+    np.savez(
+        tmp_path / "pictures.npz",
+        x=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8),
+    )
+    words = [
+        "train",
+        "sqvae",
+        "--data",
+        str(tmp_path / "pictures.npz"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert (
+        main(
+            [
+                *words,
+                "train.steps=1",
+                "train.batch_size=2",
+                "model.net.widths=[8]",
+                "model.levels.0.codebook_size=8",
+            ]
+        )
+        == 0
+    )
     assert main(["evaluate", str(tmp_path / "run"), "--seconds", "2"]) == 2
     assert "is of images" in capsys.readouterr().err
 
@@ -332,7 +480,13 @@ def test_dilations_go_round():
     net = NetConfig(widths=(4,), dilations=(1, 3, 9))
     from hqvae.nets import res_blocks
 
-    assert [block.wide.dilation for block in res_blocks(1, 4, net, 5)] == [(1,), (3,), (9,), (1,), (3,)]
+    assert [block.wide.dilation for block in res_blocks(1, 4, net, 5)] == [
+        (1,),
+        (3,),
+        (9,),
+        (1,),
+        (3,),
+    ]
     assert res_blocks(1, 4, net, 5)(torch.zeros(1, 4, 7)).shape == (1, 4, 7)
 
 

@@ -1,174 +1,186 @@
-"""The whole of a run's settings: presets, and `key=value` on top of them."""
+"""The whole of a run's settings, and `key=value` on top of them."""
 
 import json
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as config
 
-from hqvae.data import AudioConfig, ImageConfig, WaveConfig
+from hqvae.data import AudioConfig, ImageConfig
 from hqvae.errors import InputError, nearest_name
-from hqvae.likelihood import SpectralConfig
-from hqvae.model import HQVAEConfig, Level
-from hqvae.nets import NetConfig
-from hqvae.quantize import DataStart, EMAConfig, StochasticConfig
+from hqvae.model import HQVAEConfig
+from hqvae.quantize import ExternalConfig, GumbelSoftmaxConfig, RandomInit
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
 class TemperatureConfig:
-    """τ of the relaxed samples: falls exponentially from `start` to `end` over the share `over` of the run, then stays."""
+    """τ of the relaxed samples: falls exponentially over the run, or by the step."""
 
     start: float = Field(default=1.0, gt=0)
+    """τ at the first step"""
     end: float = Field(default=0.3, gt=0)
-    over: float = Field(default=1.0, gt=0, le=1)
+    """τ at the last step"""
+    decay: float | None = Field(default=None, gt=0)
+    """in place of `end`: τ = start · exp(−decay · step), as in the official code (1e-5)"""
 
-    def at(self, progress: float) -> float:
-        """τ when `progress` (0 … 1) of the run is done."""
-        return self.start * (self.end / self.start) ** min(1.0, progress / self.over)
+    def at(self, step: int, total: int) -> float:
+        """τ of a step, in a run of so many."""
+        if self.decay is not None:
+            return self.start * 2.718281828459045 ** (-self.decay * step)
+        return self.start * (self.end / self.start) ** (step / total)
+
+
+@config(frozen=True, config=ConfigDict(extra="forbid"))
+class PhaseConfig:
+    """The phases of an autoencoder's training: pretraining, relaxed samples, nearest codes.
+
+    Pretraining and the nearest-code phase are ours; without them training is the paper's.
+    """
+
+    pretrain_fraction: float = Field(default=0.0, ge=0, le=0.5)
+    """share of the run in which the autoencoder learns by itself; codebooks start after it"""
+    nearest_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """share of the run, at its end, in which codes are the nearest ones: the limit s² → 0"""
+    temperature: TemperatureConfig = TemperatureConfig()
+    """τ of the relaxed samples"""
+    lr_log_s2: float = Field(default=1.0, gt=0)
+    """learning rate of s² in multiples of `train.lr`: one scalar moves slowly"""
+
+    @model_validator(mode="after")
+    def _check_sum(self) -> "PhaseConfig":
+        if self.pretrain_fraction + self.nearest_fraction >= 1:
+            raise ValueError(
+                f"pretrain_fraction={self.pretrain_fraction:g} and "
+                f"nearest_fraction={self.nearest_fraction:g} leave no step for samples; "
+                "expected less than 1 together"
+            )
+        return self
+
+    def quantize_from(self, total: int) -> int:
+        """The step at which codebooks start."""
+        return round(self.pretrain_fraction * total)
+
+    def nearest_from(self, total: int) -> int:
+        """The step from which on codes are the nearest ones; `total` where that never happens."""
+        return total - round(self.nearest_fraction * total)
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
 class TrainConfig:
-    """How long and how training goes.
-
-    Args:
-        steps: optimiser steps; `epochs`, when given, counts passes over the training images instead
-        batch_size: images of one step, over all devices and accumulated batches
-        accumulate: batches that a step's images are taken in, when they do not fit at once; the result is that of one batch
-        lr: Adam's learning rate; `lr_log_s2` multiplies it for s²
-        beta2: decay of Adam's mean of squared gradients; 0.999 is 1,000 steps late to see that they grow (docs/levers.md)
-        schedule: `cosine` to zero, `constant`, or `plateau` (halved when the validation loss has not improved `patience` times)
-        warmup: steps over which the rate rises from zero
-        clip: largest norm of the gradient, None for no limit; in nats for a stochastic system, and as many of them once it has hardened
-        precision: `bf16-mixed` or `32-true`
-        ema: decay of an average of the weights that is evaluated and saved in their place, None for none
-        unquantized: share of the run, at most half, in which the autoencoder learns alone; codebooks and s² start after it
-        temperature: of the relaxed samples
-        hard: share of the run, at its end, in which codes are the nearest ones for certain: the limit s² → 0 (docs/theory.md)
-        compile: use torch.compile
-        tensorboard: also write TensorBoard events (needs the extra of that name)
-        log_every, validate_every: steps between log lines, and between validations with their pictures, alarms and checkpoints
-        validation_images: at most so many are used while training
-        seed: of weights, noise and data order
-    """
+    """How long and how training goes, whatever is trained."""
 
     steps: int = Field(default=20_000, ge=1)
+    """optimiser steps"""
     epochs: float | None = Field(default=None, gt=0)
+    """passes over the training items, in place of `steps`"""
     batch_size: int = Field(default=64, ge=1)
+    """items of one step, over all devices and accumulated batches"""
     accumulate: int = Field(default=1, ge=1)
+    """batches that a step's items are taken in, when they do not fit at once"""
     lr: float = Field(default=1e-3, gt=0)
-    lr_log_s2: float = Field(default=1.0, gt=0)
+    """Adam's learning rate"""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """decay of Adam's mean of gradients"""
     beta2: float = Field(default=0.999, gt=0, lt=1)
+    """decay of Adam's mean of squared gradients"""
     schedule: Literal["cosine", "constant", "plateau"] = "cosine"
-    patience: int = Field(default=3, ge=1)
+    """of the rate: to zero, none, or halved when the validation loss stops improving"""
+    patience: int = Field(default=3, ge=0)
+    """plateau: validations without improvement that are borne; the next one halves the rate"""
     warmup: int = Field(default=0, ge=0)
+    """steps over which the rate rises from zero"""
     clip: float | None = Field(default=None, gt=0)
+    """largest norm of the gradient, in the unit of the loss; null for no limit"""
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
-    ema: float | None = Field(default=None, gt=0, lt=1)
-    unquantized: float = Field(default=0.0, ge=0, le=0.5)
-    temperature: TemperatureConfig = TemperatureConfig()
-    hard: float = Field(default=0.0, ge=0, lt=1)
+    """mixed with bfloat16, or float32"""
+    weight_ema: float | None = Field(default=None, gt=0, lt=1)
+    """decay of an average of the weights that is evaluated and saved in their place"""
     compile: bool = False
+    """use torch.compile"""
     tensorboard: bool = False
+    """also write TensorBoard events (needs the extra of that name)"""
     log_every: int = Field(default=50, ge=1)
+    """steps between log lines"""
     validate_every: int = Field(default=1000, ge=1)
-    validation_images: int = Field(default=512, ge=1)
+    """steps between validations with their pictures, alarms and checkpoints"""
+    validate_epochs: float | None = Field(default=None, gt=0)
+    """passes over the training items between them, in place of `validate_every`"""
+    validation_items: int = Field(default=512, ge=1)
+    """at most so many are used while training"""
     seed: int = Field(default=0, ge=0)
+    """of weights, noise and data order"""
 
     @model_validator(mode="after")
-    def _what_goes_together(self) -> "TrainConfig":
+    def _check_together(self) -> "TrainConfig":
         if self.schedule == "plateau" and self.warmup:
-            raise ValueError(f"schedule=plateau goes without warmup, which is {self.warmup}; expected warmup=0, or cosine or constant")
-        if self.unquantized + self.hard >= 1:
             raise ValueError(
-                f"unquantized={self.unquantized:g} and hard={self.hard:g} leave no step for samples; expected less than 1 together"
+                f"schedule=plateau goes without warmup, which is {self.warmup}; "
+                "expected warmup=0, or cosine or constant"
             )
         return self
+
+    def total_steps(self, items: int) -> int:
+        """Optimiser steps of the run, with so many training items."""
+        return self.steps if self.epochs is None else self._steps_of(self.epochs, items)
+
+    def validation_interval(self, items: int) -> int:
+        """Steps between validations, with so many training items."""
+        if self.validate_epochs is None:
+            return self.validate_every
+        return self._steps_of(self.validate_epochs, items)
+
+    def _steps_of(self, epochs: float, items: int) -> int:
+        return max(1, round(epochs * items / self.batch_size))
+
+
+ModelConfig = HQVAEConfig  # a union by `kind` as soon as there is another
 
 
 @config(frozen=True, config=ConfigDict(extra="forbid"))
 class Config:
     """Everything a run depends on."""
 
-    model: HQVAEConfig = HQVAEConfig()
+    model: ModelConfig = HQVAEConfig()
+    """the member of the family"""
     data: ImageConfig | AudioConfig = Field(default=ImageConfig(), discriminator="kind")
+    """what it is trained on"""
+    phases: PhaseConfig = PhaseConfig()
+    """phases of an autoencoder's training"""
     train: TrainConfig = TrainConfig()
+    """training as such"""
 
 
 _CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
-_KINDS = ("stochastic", "ema", "other", "normal", "data", "own", "images", "audio", "mel", "wave")
-_ONE = (Level(stride=4, codebook_size=512),)
-_TWO = (Level(stride=8, codebook_size=512), Level(stride=4, codebook_size=512))
-_DEEP = (Level(stride=4, layers=4, codebook_size=256),)
-_DEEP_SHARED = (Level(stride=4, layers=4, codebook_size=256, shared=True),)
-_HYBRID = (Level(stride=8, layers=2, codebook_size=256), Level(stride=4, layers=2, codebook_size=256))
-
-_SOUNDS = AudioConfig()
-_WAVES = AudioConfig(rate=16_000, seconds=1.024, frontend=WaveConfig())
-# A net for waveforms passes on quiet signals from the start: without zeros and ELU it learns nothing in the first hundreds of steps.
-_WAVE_NET = NetConfig(
-    widths=(32, 64, 128, 256), blocks=3, inner_blocks=3, dilations=(1, 3, 9), factor=4, activation="elu", norm=False, zero_start=True
-)
-_CODEC = Level(stride=128, layers=8, codebook_size=256)  # 125 positions a second of 64 bits: 8 kbit/s
 
 
-# Codebooks that start from features that already reconstruct are used from their first step, and once the posterior has filled
-# them, nearest codes are what will be decoded (docs/results.md). Then a gradient that grows is seen within twenty steps: seen later
-# it tears features from their codes (docs/levers.md). And what a level's codes stand for is their sum.
-_ALONE = TrainConfig(unquantized=0.1)
-_HARDENED = replace(_ALONE, hard=0.75, beta2=0.95)
-_SEARCH = 8
+def check_together(config: Config) -> None:
+    """Raises InputError where two settings, each good by itself, cannot go together."""
+    phases, quantizer = config.phases, config.model.quantizer
+    if phases.pretrain_fraction and not isinstance(quantizer, ExternalConfig):
+        if isinstance(quantizer.init, RandomInit):
+            raise InputError(
+                f"phases.pretrain_fraction={phases.pretrain_fraction:g} leaves codebooks to start "
+                "from features, and model.quantizer.init.kind=random starts them from none; "
+                "expected model.quantizer.init.kind=kmeans, or phases.pretrain_fraction=0"
+            )
+    if phases.nearest_fraction and not isinstance(quantizer, GumbelSoftmaxConfig):
+        raise InputError(
+            f"phases.nearest_fraction={phases.nearest_fraction:g} replaces the posterior of a "
+            f"stochastic quantizer, and model.quantizer.kind={quantizer.kind} has none; "
+            "expected phases.nearest_fraction=0"
+        )
+    accumulate = config.train.accumulate
+    if accumulate > 1 and isinstance(quantizer, ExternalConfig) and quantizer.updates_in_forward:
+        raise InputError(
+            f"train.accumulate={accumulate}: the codebook of model.quantizer.name={quantizer.name} "
+            "moves with every batch that is passed through it, so accumulated ones are not one; "
+            "expected train.accumulate=1"
+        )
 
 
-def _mel(quantizer: StochasticConfig | EMAConfig, level: Level, train: TrainConfig = TrainConfig()) -> Config:
-    return Config(model=HQVAEConfig(levels=(level,), quantizer=quantizer, channels=1), data=_SOUNDS, train=train)
-
-
-def _audio(quantizer: StochasticConfig | EMAConfig, levels: tuple[Level, ...], spectral: float, progressive: float = 0.0) -> Config:
-    model = HQVAEConfig(
-        levels=levels, quantizer=quantizer, net=_WAVE_NET, channels=1, axes=1,
-        progressive=progressive, spectral=SpectralConfig(weight=spectral, rate=_WAVES.rate),
-    )  # fmt: skip
-    return Config(model=model, data=_WAVES, train=TrainConfig(batch_size=16, lr=5e-4, lr_log_s2=10.0, warmup=200, clip=1.0))
-
-
-PRESETS: dict[str, Config] = {
-    "vqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=EMAConfig())),
-    "vqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=EMAConfig())),
-    "rqvae": Config(model=HQVAEConfig(levels=_DEEP_SHARED, quantizer=EMAConfig(restart=True))),
-    # What one layer cannot say nothing after it will: there a strong commitment clears it from the features (docs/levers.md).
-    "sqvae": Config(model=HQVAEConfig(levels=_ONE, quantizer=StochasticConfig(beta=0.25)), train=_HARDENED),
-    # Without the progressive objective the coarse levels of injected hierarchies starve: the finest does all the work.
-    "sqvae2": Config(model=HQVAEConfig(levels=_TWO, quantizer=StochasticConfig(), progressive=1.0), train=_HARDENED),
-    # The noise of the layers adds up: samples that end softer serve stacks better (experiments/levers/temperature.yaml).
-    "rsqvae": Config(
-        model=HQVAEConfig(levels=_DEEP, quantizer=StochasticConfig(), search=_SEARCH),
-        train=replace(_HARDENED, temperature=TemperatureConfig(end=0.6)),
-    ),
-    # With more layers a little of it has the coarse ones carry as much, and costs less fidelity (docs/levers.md).
-    "hqvae": Config(model=HQVAEConfig(levels=_HYBRID, quantizer=StochasticConfig(), progressive=0.1, search=_SEARCH), train=_HARDENED),
-    # Sounds as log-mel spectra [1, 80, 344]: latents of 20 × 86, small codebooks, as the paper's experiment on sounds.
-    "sqvae-mel": _mel(StochasticConfig(), Level(stride=4, codebook_size=512), _ALONE),
-    "rsqvae-mel": _mel(StochasticConfig(), Level(stride=4, layers=4, codebook_size=8), _ALONE),
-    "rqvae-mel": _mel(EMAConfig(restart=True), Level(stride=4, layers=4, codebook_size=8, shared=True)),
-    # Waveforms at 16 kHz and 8 kbit/s; squared errors of log spectra are 10³ times those of samples, hence the small weight.
-    "rsqvae-audio": _audio(StochasticConfig(), (_CODEC,), spectral=1.0),
-    "rqvae-audio": _audio(EMAConfig(restart=True), (replace(_CODEC, shared=True),), spectral=1e-3),
-    "hqvae-audio": _audio(
-        StochasticConfig(),
-        (Level(stride=512, layers=4, codebook_size=256), Level(stride=128, layers=7, codebook_size=256)),
-        spectral=1.0,
-        progressive=1.0,
-    ),
-}
-
-
-def preset(name: str) -> Config:
-    if name not in PRESETS:
-        raise InputError(f"preset {name!r} does not exist; {nearest_name(name, PRESETS)}")
-    return PRESETS[name]
+# ------------------------------------------------------------------------------- key=value
 
 
 def override(config: Config, settings: list[str]) -> Config:
@@ -183,36 +195,11 @@ def override(config: Config, settings: list[str]) -> Config:
             raise InputError(f"setting {setting!r} is not of the form key=value")
         value = _value(key, text)
         _assign(tree, key.strip().split("."), key, value)
-        if key.endswith("kind") or isinstance(value, dict | list):  # later settings may name the keys that this one brought
+        if key.endswith("kind") or isinstance(
+            value, dict | list
+        ):  # later settings may name the keys that this one brought
             tree = to_dict(from_dict(tree))
     return from_dict(tree)
-
-
-def refuse_contradictions(config: Config) -> None:
-    """Raises InputError where two settings, each good alone, cannot go together: known before there is any data."""
-    settings, quantizer, spectral = config.train, config.model.quantizer, config.model.spectral
-    start = getattr(quantizer, "start", DataStart())
-    if settings.unquantized and not isinstance(start, DataStart):
-        raise InputError(
-            f"train.unquantized={settings.unquantized} leaves codebooks to start from features, and "
-            f"model.quantizer.start.kind={start.kind} starts them from none; expected model.quantizer.start.kind=data, "
-            "or train.unquantized=0"
-        )
-    if settings.hard and quantizer.kind != "stochastic":
-        raise InputError(
-            f"train.hard={settings.hard:g} hardens the posterior of a stochastic system, and model.quantizer.kind={quantizer.kind} has "
-            "none; expected train.hard=0"
-        )
-    if settings.hard and spectral.weight:
-        raise InputError(
-            f"train.hard={settings.hard:g} takes the decoder's variances away, which hold the waveform and its spectra in balance "
-            f"(model.spectral.weight={spectral.weight:g}); expected train.hard=0"
-        )
-    if settings.accumulate > 1 and getattr(quantizer, "name", None) == "rotation":
-        raise InputError(
-            f"train.accumulate={settings.accumulate}: the codebook of model.quantizer.name=rotation moves with every batch that is "
-            "passed through it, so accumulated ones are not one; expected train.accumulate=1"
-        )
 
 
 def setting(key: str, value: Any) -> str:
@@ -233,16 +220,30 @@ def from_dict(tree: dict[str, Any]) -> Config:
         raise InputError(explain(error)) from error
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError, root: type = Config) -> str:
     """A validation error in one sentence: which key, what it got, what it expected."""
     first = error.errors()[0]
-    loc = first["loc"]  # below a field that has kinds, pydantic names the kind too; it is no key
-    where = ".".join(
-        str(part) for before, part in zip(("", *loc), loc) if before not in ("quantizer", "start", "data", "frontend") or part not in _KINDS
-    )
+    tags, path = _union_tags(root), first["loc"]
+    keys = [str(part) for before, part in zip(("", *path), path) if (before, part) not in tags]
+    where = ".".join(keys)
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"{where}: {message}" if first["type"] == "value_error" else f"{where}={json.dumps(first['input'], default=str)}: {message}"
+    if first["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where}={json.dumps(first['input'], default=str)}: {message}"
+
+
+def _union_tags(root: type) -> set[tuple[str, str]]:
+    """(field, kind) of every union by kind below a config: pydantic's paths name the kind too."""
+    found: set[tuple[str, str]] = set()
+    for field in fields(root):  # type: ignore[arg-type]
+        hint = get_type_hints(root)[field.name]
+        members = [one for one in (hint, *get_args(hint)) if is_dataclass(one)]
+        for member in members:
+            assert isinstance(member, type)
+            kind = get_type_hints(member).get("kind")
+            found |= {(field.name, name) for name in get_args(kind)} | _union_tags(member)
+    return found
 
 
 def difference(one: Config, other: Config) -> str | None:
@@ -260,7 +261,13 @@ def _value(key: str, text: str) -> Any:
     except yaml.YAMLError as error:
         raise InputError(f"{key}={text!r} is not a readable value") from error
     try:  # YAML 1.1 reads 1e-3 as a string; nobody who trains networks does. What is quoted stays a string.
-        return float(value) if isinstance(value, str) and text.strip()[:1] not in ("'", '"') and value[:1] in "0123456789.-" else value
+        return (
+            float(value)
+            if isinstance(value, str)
+            and text.strip()[:1] not in ("'", '"')
+            and value[:1] in "0123456789.-"
+            else value
+        )
     except ValueError:
         return value
 
@@ -271,15 +278,21 @@ def _assign(tree: Any, path: list[str], key: str, value: Any) -> None:
         last = depth == len(path) - 1
         if isinstance(tree, list):
             if part not in [str(i) for i in range(-len(tree), len(tree))]:
-                raise InputError(f"{key}: {'.'.join(path[:depth])} has entries 0 to {len(tree) - 1}, not {part!r}")
+                raise InputError(
+                    f"{key}: {'.'.join(path[:depth])} has entries 0 to {len(tree) - 1}, not {part!r}"
+                )
             slot: Any = int(part)
         elif isinstance(tree, dict):
             if part not in tree:
                 nearest = nearest_name(part, tree)
-                raise InputError(f"key {key!r} does not exist: {'.'.join(path[:depth]) or 'the config'} has no {part!r}; {nearest}")
+                raise InputError(
+                    f"key {key!r} does not exist: {'.'.join(path[:depth]) or 'the config'} has no {part!r}; {nearest}"
+                )
             slot = part
         else:
-            raise InputError(f"key {key!r} does not exist: {'.'.join(path[:depth])} is a single value")
+            raise InputError(
+                f"key {key!r} does not exist: {'.'.join(path[:depth])} is a single value"
+            )
         if last and slot == "kind" and tree[slot] != value:
             tree.clear()
         if last:
@@ -293,4 +306,8 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict | list) or not tree:
         return {prefix: tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    return {k: v for key, value in items for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {
+        k: v
+        for key, value in items
+        for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

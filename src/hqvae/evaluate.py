@@ -1,9 +1,8 @@
-"""A run and a split → distortion, rate, use and ablation of every layer: a table, `report/report.json`, a picture."""
+"""A run and a split → distortion, rate, use and ablation of every layer: a table, JSON, a picture."""
 
-import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,38 +10,53 @@ import torch
 
 from hqvae.config import to_dict
 from hqvae.console import print_table
-from hqvae.data import SPLITS, DataConfig, Items, SoundConfig, Sounds, in_order, open_data
-from hqvae.errors import DegenerateFeatures, InputError, NonFiniteError, nearest_name
+from hqvae.data import (
+    SPLITS,
+    AudioConfig,
+    Dataset,
+    ImageConfig,
+    examples_for_figure,
+    open_data,
+    sequential_batches,
+)
+from hqvae.doctor import Finding, findings
+from hqvae.errors import InputError, NonFiniteError, nearest_name
 from hqvae.figures import image_grid
-from hqvae.measure import Finding, Measures, findings, measure
-from hqvae.metrics import Perceptual
+from hqvae.measure import LayerMeasures, Measures, measure
 from hqvae.model import HQVAE
 from hqvae.ranks import pick_device
 from hqvae.run import Run, versions
 
-_PICTURES, _SOUNDS = 10, 3
 log = logging.getLogger("hqvae")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` found out and how: `protocol` names everything the numbers depend on."""
+    """What `evaluate` found and how: `protocol` names everything the numbers depend on."""
 
     measures: Measures
     findings: list[Finding]
     protocol: dict[str, Any]
 
+    def entry(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "measures": self.measures.entry(),
+            "findings": [asdict(finding) for finding in self.findings],
+            "protocol": self.protocol,
+        }
+
 
 @dataclass(frozen=True)
-class Reading:
+class EvalOptions:
     """What of the data is measured, and how it is read.
 
-    Args:
-        split: train, validation or test
-        batch_size: images or segments at a time; no number depends on it beyond rounding
-        limit: at most so many of them
-        size: side of the images; that of the training when None
-        seconds: length of the segments that tile each sound; that of the training when None
+    split: train, validation or test
+    batch_size: examples at a time; no number depends on it beyond rounding
+    limit: at most so many of them
+    size: side of the images; that of the training when None
+    seconds: length of the segments that tile each audio file; that of the training when None
+    shuffle_items: examples used for the ablation of every layer
 
     Raises InputError for what cannot be.
     """
@@ -52,142 +66,190 @@ class Reading:
     limit: int | None = None
     size: int | None = None
     seconds: float | None = None
+    shuffle_items: int = 1000
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
-            raise InputError(f"split {self.split!r} does not exist; {nearest_name(self.split, SPLITS)}")
-        for name, count in {"batch_size": self.batch_size, "limit": self.limit, "size": self.size}.items():
+            raise InputError(
+                f"split {self.split!r} does not exist; {nearest_name(self.split, SPLITS)}"
+            )
+        for name in ("batch_size", "limit", "size", "shuffle_items"):
+            count = getattr(self, name)
             if count is not None and count < 1:
                 raise InputError(f"{name}={count}: expected at least 1")
         if self.seconds is not None and not 0 < self.seconds < math.inf:
             raise InputError(f"seconds={self.seconds}: expected a number above 0")
 
-    def data(self, trained: ImageConfig | AudioConfig, source: str | None, run: str) -> ImageConfig | AudioConfig:
+    def data(
+        self, trained: ImageConfig | AudioConfig, source: str | None, run: str
+    ) -> ImageConfig | AudioConfig:
         """The data to measure on. Raises InputError for a size of audio, or seconds of images."""
         modality = trained.modality
         changes: dict[str, Any] = {} if source is None else {"source": source}
         for name, value in {"size": self.size, "seconds": self.seconds}.items():
-            if value is not None and name not in modality.evaluation_options:
-                raise InputError(f"{name}={value:g}: run {run!r} is of {modality.noun}s, which have none")
-            changes |= {} if value is None else {name: value}
+            if value is None:
+                continue
+            if name not in modality.evaluation_options:
+                raise InputError(
+                    f"{name}={value:g}: run {run!r} is of {modality.noun}s, which have none"
+                )
+            changes[name] = value
         return replace(trained, **changes)
 
 
 def evaluate(
-    run: str, source: str | None = None, reading: Reading = Reading(), accelerator: str = "auto", shuffle_images: int = 1000
+    run: str,
+    source: str | None = None,
+    options: EvalOptions = EvalOptions(),
+    accelerator: str = "auto",
 ) -> Report:
-    """Measure a run's model on a split and write `report/report.json` and `report/reconstructions.png`.
+    """Measure a run's model on a split; write the report and pictures into the run's folder.
 
     Args:
         run: folder of the run
-        source: data as `--data` takes it; the training data when None
-        reading: split, batch size and more
+        source: data as for training; the training data when None
+        options: split, batch size and more
         accelerator: auto, cpu or cuda
-        shuffle_images: images used for the ablation of every layer
 
     Raises InputError for a run, data or split that cannot be used.
     """
-    if shuffle_images < 1:
-        raise InputError(f"shuffle_images={shuffle_images}: expected at least 1")
     opened = Run.open(run)
     device = pick_device(accelerator)
     model = opened.load_model().to(device)
-    config = reading.data(opened.config.data, source, run)
-    data, splits = open_data(config, model.config.channels, (reading.split,), model.config.axes)
-    items = splits[reading.split]
+    config = options.data(opened.config.data, source, run)
+    channels, axes = model.config.channels, model.config.axes
+    resolved, splits = open_data(config, channels, (options.split,), axes)
+    data = splits[options.split]
     if config == opened.config.data:
-        warn_of_change(opened, reading.split, splits.contents)
-    if isinstance(data, SoundConfig):
-        model.config.spectral.refuse_unfit(data.rate, items.shape[-1])
-    perceptual = Perceptual.from_cache(device) if items.form.per_second is None else None  # of pictures
-    batches = (items.signal(batch, device) for batch in in_order(items, reading.batch_size, reading.limit))
+        warn_of_change(opened, options.split, splits.fingerprints)
+    model.config.spectral.check_fits(data.sample_rate, data.shape[-1])
+    batches = (
+        data.signal(batch, device)
+        for batch in sequential_batches(data, options.batch_size, options.limit)
+    )
+    metrics = data.modality.metrics(resolved, device, thorough=True)
     try:
-        measures = measure(model, batches, items.form, shuffle_images, perceptual=perceptual)
-    except (DegenerateFeatures, NonFiniteError) as error:
+        measures = measure(model, batches, data.unit, metrics, options.shuffle_items)
+    except NonFiniteError as error:
         raise InputError(f"run {run!r} cannot be measured: {error}") from error
-    found = findings(measures, opened.config.model)
-    weights = hashlib.sha256((opened.path / "model.safetensors").read_bytes()).hexdigest()
     protocol = {
-        "data": to_dict(replace(opened.config, data=data))["data"], "split": reading.split, "images": measures.images,
-        "unit": items.unit.name, "broken": len(items.broken), "device": str(device), "dtype": "float32",
-        "model_sha256": weights, "versions": versions(),
-    }  # fmt: skip
-    report = Report(measures, found, protocol)
-    opened.write_json("report/report.json", asdict(report))
-    rows = reconstructions(model, items, device)
-    shown = [(label, items.picture(signals)) for label, signals in rows]
-    opened.save_figure("reconstructions.png", image_grid(shown, spectra=items.form.per_second is not None))
-    if isinstance(items, Sounds):
-        save_audio(opened, items, rows)
+        "data": to_dict(replace(opened.config, data=resolved))["data"],
+        "split": options.split,
+        "items": measures.items,
+        "unit": data.unit.name,
+        "broken": len(data.broken),
+        "device": str(device),
+        "dtype": "float32",
+        "posterior": model.posterior,
+        "model_sha256": opened.weights_sha256(),
+        "versions": versions(),
+    }
+    report = Report(measures, findings(measures, opened.config), protocol)
+    opened.write_json("report/report.json", report.entry())
+    opened.write_lines(
+        "report/left-out.jsonl",
+        [{"split": options.split, "key": key, "reason": why} for key, why in data.left_out()],
+    )
+    save_reconstructions(opened, model, data, device)
     return report
 
 
-def warn_of_change(run: Run, split: str, contents: Mapping[str, str]) -> None:
-    """Say so where the run's data has grown or shrunk, so that a split cut from it may hold what the run was trained on."""
-    changed = [name for name in ("train", split) if run.fingerprints.get(name) not in (None, contents.get(name))]
+def warn_of_change(run: Run, split: str, fingerprints: Mapping[str, str]) -> None:
+    """Say so where the run's data have changed: a split may hold what the run was trained on."""
+    changed = [
+        name
+        for name in ("train", split)
+        if run.fingerprints.get(name) not in (None, fingerprints.get(name))
+    ]
     if len(changed) == 2:
         log.warning(
-            "%s has changed since run %s began (%s split: %s then, %s now): some of what is measured may have been trained on; "
-            "name data of its own with --data",
-            run.config.data.source, run.path, split, run.fingerprints[split], contents.get(split),
-        )  # fmt: skip
+            "%s has changed since run %s began (%s split: %s then, %s now): some of what is "
+            "measured may have been trained on; name other data to measure on",
+            run.config.data.source,
+            run.path,
+            split,
+            run.fingerprints[split],
+            fingerprints.get(split),
+        )
 
 
 @torch.no_grad()
-def reconstructions(model: HQVAE, items: Dataset, device: torch.device) -> list[tuple[str, torch.Tensor]]:
-    """Rows of a picture: originals, then reconstructions from the first 1, 2 … L layers; images spread over the split."""
-    x = items.signal(examples_for_figure(items, _SOUNDS if items.modality.spectra else _PICTURES), device)
+def save_reconstructions(run: Run, model: HQVAE, data: Dataset, device: torch.device) -> None:
+    """Originals and reconstructions from the first 1, 2 … L layers: a picture, and audio files."""
+    count = data.modality.figure_columns
+    x = data.signal(examples_for_figure(data, count), device)
     codes = model.encode(x)
     rows = [("original", x)]
     for layers in range(1, len(codes) + 1):
-        rows.append((f"{layers} layer{'s' * (layers > 1)}", model.decode(codes, layers, size=x.shape[2:])))
-    return rows
-
-
-def save_audio(run: Run, items: Sounds, rows: Sequence[tuple[str, torch.Tensor]]) -> None:
-    """`report/audio/`: every row's sounds as the front end gives them back; the original's are the best that it can do."""
+        label = f"{layers} layer{'s' * (layers > 1)}"
+        rows.append((label, model.decode(codes, layers, size=x.shape[2:])))
+    pictures = [(label, data.picture(signals)) for label, signals in rows]
+    figure = image_grid(pictures, spectra=data.modality.spectra)
+    run.save_figure("reconstructions.png", figure)
+    if data.sample_rate is None:
+        return
     for label, signals in rows:
-        for number, sound in enumerate(items.front.inverse(signals.cpu())):
-            run.save_audio(f"{number}-{label.replace(' ', '-')}.wav", sound[0].numpy(), items.rate)
+        for number, waveform in enumerate(data.waveform(signals.cpu())):
+            name = f"{number}-{label.replace(' ', '-')}.wav"
+            run.save_audio(name, waveform[0].numpy(), data.sample_rate)
 
 
-def _or_none(figure: float | None, digits: int) -> str | None:
-    return None if figure is None else f"{figure:.{digits}f}"
+# ------------------------------------------------------------------------------- tables
+
+_COLUMNS = {
+    "rmse": ("RMSE", None),
+    "psnr": ("PSNR dB", 2),
+    "ssim": ("SSIM", 4),
+    "si_sdr": ("SI-SDR dB", 2),
+    "stft_distance": ("STFT distance", 3),
+    "mel_distance": ("mel distance", 3),
+    "log_mel_rmse": ("log-mel RMSE", 3),
+    "lpips": ("LPIPS", 4),
+    "rfid": ("rFID", 2),
+}
 
 
 def print_report(report: Report, title: str) -> None:
     """The measures as two tables on standard output."""
-    m = report.measures
-    figures = {
-        f"RMSE ({report.protocol['unit']})": f"{m.rmse:.{2 if m.rmse > 2 else 4}f}",
-        "PSNR dB": f"{m.psnr:.2f}",
-        "SSIM": _or_none(m.ssim, 4),
-        "SI-SDR dB": _or_none(m.si_sdr, 2),
-        "STFT distance": _or_none(m.stft_distance, 3),
-        "mel distance": _or_none(m.mel_distance, 3),
-        "log-mel RMSE": _or_none(m.log_mel_rmse, 3),
-        "LPIPS": _or_none(m.lpips, 4),
-        "rFID": _or_none(m.rfid, 2),
-        "−ELBO bits/dim": f"{m.bits_per_dim:.3f}",
-        "by nearest": f"{m.bits_per_dim_nearest:.3f}" if m.bits_per_second is None else None,  # sounds have enough columns
-        "rate bits/pixel": f"{m.bits_per_pixel:.4f}" if m.bits_per_second is None else None,
-        "rate bits/s": _or_none(m.bits_per_second, 0),
-    }
-    noun = "images" if m.bits_per_second is None else "segments"
-    where = f"{report.protocol['split']} split of {report.protocol['data']['source']}"
-    print_table(
-        f"{title}: {m.images} {noun}, {where}",
-        [name for name, f in figures.items() if f is not None],
-        [[f for f in figures.values() if f is not None]],
-    )
-    rows = []
-    for layer in m.layers:
-        rows.append([
-            layer.name, str(layer.stride), str(layer.positions), str(layer.codebook_size), f"{layer.perplexity:.1f}",
-            f"{layer.used / layer.codebook_size:.0%}", f"{layer.entropy_bits:.2f}", f"{layer.s2:.3g}",
-            f"{layer.psnr_after:.2f}", f"{layer.psnr_loss:+.2f}".replace("+", "−") if layer.psnr_loss > 0 else f"{-layer.psnr_loss:+.2f}",
-        ])  # fmt: skip
-    columns = ["layer", "stride", "codes", "K", "perplexity", "used", "H(P̂) bits", "s²", "PSNR so far", "if shuffled"]
-    print_table("layer by layer", columns, rows)
+    measures, protocol = report.measures, report.protocol
+    cells = _figures(measures, protocol["unit"])
+    noun = "images" if measures.bits_per_second is None else "segments"
+    where = f"{protocol['split']} split of {protocol['data']['source']}"
+    heading = f"{title}: {measures.items} {noun}, {where}"
+    print_table(heading, list(cells), [list(cells.values())])
+    rows = [_layer_cells(layer) for layer in measures.layers]
+    print_table("layer by layer", list(rows[0]), [list(row.values()) for row in rows])
     for finding in report.findings:
         print(f"! {finding.layer} {finding.kind}: {finding.what}")
+
+
+def _figures(measures: Measures, unit: str) -> dict[str, str]:
+    cells = {}
+    for name, (head, digits) in _COLUMNS.items():
+        if name in measures.figures:
+            value = measures.figures[name]
+            places = (2 if value > 2 else 4) if digits is None else digits
+            cells[f"{head} ({unit})" if name == "rmse" else head] = f"{value:.{places}f}"
+    cells["−ELBO bits/dim"] = f"{measures.bits_per_dim:.3f}"
+    if measures.bits_per_second is None:
+        cells["−ELBO, nearest code"] = f"{measures.bits_per_dim_deterministic:.3f}"
+        cells["rate bits/pixel"] = f"{measures.bits_per_point:.4f}"
+    else:  # audio has enough columns
+        cells["rate bits/s"] = f"{measures.bits_per_second:.0f}"
+    return cells
+
+
+def _layer_cells(layer: LayerMeasures) -> dict[str, str]:
+    drop = layer.ablation_drop_db
+    return {
+        "layer": layer.name,
+        "stride": str(layer.stride),
+        "codes": str(layer.positions),
+        "K": str(layer.codebook_size),
+        "perplexity": f"{layer.perplexity:.1f}",
+        "used": f"{layer.used / layer.codebook_size:.0%}",
+        "H(P̂) bits": f"{layer.entropy_bits:.2f}",
+        "s²": f"{layer.s2:.3g}",
+        "PSNR so far": f"{layer.psnr_cumulative:.2f}",
+        "if shuffled": f"−{drop:.2f}" if drop > 0 else f"{-drop:+.2f}",
+    }

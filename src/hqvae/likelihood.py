@@ -1,11 +1,14 @@
-"""p(x | z): what a squared error costs.
+"""p(x | z): what a squared error costs, and what a commitment weighs beside it.
 
-FittedGaussian:  −log N(x; x̂, σ²I) with σ² = mean over the batch of ‖x − x̂‖²/D      →  (D/2) log σ²      (arXiv 2102.08663)
-MeanSquare:      ‖x − x̂‖²/D, as the deterministic systems' papers train
+    FittedGaussian  −log N(x; x̂, σ²I), σ² = mean over the batch of ‖x − x̂‖²/D  →  (D/2) log σ²
+                    (arXiv 2102.08663)
+    MSE             ‖x − x̂‖²/D, as the deterministic systems' papers train
 
-A sound may be observed in further views, its log spectra y_v(x): + w/V · Σ_v of FittedGaussian or MeanSquare, with the mean over the
-elements of (y_v(x) − y_v(x̂))² for ‖x − x̂‖²/D and the signal's own D.
+An audio signal may also be compared by its log spectra y_v(x). Each adds w/V of the same cost, with
+the mean over the elements of (y_v(x) − y_v(x̂))² for ‖x − x̂‖²/D, and the signal's own D.
 """
+
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -18,94 +21,112 @@ from hqvae.ranks import all_mean
 from hqvae.spectra import log_mel, log_spectrum
 
 
+def fitted_variance(
+    distortion: Float[Tensor, "B"], size: int, over_ranks: bool = True
+) -> Float[Tensor, ""]:
+    """σ², the mean squared error of an element over this batch; no gradient.
+
+    `over_ranks` averages over the batches of all processes.
+    """
+    mean = distortion.detach().float().mean()
+    mean = all_mean(mean) if over_ranks else mean
+    return (mean / size).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+class Likelihood(Protocol):
+    """The contract: both costs in one unit, with σ² held constant for the step."""
+
+    def cost(self, distortion: Float[Tensor, "B"], size: int, sigma2: Tensor) -> Float[Tensor, ""]:
+        """What ‖x − x̂‖² costs, mean over this batch."""
+
+    def commitment_weight(self, size: int, sigma2: Tensor) -> Tensor | float:
+        """What a latent loss in mean squared error is multiplied by."""
+
+
+class FittedGaussian:
+    """Gaussian decoder with the maximum-likelihood variance of the *global* batch. In nats."""
+
+    def cost(self, distortion: Float[Tensor, "B"], size: int, sigma2: Tensor) -> Float[Tensor, ""]:
+        """(D/2) log σ², constants dropped.
+
+        Its gradient is ∇‖x − x̂‖²/2σ² with σ² held. Averaged over processes, or over accumulated
+        batches that share σ², it is the gradient of the global batch's (D/2) log σ².
+        """
+        weighted = distortion.mean() / (2 * sigma2)
+        return size / 2 * sigma2.log() + weighted - weighted.detach()
+
+    def commitment_weight(self, size: int, sigma2: Tensor) -> Tensor | float:
+        """D/2σ²: a commitment keeps its weight beside the mean squared error ‖x − x̂‖²/D."""
+        return size / (2 * sigma2)
+
+
+class MSE:
+    """The mean squared error itself, without a variance."""
+
+    def cost(self, distortion: Float[Tensor, "B"], size: int, sigma2: Tensor) -> Float[Tensor, ""]:
+        return distortion.mean() / size
+
+    def commitment_weight(self, size: int, sigma2: Tensor) -> Tensor | float:
+        return 1.0
+
+
+LIKELIHOODS: dict[str, type[FittedGaussian] | type[MSE]] = {"gaussian": FittedGaussian, "mse": MSE}
+
+
 @config(frozen=True, config=ConfigDict(extra="forbid"))
 class SpectralConfig:
-    """Views of a sound beside its waveform: for every window length, the log of its STFT's magnitudes, and of its mel bands.
+    """Log spectra of a waveform, compared beside its samples: STFT magnitudes and mel bands.
 
-    A waveform's squared error asks for the phase and forgives quiet bands that an ear hears; these views ask for the bands.
-
-    Args:
-        weight: of all views together, against the waveform's own cost; 0 for no views
-        rate: samples per second, that of the sounds
-        n_ffts: window lengths in samples; hops are a quarter of them
-        floor: magnitudes below it count as it; those of mel bands are weighted sums per hertz, about n_fft/rate times a bin's
+    A waveform's squared error asks for the phase and forgives quiet bands that an ear hears; log
+    spectra ask for the bands.
     """
 
     weight: float = Field(default=0.0, ge=0)
+    """of all spectra together, against the waveform's own cost; 0 for none"""
     rate: int = Field(default=16_000, ge=100)
+    """samples per second, that of the data"""
     n_ffts: tuple[int, ...] = Field(default=(2048, 512, 128), min_length=1)
+    """window lengths in samples; hops are a quarter of them"""
     floor: float = Field(default=1e-3, gt=0)
+    """magnitudes below it count as it"""
 
     @field_validator("n_ffts")
     @classmethod
-    def _windows(cls, n_ffts: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_windows(cls, n_ffts: tuple[int, ...]) -> tuple[int, ...]:
         if any(n < 16 or n % 4 for n in n_ffts):
             raise ValueError(f"window lengths are multiples of 4 from 16 on, not {list(n_ffts)}")
         return n_ffts
 
     @property
     def weights(self) -> list[float]:
-        """Of every view, beside the waveform's own of 1."""
+        """Of every spectrum, beside the waveform's own of 1."""
         count = 2 * len(self.n_ffts)
         return [self.weight / count] * count if self.weight else []
 
-    def views(self, x: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B F N"]]:
-        """The views of a waveform [B, 1, T], float32 under any autocast; none where they have no weight, as for every other signal."""
+    def spectra(self, x: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B F N"]]:
+        """Log spectra of a waveform [B, 1, T], float32 under any autocast; [] at weight 0."""
         if not self.weight:
             return []
-        seen, sound = [], x[:, 0].float()
+        spectra = []
+        waveform = x[:, 0].float()
         with torch.autocast(x.device.type, enabled=False):
-            for n in self.n_ffts:
-                seen.append(log_spectrum(sound, n, n // 4, self.floor))
-                seen.append(log_mel(sound, self.rate, n, n // 4, max(1, min(80, n * 5 // 32)), 0.0, self.rate / 2, self.floor))
-        return seen
+            for n_fft in self.n_ffts:
+                hop = n_fft // 4
+                mels = max(1, min(80, n_fft * 5 // 32))
+                spectra.append(log_spectrum(waveform, n_fft, hop, self.floor))
+                spectra.append(
+                    log_mel(waveform, self.rate, n_fft, hop, mels, 0.0, self.rate / 2, self.floor)
+                )
+        return spectra
 
-    def refuse_unfit(self, rate: int, samples: int) -> None:
-        """Raises InputError where sounds of that rate, in segments of so many samples, cannot be seen so."""
+    def check_fits(self, rate: float | None, samples: int) -> None:
+        """Raises InputError where signals of that rate and length have no such spectra."""
         if not self.weight:
             return
         if self.rate != rate:
-            raise InputError(f"model.spectral.rate={self.rate}, but data.rate={rate}; expected the same")
+            raise InputError(f"spectral.rate={self.rate}, but the data's rate is {rate}")
         if max(self.n_ffts) >= 2 * samples:
             raise InputError(
-                f"model.spectral.n_ffts: a window of {max(self.n_ffts)} needs segments of more than {max(self.n_ffts) // 2} samples, "
-                f"but these have {samples}; expected a larger data.seconds"
+                f"spectral.n_ffts: a window of {max(self.n_ffts)} needs segments of more than "
+                f"{max(self.n_ffts) // 2} samples, but these have {samples}"
             )
-
-
-class FittedGaussian:
-    """Gaussian decoder whose variance is the maximum-likelihood one of the *global* batch, in closed form."""
-
-    @staticmethod
-    def variance(distortion: Float[Tensor, "B"], size: int, everywhere: bool = True) -> Float[Tensor, ""]:
-        """σ², the mean squared error of an element over this batch, or over those of all processes `everywhere`; no gradient."""
-        mean = distortion.detach().float().mean()
-        return ((all_mean(mean) if everywhere else mean) / size).clamp(min=torch.finfo(torch.float32).tiny)
-
-    def __call__(self, distortion: Float[Tensor, "B"], size: int, sigma2: Tensor | None = None) -> Float[Tensor, ""]:
-        """Mean over this batch, in nats per signal, constants dropped.
-
-        Its value is (D/2) log σ², and its gradient ∇‖x − x̂‖²/2σ² with σ² held: the gradient of the global batch's
-        (D/2) log σ² when averaged over processes or over accumulated batches that share `sigma2`.
-        """
-        sigma2 = self.variance(distortion, size) if sigma2 is None else sigma2
-        slope = distortion.mean() / (2 * sigma2)
-        return size / 2 * sigma2.log() + slope - slope.detach()
-
-    @staticmethod
-    def share(sigma2: Tensor, other: Tensor) -> Tensor | float:
-        """What a further reconstruction's cost is multiplied by, beside that of the first: nothing, each is in its own σ² already."""
-        return 1.0
-
-
-class MeanSquare:
-    """The mean squared error itself, no variance: `sigma2` belongs to the contract and has no effect on it."""
-
-    def __call__(self, distortion: Float[Tensor, "B"], size: int, sigma2: Tensor | None = None) -> Float[Tensor, ""]:
-        return distortion.mean() / size
-
-    @staticmethod
-    def share(sigma2: Tensor, other: Tensor) -> Tensor | float:
-        """σ²/σ'², so that a further reconstruction with mean squared error σ'² has the gradient that FittedGaussian gives it beside the
-        first, in the first one's unit: the worse one would else have nearly all of it."""
-        return sigma2 / other

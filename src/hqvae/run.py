@@ -9,6 +9,7 @@
 All files but the log are written atomically; the log is only appended to.
 """
 
+import hashlib
 import io
 import json
 import logging
@@ -27,12 +28,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
-from safetensors.torch import save_model
 
 from hqvae.config import Config, difference, from_dict, to_dict
 from hqvae.errors import InputError, summary_of
 from hqvae.files import atomic_write, lock
 from hqvae.model import HQVAE
+from hqvae.model.pretrained import save_weights
 
 logger = logging.getLogger("hqvae")
 FORMAT = 2  # of the folder; 1 was that of hqvae 0.1 before its layers became levels
@@ -46,7 +47,7 @@ class Run:
     """A run's folder. Make one with `create`, `resume` or `open`.
 
     >>> from tempfile import TemporaryDirectory
-    >>> from hqvae.config import preset
+    >>> from hqvae.presets import preset
     >>> with TemporaryDirectory() as folder:
     ...     run = Run.create(Path(folder) / "first", preset("sqvae"))
     ...     run.log({"kind": "train", "step": 1, "psnr": 21.5})
@@ -211,7 +212,7 @@ class Run:
         """The weights that are evaluated."""
         with atomic_write(self.path / "model.safetensors") as temporary:
             try:
-                save_model(model, str(temporary))
+                save_weights(model, temporary)
             except SafetensorError as error:
                 # The system's reason is in the text only.
                 reason = re.search(r"os error (\d+)", str(error))
@@ -219,6 +220,10 @@ class Run:
                     raise
                 number = int(reason[1])
                 raise OSError(number, os.strerror(number), str(self.path)) from error
+
+    def weights_sha256(self) -> str:
+        """The digest of the weights, by which a report names them."""
+        return hashlib.sha256((self.path / "model.safetensors").read_bytes()).hexdigest()
 
     def load_model(self) -> HQVAE:
         """The weights, in evaluation mode.

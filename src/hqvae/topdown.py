@@ -1,343 +1,296 @@
-"""The two kinds of layer, and the one walk over them.
+"""Levels, and the one walk over them.
 
-    injected    Z̃_l = G_φ^l(h^r) − E^l(state)                first layer of a level: its features, less what is to be expected from above
-    residual    Z̃_l = Z̃_first − Σ_{l' before it} Z_l'        further layers: what the level's codes so far have missed
+A *level* is one resolution r of the hierarchy. In the paper's words its first layer is an
+*injected* layer, which sees the features h^r and what the levels above have decided, and its
+further layers are *residual* layers (`quantize/residual.py` holds both kinds as one stack):
 
-A level's latent is E^l(state) + Σ Z_l: whatever the levels above have got wrong, this one is asked to put right.
+    injected    Z̃_first = G_φ^r(h^r, state)
+    residual    Z̃_l = Z̃_first − Σ_{l' before it in the level} Z_l'
+    latent      state' = prediction(state) + Σ_{l∈r} Z_l
 
-The walk visits the layers coarse to fine. What a layer's z is comes from a *source*: the posterior (train, encode), given
-latents (decode; fewer latents than layers are a coarser decode), or a draw. There is no other loop over layers.
+The walk goes coarse to fine and carries one tensor, the latent so far. Where a level's codes come
+from is its *source*: relaxed samples, posterior samples, nearest codes, or given codes (a prefix of
+the layers is a coarser decode). Training, encoding, decoding and sampling are one walk with another
+source. There is no other loop over levels.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hqvae.errors import DegenerateFeatures
-from hqvae.nets import CONV, NetConfig, grow, reductions, res_blocks
-from hqvae.quantize import (
-    AnyQuantizer,
-    Noise,
-    OwnStart,
-    Quantized,
-    StochasticQuantizer,
-    nearest_sum,
-    rows_of,
-)
+from hqvae.quantize import Noise, Quantized, ResidualQuantizer, Stream
 
 
-@dataclass(frozen=True)
-class State:
-    """What has been decided so far.
+class LevelOutput(NamedTuple):
+    """A level's turn.
 
-    Shape:
-        expected: [B, D, *S], what the levels above let this one expect, at its resolution (None at the coarsest)
-        target: [B, D, *S], Z̃_first of this level (None before its first layer)
-        chosen: [B, D, *S], Σ Z_l of this level's layers so far (None before its first)
-        decided: [B, *S] each, codes that are known already of this level's next layers
-    """
-
-    expected: Tensor | None = None
-    target: Tensor | None = None
-    chosen: Tensor | None = None
-    decided: tuple[Tensor, ...] = ()
-
-    @property
-    def latent(self) -> Tensor:
-        """[B, D, *S], the level's latent as it is so far."""
-        if self.expected is not None and self.chosen is not None:
-            return self.expected + self.chosen
-        latent = self.chosen if self.expected is None else self.expected
-        assert latent is not None  # only levels below a decided one are ever skipped
-        return latent
-
-
-@dataclass(frozen=True)
-class Step:
-    """One layer's turn: what it was asked to quantize (given codes stand for themselves), and what came of it.
-
-    `ahead` are codes [B, *S] of its level's next layers, where they were found together with this one's.
+    z_e: [B, D, *S], the level's Z̃ (for given codes what they stand for)
+    quantized: what came of it
     """
 
     z_e: Tensor
     quantized: Quantized
-    ahead: tuple[Tensor, ...] = ()
 
 
-class Settle(nn.Module):
-    """The canvas `[B, W, *S]` that a level's latent is drawn as."""
+class Level(nn.Module):
+    """One resolution without anything above it: the paper's *first* layer, and residual ones.
 
-    def __init__(self, axes: int, dim: int, width: int):
-        super().__init__()
-        self.draw = CONV[axes](dim, width, 3, padding=1)
-
-    def forward(self, state: State) -> Tensor:
-        return self.draw(state.latent)
-
-
-class Layer(nn.Module):
-    """What the two kinds share: the level they belong to, and how a chosen z enters the state."""
-
-    level: int
-    quantizer: AnyQuantizer
-
-    def __init__(self, level: int, quantizer: AnyQuantizer):
-        super().__init__()
-        self.level, self.quantizer = level, quantizer
-
-    def enter(self, state: State) -> State:
-        """The state brought to this layer's resolution; as it is, unless the layer opens a level."""
-        return state
-
-    @abstractmethod
-    def query(self, state: State, features: Sequence[Tensor]) -> Tensor:
-        """z_e [B, D, *S]: what to quantize."""
-
-    def absorb(self, state: State, z_e: Tensor, z: Tensor) -> State:
-        """The state after z has been chosen; the level's first z_e is remembered as its target."""
-        target = z_e if state.target is None else state.target
-        return replace(state, target=target, chosen=z if state.chosen is None else state.chosen + z)
-
-
-class Residual(Layer):
-    """Asks for what is missed: Z̃_first − Σ Z so far. Adds nothing of its own, not a single parameter but the quantizer's."""
-
-    def query(self, state: State, features: Sequence[Tensor]) -> Tensor:
-        assert state.target is not None and state.chosen is not None
-        return state.target - (state.chosen.detach() if self.quantizer.detached else state.chosen)
-
-
-class Injected(Layer):
-    """Opens a level: asks for its features, less what the levels above let it expect of them.
-
-    E is drawn from the canvas above and begins as zero. While latents pass as they are it makes no difference to the finest one, so a
-    hierarchy learns as fast as a single level does; a coarser reconstruction, which has nothing else, teaches it (docs/levers.md).
+        Z̃ = W h        latent = Σ_l Z_l
 
     Args:
-        level: index of the level, 0 the coarsest
-        axes, net: as for the networks
-        widths: channels of the features of this level, of its canvas, and of the canvas above (None at the coarsest)
-        above: (code dimension, stride ratio) of the level above, None at the coarsest
+        quantizer: the stack of this level's layers
+        project_in: features (for `ConcatLevel` with the prediction beside them) → Z̃
+
+    Shape:
+        features [B, W, *S] → z_e [B, D, *S]
     """
 
-    def __init__(
-        self, level: int, quantizer: AnyQuantizer, axes: int, net: NetConfig, widths: tuple[int, int], above: tuple[Settle, int, int] | None
-    ):
-        super().__init__(level, quantizer)
-        features, width = widths
-        self.settle: Settle | None = None
-        self.expect: nn.Sequential | None = None
-        if above is not None:
-            self.settle, ratio, coarse = above
-            steps: list[nn.Module] = [*res_blocks(axes, coarse, net, net.blocks)]
-            for i, factor in enumerate(reductions(ratio, net.factor)):
-                steps += [net.active(), grow(axes, width if i else coarse, width, factor)]
-            last = CONV[axes](width, quantizer.dim, 3, padding=1)
-            for values in last.parameters():
-                nn.init.zeros_(values)
-            self.expect = nn.Sequential(*steps, net.active(), last)
-        self.to_code = CONV[axes](features, quantizer.dim, 1)
+    def __init__(self, quantizer: ResidualQuantizer, project_in: nn.Module):
+        super().__init__()
+        self.quantizer = quantizer
+        self.project = project_in
 
-    def enter(self, state: State) -> State:
-        if self.settle is None or self.expect is None:
-            return State()
-        return State(expected=self.expect(self.settle(state)))
+    def predict(self, latent_above: Tensor | None) -> Tensor | None:
+        """The top-down prediction [B, D, *S] from the latent above; None at the coarsest level."""
+        return None
 
-    def query(self, state: State, features: Sequence[Tensor]) -> Tensor:
-        asked = self.to_code(features[self.level])
-        if state.expected is None:
-            return asked
-        return asked - (state.expected.detach() if self.quantizer.detached else state.expected)
+    def project_in(self, features: Tensor, prediction: Tensor | None) -> Tensor:
+        """Z̃ [B, D, *S]: what the level's layers are to quantize."""
+        return self.project(features)
+
+    def latent(self, prediction: Tensor | None, z: Tensor | None) -> Tensor:
+        """prediction + z; the prediction alone for a level that is left out."""
+        parts = [part for part in (prediction, z) if part is not None]
+        assert parts  # only levels below a decoded one are left out
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     @torch.no_grad()
-    def normalise(self, z_e: Tensor) -> Tensor:
-        """Scale `to_code` so that this batch's z_e has mean 0 and variance 1 in every dimension; returns that z_e.
+    def init_scale(self, z_e: Float[Tensor, "B D *S"]) -> Tensor:
+        """Scale `project` so that this batch's z_e has mean 0 and variance 1; changes state.
 
-        Untrained features hardly vary, and a decoder that hardly sees its codes lets the entropy term win: P̂ goes uniform.
-        Raises DegenerateFeatures for features that are all the same or not finite.
+        Untrained features hardly vary. A decoder that hardly sees its codes lets the entropy term
+        dominate, and the posterior becomes uniform. Data-dependent initialisation as in weight
+        normalisation (Salimans and Kingma, NeurIPS 2016, sec. 3). Returns the scaled z_e. Raises
+        DegenerateFeatures for features that are all the same or not finite.
         """
         axes = [0, *range(2, z_e.ndim)]
-        mean, deviation = z_e.mean(axes), z_e.var(axes, correction=0).sqrt()
+        mean = z_e.mean(axes)
+        deviation = z_e.var(axes, correction=0).sqrt()
         if not torch.isfinite(deviation).all() or not deviation.any():
-            raise DegenerateFeatures("the untrained features of the first batch are constant or not finite")
+            raise DegenerateFeatures(
+                "the untrained features of the first batch are constant or not finite"
+            )
         deviation = deviation.clamp(min=1e-12)
+        weight, bias = self.project.weight, self.project.bias
+        assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
+        weight.div_(deviation.view(-1, *[1] * (weight.ndim - 1)))
+        bias.sub_(mean).div_(deviation)
         shape = (1, -1) + (1,) * (z_e.ndim - 2)
-        self.to_code.weight.div_(deviation.view(-1, *[1] * (z_e.ndim - 1)))
-        assert self.to_code.bias is not None
-        self.to_code.bias.sub_(mean).div_(deviation)
         return (z_e - mean.view(shape)) / deviation.view(shape)
 
 
-Source = Callable[[int, Layer, State], Step | None]
+class PredictionLevel(Level):
+    """A level below another that codes the error of a learned top-down prediction E. Ours:
 
+        Z̃ = W h − E(state)        latent = E(state) + Σ_l Z_l
 
-def walk(layers: Iterable[Layer], source: Source) -> tuple[State, list[Step]]:
-    """Visit the layers coarse to fine; returns the state below the last one, and the steps of the layers that had one.
+    a special case of the paper's G(h, state). E starts at zero: in the continuous phase the finest
+    level is then unaffected by it, and the progressive term trains E.
 
-    A source that has nothing for a layer returns None: the layer leaves the state as it is, only brought to its resolution.
-    """
-    state, steps = State(), []
-    for index, layer in enumerate(layers):
-        state = layer.enter(state)
-        step = source(index, layer, state)
-        if step is not None:
-            state = replace(layer.absorb(state, step.z_e, step.quantized.z), decided=step.ahead)
-            steps.append(step)
-    return state, steps
-
-
-@dataclass(frozen=True)
-class Search:
-    """Which codes are the nearest ones: layer by layer (`width` 1), or those of a level's layers together.
-
-    What a level's layers stand for is their sum. The posterior of all of them given Z̃ has, for s² → 0, its mass where
-    ‖Z̃ − Σ_l Z_l‖² is least; a layer that takes what is nearest to it alone need not leave the next ones there.
+    Args:
+        quantizer, project_in: as for `Level`
+        top_down: the latent above [B, D', *S'] → prediction [B, D, *S]
     """
 
-    layers: Iterable[Layer]
-    width: int = 1
+    def __init__(self, quantizer: ResidualQuantizer, project_in: nn.Module, top_down: nn.Module):
+        super().__init__(quantizer, project_in)
+        self.top_down = top_down
 
-    def __call__(self, layer: Layer, state: State, z_e: Tensor) -> tuple[Tensor, ...]:
-        """Codes [B, *S] of this layer, and of as many next ones of its level as are known with it."""
-        if state.decided:
-            return state.decided
-        books = self._books(layer)
-        if not books:
-            return (layer.quantizer.nearest(z_e),)
-        codes = beam_search(rows_of(z_e), books, self.width)
-        return tuple(of_layer.reshape(len(z_e), *z_e.shape[2:]) for of_layer in codes.unbind(1))
+    def predict(self, latent_above: Tensor | None) -> Tensor | None:
+        return self.top_down(latent_above)
 
-    def settle(self, layer: Layer, state: State, z_e: Tensor, quantized: Quantized) -> Step:
-        """The step of a layer whose codes are nearest ones, `quantized` layer by layer, with those of the search in their place."""
-        if not self._books(layer):
-            return Step(z_e, quantized)
-        codes, *ahead = self(layer, state, z_e)
-        return Step(z_e, replace(quantized, codes=codes, z=layer.quantizer.embed(codes)), tuple(ahead))
+    def project_in(self, features: Tensor, prediction: Tensor | None) -> Tensor:
+        assert prediction is not None
+        detach = self.quantizer.posterior.detach_residual
+        return self.project(features) - (prediction.detach() if detach else prediction)
 
-    def _books(self, layer: Layer) -> list[Tensor]:
-        """The codebooks of the layer's level, where they are searched together; else none."""
-        mates = [one for one in self.layers if one.level == layer.level] if self.width > 1 else []
-        return [one.quantizer.codebook for one in mates] if len(mates) > 1 else []
+
+class ConcatLevel(PredictionLevel):
+    """A level below another as ports of the paper have it: state and features concatenated.
+
+        Z̃ = W [h, U(state)]        latent = U(state) + Σ_l Z_l
+
+    with U the upsampled latent above. Arguments as for `PredictionLevel`; `project_in` takes W + D
+    channels.
+    """
+
+    def project_in(self, features: Tensor, prediction: Tensor | None) -> Tensor:
+        assert prediction is not None
+        return self.project(torch.cat([features, prediction], 1))
+
+
+Source = Callable[[int, Level, Tensor | None], LevelOutput | None]
+
+
+def walk(
+    levels: Iterable[Level], source: Source
+) -> tuple[Float[Tensor, "B D ..."], list[LevelOutput]]:
+    """Visit the levels coarse to fine: (the latent of the finest, the outputs of the levels).
+
+    `source(index, level, prediction)` gives a level's output. None leaves the level out: its
+    latent is then the prediction alone.
+    """
+    latent: Tensor | None = None
+    outputs: list[LevelOutput] = []
+    for index, level in enumerate(levels):
+        prediction = level.predict(latent)
+        output = source(index, level, prediction)
+        latent = level.latent(prediction, None if output is None else output.quantized.z)
+        if output is not None:
+            outputs.append(output)
+    assert latent is not None
+    return latent, outputs
+
+
+# -------------------------------------------------------------------------- sources
 
 
 @dataclass(frozen=True)
-class Posterior:
-    """Codes from the signal's features: a relaxed sample in training mode, the nearest code in evaluation mode."""
+class RelaxedSample:
+    """From the features: relaxed samples in training mode, nearest codes in evaluation mode."""
 
     features: Sequence[Tensor]
-    search: Search
-    temperature: Tensor | float = 1.0
-    noise: Noise | None = None
-
-    def __call__(self, index: int, layer: Layer, state: State) -> Step:
-        z_e = layer.query(state, self.features)
-        noise = self.noise.fold(index) if self.noise is not None else None
-        quantized = layer.quantizer(z_e, self.temperature, noise)
-        return Step(z_e, quantized) if layer.training else self.search.settle(layer, state, z_e, quantized)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A true draw from the posterior: Z̃_first with the Gaussian noise of its level, every Z_l a hard sample of its P̂."""
-
-    features: Sequence[Tensor]
-    search: Search
     noise: Noise
-    spread: Sequence[Tensor]  # of every level: sqrt(Σ s_l²)
+    temperature: Tensor | float = 1.0
 
-    def __call__(self, index: int, layer: Layer, state: State) -> Step:
-        z_e, noise = layer.query(state, self.features), self.noise.fold(index)
-        if state.target is None:
-            z_e = z_e + self.spread[layer.level] * noise.fold(Stream.GAUSSIAN).gaussian(z_e)
-        drawn = layer.quantizer.draw(z_e, noise)
-        return Step(z_e, drawn) if isinstance(layer.quantizer, StochasticQuantizer) else self.search.settle(layer, state, z_e, drawn)
+    def __call__(self, index: int, level: Level, prediction: Tensor | None) -> LevelOutput:
+        z_e = level.project_in(self.features[index], prediction)
+        return LevelOutput(z_e, level.quantizer(z_e, self.temperature, self.noise.fold(index)))
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """Nearest codes from the signal's features, in either mode."""
+class PosteriorSample:
+    """From the features: true draws, Z̃ with the Gaussian noise of its level and hard codes."""
 
     features: Sequence[Tensor]
-    search: Search
+    noise: Noise
 
-    def __call__(self, index: int, layer: Layer, state: State) -> Step:
-        z_e = layer.query(state, self.features)
-        codes, *ahead = self.search(layer, state, z_e)
-        return Step(z_e, _looked_up(layer, codes), tuple(ahead))
+    def __call__(self, index: int, level: Level, prediction: Tensor | None) -> LevelOutput:
+        z_e = level.project_in(self.features[index], prediction)
+        return LevelOutput(z_e, level.quantizer.sample(z_e, self.noise.fold(index)))
 
 
 @dataclass(frozen=True)
-class Codes:
-    """Given codes, layer by layer; layers past their end are left out, which decodes from the first ones only."""
+class NearestCodes:
+    """From the features: nearest codes, in either mode."""
 
-    codes: Sequence[Tensor]
+    features: Sequence[Tensor]
 
-    def __call__(self, index: int, layer: Layer, state: State) -> Step | None:
+    def __call__(self, index: int, level: Level, prediction: Tensor | None) -> LevelOutput:
+        z_e = level.project_in(self.features[index], prediction)
+        codes = level.quantizer.encode(z_e)
+        return LevelOutput(z_e, _from_codes(level, codes, check=False))
+
+
+@dataclass(frozen=True)
+class GivenCodes:
+    """Given codes `[B, k, *S]` of the first levels, k ≤ L; further levels are left out.
+
+    Fewer layers or levels than the model has are a coarser decode.
+    """
+
+    codes: Sequence[Int[Tensor, "B _ ..."]]
+
+    def __call__(self, index: int, level: Level, prediction: Tensor | None) -> LevelOutput | None:
         if index >= len(self.codes):
             return None
-        quantized = _looked_up(layer, self.codes[index])
-        return Step(quantized.z, quantized)
+        quantized = _from_codes(level, self.codes[index])
+        return LevelOutput(quantized.z, quantized)
 
 
 @dataclass(frozen=True)
-class Given:
-    """Steps already taken, gradients and all, of which those of layers with `kept` [L] of 0 count as zeros: as if left out."""
+class FirstLayers:
+    """Outputs of an earlier walk, gradients and all, with the layers whose `kept` is 0 as zeros.
 
-    steps: Sequence[Step]
-    kept: Tensor
+    A mask and no count: a number of layers that changes from step to step would make
+    torch.compile start again.
 
-    def __call__(self, index: int, layer: Layer, state: State) -> Step:
-        step = self.steps[index]
-        return replace(step, quantized=replace(step.quantized, z=step.quantized.z * self.kept[index]))
-
-
-@dataclass(frozen=True)
-class Unquantized:
-    """Z = Z̃: features pass as they are, so that nothing is left for residual layers. The autoencoder alone.
-
-    With `normalise`, every level's features are first scaled to mean 0 and variance 1; changes the layers.
+    kept: [L], one number for each layer of all levels
     """
 
-    features: Sequence[Tensor]
-    normalise: bool = False
+    outputs: Sequence[LevelOutput]
+    kept: Tensor
 
-    def __call__(self, index: int, layer: Layer, state: State) -> Step:
-        z_e = layer.query(state, self.features)
-        if self.normalise and isinstance(layer, Injected):
-            z_e = layer.normalise(z_e)
-        # A gradient of zero for the quantizer's parameters: DDP waits for one of every parameter.
-        nothing = z_e.new_zeros(len(z_e)) + sum(0.0 * p.sum() for p in layer.quantizer.parameters())
-        codes = torch.zeros(len(z_e), *z_e.shape[2:], dtype=torch.long, device=z_e.device)
-        return Step(z_e, Quantized(z_e, codes, nothing, layer.quantizer.variance, nothing))
+    def __call__(self, index: int, level: Level, prediction: Tensor | None) -> LevelOutput:
+        output = self.outputs[index]
+        first = sum(len(above.quantized.layers) for above in self.outputs[:index])
+        z = sum(z_l * self.kept[first + layer] for layer, z_l in enumerate(output.quantized.layers))
+        assert isinstance(z, Tensor)
+        return output._replace(quantized=replace(output.quantized, z=z))
 
 
 @dataclass(frozen=True)
-class Starting:
-    """Gives every quantizer its start from what it is to quantize, then goes on with its relaxed sample."""
+class Continuous:
+    """Z = Z̃: features pass as they are, and nothing is left for residual layers."""
 
     features: Sequence[Tensor]
-    noise: Noise
-    started: set[int]  # codebooks that have had their start: layers that share one start it once
-    steps: int = 1  # whose batches the features are
 
-    def __call__(self, index: int, layer: Layer, state: State) -> Step:
-        z_e = layer.query(state, self.features)
-        noise = self.noise.fold(index)
-        layer.quantizer.start_from(z_e, noise, id(layer.quantizer.codebook) in self.started, self.steps)
-        self.started.add(id(layer.quantizer.codebook))
-        return Step(z_e, layer.quantizer(z_e, 1.0, noise))
+    def __call__(self, index: int, level: Level, prediction: Tensor | None) -> LevelOutput:
+        return _continuous(level, level.project_in(self.features[index], prediction))
 
 
-def left_alone(layers: Iterable[Layer]) -> set[int]:
-    """Codebooks that no start from their own codes moves: one that layers share would go to what the first of them is given."""
-    starts = [(id(layer.quantizer.codebook), getattr(layer.quantizer.config, "start", None)) for layer in layers]
-    own = [book for book, start in starts if isinstance(start, OwnStart)]
-    return {book for book in own if own.count(book) > 1}
+# ---------------------------------------------------------------------------- verbs
 
 
-def _looked_up(layer: Layer, codes: Tensor) -> Quantized:
-    nothing = torch.zeros((), device=codes.device)
-    return Quantized(layer.quantizer.lookup(codes), codes, nothing.expand(len(codes)), nothing)
+@torch.no_grad()
+def init_scale(levels: Iterable[Level], features: Sequence[Tensor]) -> None:
+    """Scale every level's Z̃ to mean 0 and variance 1 on these features; changes state."""
+
+    def scaled(index: int, level: Level, prediction: Tensor | None) -> LevelOutput:
+        z_e = level.init_scale(level.project_in(features[index], prediction))
+        return _continuous(level, z_e)
+
+    walk(levels, scaled)
+
+
+@torch.no_grad()
+def init_codebooks(
+    levels: Iterable[Level],
+    features: Sequence[Tensor],
+    noise: Noise,
+    steps: int = 1,
+    refine: bool = False,
+) -> None:
+    """Start all codebooks and s² from these features, level by level; changes state.
+
+    `steps` says of how many steps' batches they are. `refine` moves the codebooks on from where
+    they are instead (`ResidualQuantizer.refine`).
+    """
+
+    def start(index: int, level: Level, prediction: Tensor | None) -> LevelOutput:
+        z_e = level.project_in(features[index], prediction)
+        verb = level.quantizer.refine if refine else level.quantizer.init
+        z = verb(z_e, noise.fold(Stream.INIT).fold(index), steps)
+        output = _continuous(level, z_e)
+        return output._replace(quantized=replace(output.quantized, z=z))
+
+    walk(levels, start)
+
+
+def _from_codes(level: Level, codes: Tensor, check: bool = True) -> Quantized:
+    z = level.quantizer.lookup(codes, check)
+    zeros = z.new_zeros(codes.shape[:2], dtype=torch.float32)
+    return Quantized(z, codes, zeros, zeros[:, 0], (z,))
+
+
+def _continuous(level: Level, z_e: Tensor) -> LevelOutput:
+    layers = len(level.quantizer.codebooks)
+    codes = torch.zeros(len(z_e), layers, *z_e.shape[2:], dtype=torch.long, device=z_e.device)
+    zeros = z_e.new_zeros(len(z_e), layers, dtype=torch.float32)
+    rest = [torch.zeros_like(z_e)] * (layers - 1)
+    return LevelOutput(z_e, Quantized(z_e, codes, zeros, zeros[:, 0], (z_e, *rest)))

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass as config
 from torch import Tensor
 
 from hqvae.errors import InputError
+from hqvae.metrics import Distortion, Metric
 
 from .dataset import BrokenItem, Dataset, Progress, scan, to_signal
 from .frontend import MelConfig, WaveConfig
@@ -56,6 +57,7 @@ class AudioModality(Modality[AudioConfig]):
     suffixes = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"})
     hub_feature = "Audio"
     channels: ClassVar[Mapping[int, str] | None] = {1: "mono"}
+    figure_columns = 3
     spectra = True
     evaluation_options = frozenset({"seconds"})
 
@@ -75,6 +77,12 @@ class AudioModality(Modality[AudioConfig]):
 
     def unit(self, config: AudioConfig) -> SignalUnit:
         return config.frontend.build(config.rate).unit
+
+    def metrics(
+        self, config: AudioConfig, device: torch.device | str = "cpu", thorough: bool = False
+    ) -> list[Metric]:
+        """RMSE and PSNR, and what the frontend's signals have beside."""
+        return [Distortion(self.unit(config).scale), *config.frontend.metrics(config.rate)]
 
     def examples(self, config: AudioConfig) -> str:
         return f"segments with data.frontend.kind={config.frontend.kind}"

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from hqvae.errors import InputError, first_line
+from hqvae.errors import InputError, summary_of
 
 from .modality import Modality, SignalUnit
 from .sources import FileIndex
@@ -226,7 +226,7 @@ class Dataset(ABC):
         except Exception as error:  # decoders and their plug-ins raise anything
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise  # the process may open no more files: no fault of this one
-            reason = first_line(error)
+            reason = summary_of(error)
         # Outside of the handler, so that no traceback keeps the file open.
         self._unreadable[item] = reason
         raise BrokenItem(self.keys[item], reason)

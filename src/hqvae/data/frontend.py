@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass as config
 from torch import Tensor
 
 from hqvae.errors import InputError
+from hqvae.metrics import SSIM, AudioQuality, Metric
 from hqvae.spectra import default_mel, griffin_lim, log_mel, mel_filters, mel_to_linear
 
 from .modality import SignalUnit
@@ -72,6 +73,9 @@ class MelConfig:
     """Upper end of the highest band, in hertz."""
     floor: float = Field(default=1e-5, gt=0, lt=1)
     """Smallest magnitude; smaller ones count as this."""
+
+    def metrics(self, rate: int) -> list[Metric]:
+        return [SSIM()]
 
     def build(self, rate: int) -> "LogMel":
         return LogMel(self, rate)
@@ -156,6 +160,9 @@ class WaveConfig:
 
     kind: Literal["wave"] = "wave"
     """The waveform."""
+
+    def metrics(self, rate: int) -> list[Metric]:
+        return [AudioQuality(rate)]
 
     def build(self, rate: int) -> "Waveform":
         return Waveform(rate)

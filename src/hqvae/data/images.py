@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass as config
 from torch import Tensor
 
 from hqvae.errors import InputError
+from hqvae.metrics import SSIM, Distortion, Metric, Perceptual
 
 from .dataset import BrokenItem, Dataset, Progress, scan, to_signal
 from .modality import Modality, SignalUnit
@@ -64,6 +65,7 @@ class ImageModality(Modality[ImageConfig]):
     )
     hub_feature = "Image"
     channels: ClassVar[Mapping[int, str] | None] = {1: "grey", 3: "colour"}
+    figure_columns = 10
     photographs = True
     arrays = True
     evaluation_options = frozenset({"size"})
@@ -76,6 +78,13 @@ class ImageModality(Modality[ImageConfig]):
 
     def unit(self, config: ImageConfig) -> SignalUnit:
         return PIXEL_UNIT
+
+    def metrics(
+        self, config: ImageConfig, device: torch.device | str = "cpu", thorough: bool = False
+    ) -> list[Metric]:
+        """RMSE, PSNR, SSIM; LPIPS and rFID where the weights of their networks are there."""
+        metrics: list[Metric] = [Distortion(PIXEL_UNIT.scale), SSIM()]
+        return [*metrics, Perceptual.from_cache(device)] if thorough else metrics
 
     def examples(self, config: ImageConfig) -> str:
         return "images"

@@ -7,7 +7,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+import torch
+
 from hqvae.errors import InputError
+from hqvae.metrics import Metric
 
 if TYPE_CHECKING:
     from .dataset import Dataset, Progress
@@ -62,6 +65,8 @@ class Modality(ABC, Generic[ConfigT]):
     """Its class in the library `datasets`."""
     channels: ClassVar[Mapping[int, str] | None]
     """Numbers of channels that a model may have, and what each means; None allows any."""
+    figure_columns: ClassVar[int]
+    """Examples that a figure shows side by side."""
     spectra: ClassVar[bool] = False
     """Whether its pictures are spectra: low bands at the bottom, free to stretch."""
     photographs: ClassVar[bool] = False
@@ -83,6 +88,12 @@ class Modality(ABC, Generic[ConfigT]):
     @abstractmethod
     def unit(self, config: ConfigT) -> SignalUnit:
         """What a signal in [−1, 1] stands for."""
+
+    @abstractmethod
+    def metrics(
+        self, config: ConfigT, device: torch.device | str = "cpu", thorough: bool = False
+    ) -> list[Metric]:
+        """What tells originals and reconstructions apart; `thorough` takes slow ones too."""
 
     @abstractmethod
     def examples(self, config: ConfigT) -> str:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
-from hqvae.spectra import log_mel, mel_setting, stft
+from hqvae.spectra import default_mel, log_mel, stft
 
 from .base import Mean, Metric, measured
 
@@ -21,10 +21,10 @@ def stft_distance(
 
         ‖|X| − |X̂|‖ / ‖|X|‖  +  mean |ln|X| − ln|X̂||,  magnitudes from 1e-5 on
 
-    mean over windows half, once and twice that of `mel_setting`
+    mean over windows half, once and twice that of `default_mel`
     (Yamamoto, Song and Kim, ICASSP 2020, equations 4 to 6).
     """
-    middle = mel_setting(rate)["n_fft"]
+    middle = default_mel(rate)["n_fft"]
     distances = []
     for n_fft in (middle // 2, middle, middle * 2):
         hop = n_fft // 4
@@ -45,7 +45,7 @@ class AudioQuality(Metric):
         a silent reconstruction has −100
     stft_distance: see `stft_distance`
     mel_distance, log_mel_rmse: mean absolute and root mean squared difference of log-mel
-        magnitudes (natural log, `mel_setting`)
+        magnitudes (natural log, `default_mel`)
 
     The first two skip silent segments, where they are undefined. Segments shorter than the
     windows of spectra have an SI-SDR only.
@@ -59,7 +59,7 @@ class AudioQuality(Metric):
 
     def __init__(self, rate: int):
         self.rate = rate
-        self.mel_config = mel_setting(rate)
+        self.mel_config = default_mel(rate)
         self.si_sdr = Mean()
         self.stft_distance = Mean()
         self.mel_distance = Mean()

@@ -1,8 +1,8 @@
 """The family of models: its configuration, and `HQVAE`, which is any member of it."""
 
-from hqvae.objective import Bound, Elbo
+from hqvae.objective import ElboSample, Losses
 
-from .family import HQVAEConfig, Level
+from .config import HQVAEConfig, LayerPlace, LevelConfig
 from .hqvae import HQVAE
 
-__all__ = ["HQVAE", "Bound", "Elbo", "HQVAEConfig", "Level"]
+__all__ = ["HQVAE", "ElboSample", "HQVAEConfig", "LayerPlace", "LevelConfig", "Losses"]

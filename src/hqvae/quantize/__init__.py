@@ -1,46 +1,40 @@
 """Quantizers: useful inside `HQVAE`, and alone in anybody's network."""
 
-from .base import (
-    AsTriple,
-    DataStart,
-    NormalStart,
-    OwnStart,
-    Quantized,
-    Quantizer,
-    Start,
-    grid_of,
-    rows_of,
-)
-from .ema import EMAConfig, EMAQuantizer, rows_and_codes
-from .noise import Noise, Stream
+from .adapter import VectorQuantize
+from .codebook import Codebook, flatten_positions, unflatten_positions
+from .external import ExternalConfig
 from .kernels import LOG_S2_RANGE, beam_search
-from .others import OtherConfig, OtherQuantizer
-from .stochastic import StochasticConfig, StochasticQuantizer
-
-AnyQuantizer = StochasticQuantizer | EMAQuantizer | OtherQuantizer
-QUANTIZERS: dict[str, type] = {"stochastic": StochasticQuantizer, "ema": EMAQuantizer, "other": OtherQuantizer}
+from .noise import Noise, Stream
+from .posterior import (
+    GumbelSoftmax,
+    GumbelSoftmaxConfig,
+    KMeansInit,
+    NearestCode,
+    NearestCodeConfig,
+    Posterior,
+    RandomInit,
+)
+from .residual import Quantized, QuantizerConfig, ResidualQuantizer, pool_layers
 
 __all__ = [
     "LOG_S2_RANGE",
-    "QUANTIZERS",
-    "AnyQuantizer",
-    "AsTriple",
-    "DataStart",
-    "EMAConfig",
-    "EMAQuantizer",
+    "Codebook",
+    "ExternalConfig",
+    "GumbelSoftmax",
+    "GumbelSoftmaxConfig",
+    "KMeansInit",
+    "NearestCode",
+    "NearestCodeConfig",
     "Noise",
-    "NormalStart",
-    "OtherConfig",
-    "OtherQuantizer",
-    "OwnStart",
+    "Posterior",
     "Quantized",
-    "Quantizer",
-    "Start",
-    "StochasticConfig",
-    "StochasticQuantizer",
+    "QuantizerConfig",
+    "RandomInit",
+    "ResidualQuantizer",
     "Stream",
-    "grid_of",
+    "VectorQuantize",
     "beam_search",
-    "rows_and_codes",
-    "rows_of",
+    "flatten_positions",
+    "pool_layers",
+    "unflatten_positions",
 ]

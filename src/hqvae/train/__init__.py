@@ -1,6 +1,5 @@
-"""Training: the one loop, and what it takes to start, watch, stop and go on."""
+"""Training: the one loop, and what it can train."""
 
-from .assemble import my_parts
-from .loop import train
+from .setup import rank_slices, train
 
-__all__ = ["my_parts", "train"]
+__all__ = ["rank_slices", "train"]

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hqvae.errors import InputError, first_line, nearest_name
+from hqvae.errors import InputError, nearest_name, summary_of
 
 from ..modality import Modality
 from .index import SPLIT_NAMES, SPLITS, FileIndex
@@ -98,7 +98,7 @@ def _read_table(path: Path) -> dict[str, str]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as a table: {first_line(error)}") from error
+        raise InputError(f"{path} cannot be read as a table: {summary_of(error)}") from error
     if not rows or not {"file_name", "split"} <= set(rows[0]):
         return {}
     for row in rows:

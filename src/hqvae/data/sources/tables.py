@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from hqvae.errors import InputError, first_line, nearest_name
+from hqvae.errors import InputError, nearest_name, summary_of
 
 from ..modality import Modality
 from .index import SPLIT_NAMES, FileIndex
@@ -37,7 +37,7 @@ def index_parquet(
             indexes[split] = _index_files(root, files, column, modality)
         except pa.ArrowException as error:
             raise InputError(
-                f"{files[0]} cannot be read as Parquet: {first_line(error)}"
+                f"{files[0]} cannot be read as Parquet: {summary_of(error)}"
             ) from error
     return indexes
 
@@ -175,7 +175,7 @@ def index_hub(name: str, column: str | None, modality: Modality) -> dict[str, Fi
     except Exception as error:  # its own classes, its client's and the file system's
         raise InputError(
             f"data {name!r} is no file or folder, "
-            f"and loading it from the hub failed: {first_line(error)}"
+            f"and loading it from the hub failed: {summary_of(error)}"
         ) from error
     feature = getattr(datasets, modality.hub_feature)
     indexes = {}

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import LEVELS, SMALL, signals
+from hqvae.quantize.others import scalar_levels
 
 from hqvae.errors import InputError
 from hqvae.model import HQVAE, HQVAEConfig
 from hqvae.quantize import Noise, OtherConfig, OtherQuantizer
-from hqvae.quantize.others import scalar_levels
 from hqvae.topdown import Residual, State
 
 pytest.importorskip("vector_quantize_pytorch", reason="comes with the extra compare")
@@ -40,7 +40,9 @@ def test_a_codebook_that_cannot_have_equal_rate_is_refused(name, codes):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_search_leaves_their_codes_as_they_are(name):
     torch.manual_seed(0)
-    model = HQVAE(HQVAEConfig(levels=LEVELS["residual"], quantizer=OtherConfig(name=name), net=SMALL)).eval()
+    model = HQVAE(
+        HQVAEConfig(levels=LEVELS["residual"], quantizer=OtherConfig(name=name), net=SMALL)
+    ).eval()
     codes = model.encode(signals())
     model.config = replace(model.config, search=8)
     assert all(torch.equal(before, after) for before, after in zip(codes, model.encode(signals())))
@@ -50,7 +52,9 @@ def test_evaluation_looks_codes_up_and_depends_on_no_batch_mate(quantizer):
     z = torch.randn(5, 6, 4, 3)
     out = quantizer.eval()(z)
     assert out.codes.shape == (5, 4, 3) and out.codes.min() >= 0 and out.codes.max() < 16
-    assert torch.equal(out.z, quantizer.lookup(out.codes)) and torch.equal(out.codes, quantizer.nearest(z))
+    assert torch.equal(out.z, quantizer.lookup(out.codes)) and torch.equal(
+        out.codes, quantizer.nearest(z)
+    )
     assert torch.equal(quantizer(z[2:3]).codes, out.codes[2:3])
     torch.testing.assert_close(quantizer.codebook[out.codes].movedim(-1, 1), out.z)
 
@@ -65,7 +69,12 @@ def test_training_has_gradient_and_the_library_s_loss(quantizer):
     z = torch.randn(8, 6, 7, requires_grad=True)
     out = quantizer.train()(z)
     cost = quantizer.fit(z, [out, out])
-    assert cost.shape == (8,) and torch.allclose(cost, 2 * out.cost) and not out.entropy.any() and out.variance == 0
+    assert (
+        cost.shape == (8,)
+        and torch.allclose(cost, 2 * out.cost)
+        and not out.entropy.any()
+        and out.variance == 0
+    )
     (out.z.square().sum() + cost.sum()).backward()
     assert z.grad.abs().sum() > 0
     if quantizer.config.name != "fsq":
@@ -76,7 +85,10 @@ def test_training_has_gradient_and_the_library_s_loss(quantizer):
 @pytest.mark.parametrize("name", NAMES)
 def test_whole_models_train_and_come_back_from_disk(name, levels, tmp_path):
     torch.manual_seed(0)
-    model, x = HQVAE(HQVAEConfig(levels=LEVELS[levels], quantizer=OtherConfig(name=name), net=SMALL)), signals()
+    model, x = (
+        HQVAE(HQVAEConfig(levels=LEVELS[levels], quantizer=OtherConfig(name=name), net=SMALL)),
+        signals(),
+    )
     model.scale_from(x)
     model.start_from(x, Noise(5))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from conftest import FAMILY, build, signals
-
 from hqvae.chunks import decode_in_chunks, encode_in_chunks, reach
 
 
@@ -20,7 +19,9 @@ def long_signal(axes, length):
 @pytest.mark.parametrize("family", FAMILY, ids="-".join)
 def test_chunks_give_the_tokens_and_the_samples_of_the_whole(family, axes):
     model = build(*family, axes=axes).eval()
-    length = 2 * reach(model) + 5 * model.stride + 3  # no multiple of the stride, and longer than any halo
+    length = (
+        2 * reach(model) + 5 * model.stride + 3
+    )  # no multiple of the stride, and longer than any halo
     x = long_signal(axes, length)
     codes = model.encode(x)
     whole = model.decode(codes, size=x.shape[2:])

@@ -1,0 +1,114 @@
+"""What a member of the family is: its levels, how they are quantized, with which networks."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic.dataclasses import dataclass as config
+
+from hqvae.likelihood import SpectralConfig
+from hqvae.nets import ConvConfig, WaveConvConfig
+from hqvae.quantize import ExternalConfig, GumbelSoftmaxConfig, NearestCodeConfig
+
+
+@config(frozen=True, config=ConfigDict(extra="forbid"))
+class LevelConfig:
+    """One resolution of the hierarchy: an injected layer and `layers` − 1 residual ones."""
+
+    stride: int = Field(default=4, ge=1)
+    """signal samples per latent position, along every axis"""
+    layers: int = Field(default=1, ge=1)
+    """number of quantization layers"""
+    codebook_size: int = Field(default=512, ge=2)
+    """K of each layer"""
+    dim: int = Field(default=64, ge=1)
+    """width D of a code"""
+    shared_codebook: bool = False
+    """whether the layers hold one codebook"""
+
+
+@dataclass(frozen=True)
+class LayerPlace:
+    """Where a layer stands: its level, its number within the level, and what both have."""
+
+    level: int
+    layer: int
+    stride: int
+    codebook_size: int
+
+    @property
+    def name(self) -> str:
+        return f"level {self.level} layer {self.layer}"
+
+
+@config(frozen=True, config=ConfigDict(extra="forbid"))
+class HQVAEConfig:
+    """A member of the family: what is quantized, how, and with which networks."""
+
+    kind: Literal["hqvae"] = "hqvae"
+    levels: tuple[LevelConfig, ...] = Field(default=(LevelConfig(),), min_length=1)
+    """resolutions, coarse first"""
+    quantizer: GumbelSoftmaxConfig | NearestCodeConfig | ExternalConfig = Field(
+        default=GumbelSoftmaxConfig(), discriminator="kind"
+    )
+    """how codes are chosen"""
+    likelihood: Literal["gaussian", "mse"] = "gaussian"
+    """unit of the objective: nats with a fitted variance, or the mean squared error of papers"""
+    injection: Literal["prediction", "concat"] = "prediction"
+    """how a level sees those above: less a learned prediction (ours), or concatenated"""
+    net: ConvConfig | WaveConvConfig = Field(default=ConvConfig(), discriminator="kind")
+    """encoder, decoder and top-down networks"""
+    channels: int = Field(default=3, ge=1)
+    """of the signal"""
+    axes: int = Field(default=2, ge=1, le=2)
+    """of the signal's space: 2 for images and spectra, 1 for waveforms"""
+    progressive: float = Field(default=0.0, ge=0)
+    """weight of reconstructions from the first layers only"""
+    prefixes: Literal["random", "all"] = "random"
+    """which of them: a random number of layers at each step (ours), or the sum over all"""
+    spectral: SpectralConfig = SpectralConfig()
+    """log spectra in the objective, for waveforms"""
+    beam_size: int = Field(default=1, ge=1)
+    """partial sums kept when `encode` looks for a level's codes together; 1: layer by layer"""
+
+    @field_validator("levels")
+    @classmethod
+    def _check_nested(cls, levels: tuple[LevelConfig, ...]) -> tuple[LevelConfig, ...]:
+        for coarse, fine in pairwise(levels):
+            if coarse.stride <= fine.stride or coarse.stride % fine.stride:
+                raise ValueError(
+                    "strides go coarse to fine and each is a multiple of the next, "
+                    f"but {fine.stride} follows {coarse.stride}"
+                )
+        return levels
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "HQVAEConfig":
+        if self.spectral.weight and (self.axes, self.channels) != (1, 1):
+            raise ValueError(
+                f"spectral.weight={self.spectral.weight:g} is for waveforms, with axes=1 and "
+                f"channels=1, but axes={self.axes} and channels={self.channels}; expected weight=0"
+            )
+        if self.likelihood == "mse" and isinstance(self.quantizer, GumbelSoftmaxConfig):
+            raise ValueError(
+                "likelihood=mse has no unit for a stochastic quantizer, whose latent loss is in "
+                "nats; expected likelihood=gaussian, or quantizer.kind=deterministic"
+            )
+        return self
+
+    @property
+    def layers(self) -> tuple[LayerPlace, ...]:
+        """All layers, coarse to fine, as `encode` gives their codes."""
+        return tuple(
+            LayerPlace(r, layer, level.stride, level.codebook_size)
+            for r, level in enumerate(self.levels)
+            for layer in range(level.layers)
+        )
+
+    @property
+    def bits_per_point(self) -> float:
+        """The rate Σ_l log2 K_l / stride_l^axes, in bits per pixel, before entropy coding."""
+        bits = (math.log2(layer.codebook_size) / layer.stride**self.axes for layer in self.layers)
+        return sum(bits)

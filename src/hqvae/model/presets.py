@@ -1,0 +1,71 @@
+"""The models of the presets: one member of the family each. `hqvae.presets` adds data and training.
+
+The `-paper` models are as near to the papers as is known (docs/theory.md has the table): codes
+~ N(0, I), s² = 1 + exp θ started at 21, injection by concatenation, no beam, no progressive term.
+"""
+
+from dataclasses import replace
+
+from hqvae.errors import InputError, nearest_name
+from hqvae.likelihood import SpectralConfig
+from hqvae.nets import WaveConvConfig
+from hqvae.quantize import GumbelSoftmaxConfig, NearestCodeConfig, RandomInit
+
+from .config import HQVAEConfig, LevelConfig
+
+_ONE = (LevelConfig(stride=4, codebook_size=512),)
+_TWO = (LevelConfig(stride=8, codebook_size=512), LevelConfig(stride=4, codebook_size=512))
+_DEEP = (LevelConfig(stride=4, layers=4, codebook_size=256),)
+_DEEP_SHARED = (replace(_DEEP[0], shared_codebook=True),)
+_HYBRID = (
+    LevelConfig(stride=8, layers=2, codebook_size=256),
+    LevelConfig(stride=4, layers=2, codebook_size=256),
+)
+_MEL = LevelConfig(stride=4, layers=4, codebook_size=8)
+_CODEC = LevelConfig(stride=128, layers=8, codebook_size=256)  # 8 kbit/s at 16 kHz
+_CODEC_HYBRID = (
+    LevelConfig(stride=512, layers=4, codebook_size=256),
+    LevelConfig(stride=128, layers=7, codebook_size=256),
+)
+_RESTART = NearestCodeConfig(restart=True)
+_PAPER = GumbelSoftmaxConfig(init=RandomInit(s2=21.0), variance="one_plus_exp")
+_AUDIO = HQVAEConfig(
+    channels=1, axes=1, net=WaveConvConfig(), spectral=SpectralConfig(weight=1.0, rate=16_000)
+)
+
+MODELS: dict[str, HQVAEConfig] = {
+    "vqvae": HQVAEConfig(levels=_ONE, quantizer=NearestCodeConfig()),
+    "vqvae2": HQVAEConfig(levels=_TWO, quantizer=NearestCodeConfig()),
+    "rqvae": HQVAEConfig(levels=_DEEP_SHARED, quantizer=_RESTART),
+    "sqvae": HQVAEConfig(levels=_ONE),
+    # Without the progressive term the coarse levels of injected hierarchies are unused.
+    "sqvae2": HQVAEConfig(levels=_TWO, progressive=1.0),
+    "rsqvae": HQVAEConfig(levels=_DEEP, beam_size=8),
+    # With more layers a little of it has the coarse ones carry as much, and costs less fidelity.
+    "hqvae": HQVAEConfig(levels=_HYBRID, progressive=0.1, beam_size=8),
+    # The same on log-mel spectra: latents of 20 × 86, small codebooks.
+    "sqvae-mel": HQVAEConfig(levels=_ONE, channels=1),
+    "rsqvae-mel": HQVAEConfig(levels=(_MEL,), channels=1),
+    "rqvae-mel": HQVAEConfig(
+        levels=(replace(_MEL, shared_codebook=True),), channels=1, quantizer=_RESTART
+    ),
+    # The same on waveforms, with log spectra in the objective.
+    "rsqvae-audio": replace(_AUDIO, levels=(_CODEC,)),
+    "rqvae-audio": replace(
+        _AUDIO, levels=(replace(_CODEC, shared_codebook=True),), quantizer=_RESTART
+    ),
+    "hqvae-audio": replace(_AUDIO, levels=_CODEC_HYBRID, progressive=1.0),
+    # As the papers have them.
+    "sqvae-paper": HQVAEConfig(levels=_ONE, quantizer=_PAPER),
+    "sqvae2-paper": HQVAEConfig(levels=_TWO, quantizer=_PAPER, injection="concat"),
+    "rsqvae-paper": HQVAEConfig(levels=_DEEP, quantizer=_PAPER),
+    "hqvae-paper": HQVAEConfig(levels=_HYBRID, quantizer=_PAPER, injection="concat"),
+    "rqvae-paper": HQVAEConfig(levels=_DEEP_SHARED, quantizer=_RESTART, likelihood="mse"),
+}
+
+
+def model_preset(name: str) -> HQVAEConfig:
+    """The model of a preset. Raises InputError for a name that is none, with the nearest."""
+    if name not in MODELS:
+        raise InputError(f"preset {name!r} does not exist; {nearest_name(name, MODELS)}")
+    return MODELS[name]

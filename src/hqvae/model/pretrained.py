@@ -1,0 +1,81 @@
+"""A model's way to disk and back: `config.json` and `model.safetensors`, no code."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
+from safetensors import safe_open
+from safetensors.torch import load_model, save_model
+
+from hqvae.errors import summary_of
+
+from .config import HQVAEConfig
+
+if TYPE_CHECKING:
+    from .hqvae import HQVAE
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save(model: "HQVAE", folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = TypeAdapter(HQVAEConfig).dump_python(model.config, mode="json")
+    (folder / CONFIG).write_text(json.dumps({"model": config}, indent=2) + "\n")
+    save_weights(model, folder / WEIGHTS)
+
+
+def save_weights(model: "HQVAE", path: Path) -> None:
+    """The weights, and beside them how codes are chosen: a run may have replaced its posterior."""
+    save_model(model, str(path), metadata={"posterior": model.posterior})
+
+
+def read_config(folder: Path) -> HQVAEConfig:
+    saved = json.loads((folder / CONFIG).read_text())
+    return TypeAdapter(HQVAEConfig).validate_python(saved.get("model"))
+
+
+def load_weights(model: "HQVAE", folder: Path) -> None:
+    """Put the weights into the model, with the posterior that they were saved with.
+
+    Raises ValueError where they do not fit.
+    """
+    path = str(folder / WEIGHTS)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    if metadata.get("posterior") == "nearest_code":
+        model.use_nearest()
+    try:
+        load_model(model, path)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {folder} do not fit its config.json: {summary_of(error)}; "
+            "a model with networks of your own needs them again (encoder=…, decoder=…)"
+        ) from error
+
+
+def find_folder(source: str) -> Path:
+    """The folder of that name, or a Hugging Face repository's, downloaded.
+
+    Raises FileNotFoundError where neither is found.
+    """
+    if Path(source).is_dir():
+        missing = [name for name in (CONFIG, WEIGHTS) if not (Path(source) / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{source} has no {missing[0]}: "
+                "expected a folder that `save_pretrained` or a run wrote"
+            )
+        return Path(source)
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"{source}: no such folder, and not the name of a repository (owner/name) either"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:  # of the hub's many classes: offline, unknown, no right to read
+        raise FileNotFoundError(
+            f"{source}: no such folder here, and not to be had from the hub: {summary_of(error)}"
+        ) from error

@@ -1,0 +1,66 @@
+"""The presets: a model of `hqvae.model.presets`, its data, its phases and its training."""
+
+from dataclasses import replace
+
+from hqvae.config import Config, PhaseConfig, TemperatureConfig, TrainConfig
+from hqvae.data import AudioConfig, ImageConfig, WaveConfig
+from hqvae.errors import InputError, nearest_name
+from hqvae.model.presets import MODELS
+
+_IMAGES = ImageConfig()
+_SPECTRA = AudioConfig()
+_WAVES = AudioConfig(rate=16_000, seconds=1.024, frontend=WaveConfig())
+
+# Codebooks that start from features that already reconstruct are used from their first step.
+_PRETRAIN = PhaseConfig(pretrain_fraction=0.1)
+# Once the posterior has filled the codebooks, nearest codes are what will be decoded.
+_NEAREST = PhaseConfig(pretrain_fraction=0.1, nearest_fraction=0.75)
+# The noise of the layers adds up: samples that end softer serve stacks better.
+_NEAREST_STACK = replace(_NEAREST, temperature=TemperatureConfig(end=0.6))
+_WAVE_PHASES = PhaseConfig(lr_log_s2=10.0)
+_PAPER_PHASES = PhaseConfig(temperature=TemperatureConfig(decay=1e-5))
+
+_TRAIN = TrainConfig()
+# With β₂ = 0.999 Adam reacts 1,000 steps late to gradients that grow in the nearest-code phase;
+# encoder and codebook then diverge (experiments/diary/ablations.md).
+_TRAIN_NEAREST = TrainConfig(beta2=0.95)
+_TRAIN_WAVES = TrainConfig(batch_size=16, lr=5e-4, warmup=200, clip=1.0)
+_TRAIN_PAPER = TrainConfig(
+    epochs=100, batch_size=32, schedule="plateau", patience=3, validate_epochs=1
+)
+
+PRESETS: dict[str, Config] = {
+    "vqvae": Config(MODELS["vqvae"], _IMAGES, PhaseConfig(), _TRAIN),
+    "vqvae2": Config(MODELS["vqvae2"], _IMAGES, PhaseConfig(), _TRAIN),
+    "rqvae": Config(MODELS["rqvae"], _IMAGES, PhaseConfig(), _TRAIN),
+    "sqvae": Config(MODELS["sqvae"], _IMAGES, _NEAREST, _TRAIN_NEAREST),
+    "sqvae2": Config(MODELS["sqvae2"], _IMAGES, _NEAREST, _TRAIN_NEAREST),
+    "rsqvae": Config(MODELS["rsqvae"], _IMAGES, _NEAREST_STACK, _TRAIN_NEAREST),
+    "hqvae": Config(MODELS["hqvae"], _IMAGES, _NEAREST, _TRAIN_NEAREST),
+    "sqvae-mel": Config(MODELS["sqvae-mel"], _SPECTRA, _PRETRAIN, _TRAIN),
+    "rsqvae-mel": Config(MODELS["rsqvae-mel"], _SPECTRA, _PRETRAIN, _TRAIN),
+    "rqvae-mel": Config(MODELS["rqvae-mel"], _SPECTRA, PhaseConfig(), _TRAIN),
+    "rsqvae-audio": Config(MODELS["rsqvae-audio"], _WAVES, _WAVE_PHASES, _TRAIN_WAVES),
+    "rqvae-audio": Config(MODELS["rqvae-audio"], _WAVES, PhaseConfig(), _TRAIN_WAVES),
+    "hqvae-audio": Config(MODELS["hqvae-audio"], _WAVES, _WAVE_PHASES, _TRAIN_WAVES),
+    "sqvae-paper": Config(MODELS["sqvae-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),
+    "sqvae2-paper": Config(MODELS["sqvae2-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),
+    "rsqvae-paper": Config(MODELS["rsqvae-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),
+    "hqvae-paper": Config(MODELS["hqvae-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),
+    "rqvae-paper": Config(
+        MODELS["rqvae-paper"], _IMAGES, PhaseConfig(), replace(_TRAIN, beta1=0.5, beta2=0.9)
+    ),
+}
+
+
+def preset(name: str) -> Config:
+    """The whole config of a preset: model, data, phases and training.
+
+    Raises InputError for a name that is none, with the nearest.
+
+    >>> preset("rsqvae").model.levels[0].layers
+    4
+    """
+    if name not in PRESETS:
+        raise InputError(f"preset {name!r} does not exist; {nearest_name(name, PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,336 @@
+"""A stack of layers that quantizes one latent: z̃ ≈ Σ_l z_l, each layer on what those before left.
+
+    z̃_1 = z̃        z̃_l = z̃ − Σ_{l'<l} z_l'             (HQ-VAE, residual top-down layers; RQ-VAE)
+
+One layer is plain vector quantization. A level of HQ-VAE has one such stack: its first layer is
+the level's *injected* layer, the further ones are its *residual* layers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .codebook import flatten_positions
+from .external import ExternalConfig
+from .kernels import beam_search
+from .noise import Noise, Stream
+from .posterior import Choice, GumbelSoftmaxConfig, InitPlace, NearestCodeConfig, Posterior
+
+QuantizerConfig = GumbelSoftmaxConfig | NearestCodeConfig | ExternalConfig
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """One quantization.
+
+    Shape:
+        z: [B, D, *S], what flows on: a relaxed sample in training, `lookup(codes)` in evaluation
+        codes: [B, L, *S] int64, in training the nearest ones to each layer's z̃
+        entropy: [B, L], H(P̂) summed over the positions, in nats (zero for a deterministic choice)
+        latent_loss: [B], in nats or in mean squared error, as `Posterior.in_nats` says
+        layers: L × [B, D, *S], the z_l whose sum z is
+    """
+
+    z: Float[Tensor, "B D ..."]
+    codes: Int[Tensor, "B L ..."]
+    entropy: Float[Tensor, "B L"]
+    latent_loss: Float[Tensor, "B"]
+    layers: tuple[Tensor, ...]
+
+
+class ResidualQuantizer(nn.Module):
+    """L layers of codebooks and the posterior that chooses from them; useful in any network.
+
+    Args:
+        dim: width D of a code
+        codebook_size: K of each layer, ≥ 2
+        layers: L ≥ 1
+        config: how codes are chosen: stochastic, deterministic or external
+        shared_codebook: whether the layers hold one codebook
+        beam_size: how many partial sums `encode` keeps when it looks for the codes whose sum is
+            nearest to z̃; with 1 each layer takes the code nearest to what is left
+
+    Shape:
+        z_e [B, D, *S] → `Quantized`
+
+    `forward` and the other questions change no state and store no result. What changes state is a
+    verb: `init`, `refine`, `update`, `use_nearest`.
+
+    Sources: SQ-VAE (Takida et al., ICML 2022), HQ-VAE (Takida et al., TMLR 2024), RQ-VAE (Lee et
+    al., CVPR 2022).
+
+    >>> quantizer = ResidualQuantizer(dim=8, codebook_size=64, layers=3)
+    >>> out = quantizer(torch.randn(2, 8, 4, 4))
+    >>> out.z.shape, out.codes.shape, out.entropy.shape, out.latent_loss.shape
+    (torch.Size([2, 8, 4, 4]), torch.Size([2, 3, 4, 4]), torch.Size([2, 3]), torch.Size([2]))
+    >>> loss = (out.latent_loss - out.entropy.sum(1)).mean()  # nats per sample
+    >>> codes = quantizer.encode(torch.randn(2, 8, 4, 4))
+    >>> quantizer.lookup(codes[:, :2]).shape  # from the first two layers
+    torch.Size([2, 8, 4, 4])
+    """
+
+    codebooks: nn.ModuleList
+    posterior: Posterior
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        layers: int = 1,
+        config: QuantizerConfig = GumbelSoftmaxConfig(),
+        shared_codebook: bool = False,
+        beam_size: int = 1,
+    ):
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"layers is {layers}; expected at least 1")
+        if beam_size < 1:
+            raise ValueError(f"beam_size is {beam_size}; expected at least 1")
+        self.dim = dim
+        self.codebook_size = codebook_size
+        self.shared_codebook = shared_codebook
+        self.beam_size = beam_size
+        own = [
+            config.make_codebook(dim, codebook_size)
+            for _ in range(1 if shared_codebook else layers)
+        ]
+        self.codebooks = nn.ModuleList(own * layers if shared_codebook else own)
+        self._set_posterior(config)
+
+    def _set_posterior(self, config: QuantizerConfig) -> None:
+        self.config = config
+        self.posterior = config.make_posterior(self.dim, len(self.codebooks))
+        if not self.posterior.gradient_moves_codes:
+            for codebook in self.codebooks:
+                codebook.requires_grad_(False)
+
+    # --------------------------------------------------------------------------- questions
+
+    def forward(
+        self,
+        z_e: Float[Tensor, "B D *S"],
+        temperature: Tensor | float = 1.0,
+        noise: Noise | None = None,
+    ) -> Quantized:
+        """Relaxed samples in training mode, the codes of `encode` in evaluation mode.
+
+        `noise` (drawn from torch's generator when not given) matters in training mode only.
+        Raises ValueError for a z_e of another width.
+        """
+        self._check(z_e)
+        posterior = self.posterior
+        if not self.training:
+            choices = self._nearest(z_e)
+            return self._quantized(choices, posterior.latent_loss(z_e, choices))
+        stream = noise or Noise.draw()
+
+        def relax(layer: int, residual: Tensor) -> Choice:
+            codebook = self.codebooks[layer]
+            return posterior.relax(layer, residual, codebook, temperature, stream.fold(layer))
+
+        choices = self._recursion(z_e, relax)
+        return self._quantized(choices, posterior.latent_loss(z_e, choices))
+
+    @torch.no_grad()
+    def sample(self, z_e: Float[Tensor, "B D *S"], noise: Noise) -> Quantized:
+        """True draws: Z̃ from its Gaussian around z_e, every Z_l hard from its P̂.
+
+        The latent loss is then `Posterior.kl_continuous`, a term of the evidence bound. A
+        deterministic posterior has one draw: the codes of `encode`.
+        """
+        self._check(z_e)
+        posterior = self.posterior
+        if not posterior.in_nats:
+            choices = self._nearest(z_e)
+            return self._quantized(choices, posterior.kl_continuous(z_e, choices))
+        drawn = posterior.perturb(z_e, noise)
+
+        def draw(layer: int, residual: Tensor) -> Choice:
+            return posterior.sample(layer, residual, self.codebooks[layer], noise.fold(layer))
+
+        choices = self._recursion(drawn, draw)
+        return self._quantized(choices, posterior.kl_continuous(drawn, choices))
+
+    @torch.no_grad()
+    def encode(
+        self, z_e: Float[Tensor, "B D *S"], beam_size: int | None = None
+    ) -> Int[Tensor, "B L ..."]:
+        """Codes [B, L, *S], the same in training and evaluation mode.
+
+        `beam_size` in place of the quantizer's own. Raises ValueError for a z_e of another width.
+        """
+        self._check(z_e)
+        width = self.beam_size if beam_size is None else beam_size
+        if self._searches_sums(width):
+            return self._beam(z_e, width)
+
+        def nearest(layer: int, residual: Tensor) -> Choice:
+            codebook = self.codebooks[layer]
+            codes = codebook.nearest(residual)
+            return Choice(codebook.lookup(codes, check=False), codes)
+
+        return torch.stack([choice.codes for choice in self._recursion(z_e, nearest)], 1)
+
+    def lookup(self, codes: Int[Tensor, "B k *S"], check: bool = True) -> Float[Tensor, "B D ..."]:
+        """Σ_l z_l of the first k ≤ L layers' codes, the way back from `encode`.
+
+        Raises ValueError for more layers than there are, none, or a code outside its codebook.
+        """
+        if not 1 <= codes.shape[1] <= len(self.codebooks):
+            raise ValueError(
+                f"codes of {codes.shape[1]} layers; expected 1 to {len(self.codebooks)}"
+            )
+        return _sum(
+            [
+                codebook.lookup(of_layer, check)
+                for codebook, of_layer in zip(self.codebooks, codes.unbind(1))
+            ]
+        )
+
+    # ------------------------------------------------------------------------------- verbs
+
+    @torch.no_grad()
+    def init(self, z_e: Float[Tensor, "B D *S"], noise: Noise, steps: int = 1) -> Tensor:
+        """Start codebooks and s² from the features, layer by layer; changes state.
+
+        `steps` says of how many steps' batches the features are; counts begin as those of one. A
+        shared codebook starts from what the first layer is given. Returns a relaxed sample of z,
+        for levels below. Raises DegenerateFeatures for features that are all the same or not
+        finite.
+        """
+        self._check(z_e)
+
+        def start(layer: int, residual: Tensor) -> Choice:
+            codebook, stream = self.codebooks[layer], noise.fold(layer)
+            place = InitPlace(stream, self.shared_codebook and layer > 0, steps)
+            self.posterior.init(layer, residual, codebook, place)
+            return self.posterior.relax(layer, residual, codebook, 1.0, stream)
+
+        return _sum([choice.z for choice in self._recursion(z_e, start)])
+
+    @torch.no_grad()
+    def refine(self, z_e: Float[Tensor, "B D *S"], noise: Noise, steps: int = 1) -> Tensor:
+        """Move codes to the means of what is nearest to them, layer by layer; changes state.
+
+        Relaxed codes are not cluster means: without this the residuals of all later layers would
+        shift when codes become the nearest ones. A shared codebook keeps its vectors, for k-means
+        would fit the first layer's residuals only. Arguments and result as for `init`.
+        """
+        self._check(z_e)
+
+        def refine(layer: int, residual: Tensor) -> Choice:
+            codebook = self.codebooks[layer]
+            if not self.shared_codebook:
+                codebook.refine_kmeans(residual, noise.fold(layer))
+            choice = self.posterior.nearest(layer, residual, codebook)
+            codebook.set_counts(choice.codes, steps)
+            return choice
+
+        choices = self._recursion(z_e, refine)
+        if self.shared_codebook:
+            self.codebooks[0].set_counts(torch.stack([c.codes for c in choices]), steps)
+        return _sum([choice.z for choice in choices])
+
+    @torch.no_grad()
+    def update(
+        self, z_e: Float[Tensor, "B D *S"], codes: Int[Tensor, "B L *S"], noise: Noise
+    ) -> int:
+        """Move codebooks of running averages with what `forward` quantized; changes state.
+
+        Returns how many codes were restarted. Codebooks that learn by gradient stay.
+        """
+        posterior, given = self.posterior, codes.unbind(1)
+        if posterior.gradient_moves_codes:
+            return 0
+        residuals: list[Tensor] = []
+
+        def as_given(layer: int, residual: Tensor) -> Choice:
+            residuals.append(residual)
+            return posterior.nearest(layer, residual, self.codebooks[layer], given[layer])
+
+        self._recursion(z_e.detach(), as_given)
+        if self.shared_codebook:
+            rows, pooled = pool_layers(residuals, given)
+            return posterior.update(self.codebooks[0], rows, pooled, noise.fold(Stream.RESTART))
+        return sum(
+            posterior.update(
+                codebook, flatten_positions(residual), own.flatten(), noise.fold(layer)
+            )
+            for layer, (codebook, residual, own) in enumerate(zip(self.codebooks, residuals, given))
+        )
+
+    def use_nearest(self, config: NearestCodeConfig) -> None:
+        """Choose nearest codes from here on, the limit s² → 0; codebooks stay. Changes state."""
+        self._set_posterior(config)
+        self.posterior.to(self.codebooks[0].vectors.device).train(self.training)
+
+    # ------------------------------------------------------------------------------- parts
+
+    def _recursion(self, z_e: Tensor, choose: Callable[[int, Tensor], Choice]) -> list[Choice]:
+        """z̃_{l+1} = z̃_l − z_l: the one loop over the layers of a stack."""
+        choices: list[Choice] = []
+        residual = z_e
+        for layer in range(len(self.codebooks)):
+            choice = choose(layer, residual)
+            z = choice.z.detach() if self.posterior.detach_residual else choice.z
+            residual = residual - z
+            choices.append(choice)
+        return choices
+
+    def _searches_sums(self, beam_size: int) -> bool:
+        return beam_size > 1 and len(self.codebooks) > 1 and self.posterior.supports_beam
+
+    def _beam(self, z_e: Tensor, beam_size: int) -> Tensor:
+        vectors = [codebook.vectors for codebook in self.codebooks]
+        codes = beam_search(flatten_positions(z_e), vectors, beam_size)
+        return codes.reshape(len(z_e), *z_e.shape[2:], len(vectors)).movedim(-1, 1)
+
+    def _nearest(self, z_e: Tensor) -> list[Choice]:
+        """The choices of `encode`."""
+        given: Sequence[Tensor | None] = [None] * len(self.codebooks)
+        if self._searches_sums(self.beam_size):
+            given = self._beam(z_e, self.beam_size).unbind(1)
+
+        def nearest(layer: int, residual: Tensor) -> Choice:
+            return self.posterior.nearest(layer, residual, self.codebooks[layer], given[layer])
+
+        return self._recursion(z_e, nearest)
+
+    def _quantized(self, choices: list[Choice], latent_loss: Tensor) -> Quantized:
+        entropies = [choice.entropy for choice in choices if choice.entropy is not None]
+        return Quantized(
+            z=_sum([choice.z for choice in choices]),
+            codes=torch.stack([choice.codes for choice in choices], 1),
+            entropy=torch.stack(entropies, 1),
+            latent_loss=latent_loss,
+            layers=tuple(choice.z for choice in choices),
+        )
+
+    def _check(self, z_e: Tensor) -> None:
+        if z_e.ndim < 2 or z_e.shape[1] != self.dim:
+            raise ValueError(
+                f"z_e has shape {list(z_e.shape)}; this quantizer expects [B, {self.dim}, *S]"
+            )
+
+
+def pool_layers(
+    z_e: list[Tensor], codes: tuple[Tensor, ...]
+) -> tuple[Float[Tensor, "N D"], Int[Tensor, "N"]]:
+    """Rows and codes of layers that share one codebook.
+
+    Sample by sample, and only then layer by layer: the processes' rows one after the other are
+    then those of one process.
+    """
+    rows = torch.cat([z.detach().movedim(1, -1).flatten(1, -2) for z in z_e], 1)
+    return rows.flatten(0, 1), torch.cat([c.flatten(1) for c in codes], 1).flatten()
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    """In the order of the layers, so that `lookup` and evaluation agree to the last bit."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

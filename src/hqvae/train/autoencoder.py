@@ -1,0 +1,306 @@
+"""The autoencoder's task: HQ-VAE and the systems it generalises.
+
+    pretraining    latents pass as they are                           (ours)
+    samples        relaxed samples of the posterior                   (HQ-VAE)
+    nearest codes  the limit s² → 0, codebooks by running averages     (ours; RQ-VAE, VQ-VAE)
+
+A phase begins in `enter`. It starts codebooks or replaces a posterior, and nothing else.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from hqvae.config import Config
+from hqvae.data import (
+    ShuffledBatches,
+    Splits,
+    examples_for_figure,
+    sequential_batches,
+    training_batches,
+)
+from hqvae.doctor import findings
+from hqvae.errors import DegenerateFeatures, InputError
+from hqvae.figures import image_grid, layer_history
+from hqvae.measure import measure
+from hqvae.metrics import Usage
+from hqvae.model import HQVAE, Losses
+from hqvae.quantize import Noise, Stream
+from hqvae.ranks import all_sum, broadcast
+
+from .task import Task, Validation
+
+_ROWS_PER_CODE = 64  # features that codebooks start from, where there are so many
+_MAX_BATCHES = 16  # global batches that they come from
+_MAX_SAMPLES = 2**26  # samples of signals in those
+_SHUFFLED_ITEMS = 128  # items for the ablation of every layer, in a validation
+
+
+class Autoencoder(Task[Losses]):
+    """Trains an `HQVAE`.
+
+    Args:
+        config: the whole run's
+        splits: train and validation
+        fabric: whose devices and processes share the work
+        slices: which samples of every global batch this process takes, one per accumulated batch
+
+    Raises InputError for data that no model can be initialised on.
+    """
+
+    model: HQVAE
+
+    def __init__(self, config: Config, splits: Splits, fabric: Fabric, slices: Sequence[slice]):
+        self.config = config
+        self.fabric = fabric
+        self.slices = slices
+        self.train_data = splits["train"]
+        self.validation_data = splits["validation"]
+        items = len(self.train_data)
+        self.total = config.train.total_steps(items)
+        self.order = ShuffledBatches(items, config.train.batch_size, config.train.seed)
+        self.quantize_from = config.phases.quantize_from(self.total)
+        self.nearest_from = config.phases.nearest_from(self.total)
+        torch.manual_seed(config.train.seed)
+        self.model = HQVAE(config.model)
+        self.usage: list[Usage] = []
+        self.restarted = 0
+        self.clear_counters()
+        try:
+            self.model.init_scale(self._global_batches(1, 0, "cpu"))
+        except DegenerateFeatures as error:
+            noun = self.train_data.modality.noun
+            raise InputError(
+                f"{error}; expected {noun}s that differ from each other and within"
+            ) from error
+        if config.model.axes == 2:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.train.compile:
+            self.model.compile()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Everything at `lr`, s² at `lr_log_s2` times that: one scalar moves slowly."""
+        lr = self.config.train.lr
+        posteriors = [level.quantizer.posterior for level in self.model.levels]
+        scalars = [p for posterior in posteriors for p in posterior.parameters()]
+        known = {id(p) for p in scalars}
+        rest = [p for p in self.model.parameters() if id(p) not in known and p.requires_grad]
+        groups = [
+            {"params": rest, "lr": lr},
+            {"params": scalars, "lr": lr * self.config.phases.lr_log_s2},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def batches(self, start: int) -> Iterator[list[Tensor]]:
+        raw = training_batches(self.train_data, self.order, start, self.total, self.slices)
+        for _ in range(start, self.total):
+            yield [self.train_data.signal(next(raw), self.fabric.device) for _ in self.slices]
+
+    # --------------------------------------------------------------------------- a step
+
+    def enter(self, step: int, average: nn.Module | None) -> str | None:
+        if step == self.quantize_from:
+            self._start_codebooks(self.model.init_codebooks, step, average)
+        if step != self.nearest_from or self.nearest_from == self.total:
+            return None
+        self._use_nearest(average)
+        self._start_codebooks(self.model.refine_codebooks, step, average)
+        fraction = self.config.phases.nearest_fraction
+        return f"nearest codes from step {step} on (phases.nearest_fraction={fraction:g})"
+
+    @torch.no_grad()
+    def share(self, model: Any, batches: Sequence[Tensor], step: int) -> Tensor | None:
+        """σ² of the global batch, where it is taken in parts: known only after all of them.
+
+        The same noise makes the second pass the same, and the result is that of one large batch.
+        """
+        if len(batches) == 1 or self.config.model.likelihood == "mse":
+            return None
+        passes = [self.loss(model, batches, part, step, None) for part in range(len(batches))]
+        return torch.stack([losses.sigma2 for losses in passes]).mean(0)
+
+    def loss(
+        self, model: Any, batches: Sequence[Tensor], part: int, step: int, shared: Tensor | None
+    ) -> Losses:
+        temperature = self.config.phases.temperature.at(step, self.total)
+        noise = self._noise(step)._replace(samples=self.slices[part].start)
+        return model(
+            batches[part],
+            torch.tensor(temperature),  # a tensor: a compiled model takes any
+            noise,
+            shared,
+            quantize=step >= self.quantize_from,
+        )
+
+    @torch.no_grad()
+    def after_step(self, terms: Sequence[Losses], step: int) -> None:
+        """Codebooks that learn by running averages move."""
+        if step < self.quantize_from:
+            return
+        z_e = [torch.cat(of_level) for of_level in zip(*[losses.z_e for losses in terms])]
+        codes = [torch.cat(layer) for layer in zip(*[losses.codes for losses in terms])]
+        noise = self._noise(step).fold(Stream.RESTART)
+        self.restarted += self.model.update_codebooks(z_e, codes, noise)
+        for usage, layer in zip(self.usage, codes):
+            usage.add(layer)
+
+    def _noise(self, step: int) -> Noise:
+        return Noise.of(self.config.train.seed, step)
+
+    # --------------------------------------------------------------------------- phases
+
+    def _start_codebooks(self, verb: Any, step: int, average: nn.Module | None) -> None:
+        """Codebooks start, or are refined, on the coming global batches.
+
+        The first process's result is for all.
+        """
+        wanted = max(
+            _ROWS_PER_CODE * level.codebook_size / positions
+            for level, positions in zip(self.config.model.levels, self._positions())
+        )
+        samples = self.order.batch_size * math.prod(self.train_data.shape)
+        most = min(
+            _MAX_BATCHES, len(self.train_data) / self.order.batch_size, _MAX_SAMPLES // samples
+        )
+        count = max(1, math.ceil(min(wanted / self.order.batch_size, most)))
+        x = self._global_batches(count, step, self.fabric.device)
+        part = self.slices[0].stop - self.slices[0].start  # what training encodes at once fits
+        verb(x, Noise.of(self.config.train.seed).fold(Stream.INIT), part, count)
+        for level in self.model.levels:
+            for values in level.quantizer.state_dict().values():
+                values.copy_(broadcast(values))
+        if isinstance(average, HQVAE):
+            for theirs, level in zip(average.levels, self.model.levels):
+                theirs.quantizer.load_state_dict(level.quantizer.state_dict())
+
+    def _use_nearest(self, average: nn.Module | None) -> None:
+        self.model.use_nearest()
+        if isinstance(average, HQVAE):
+            average.use_nearest()
+
+    def _global_batches(self, count: int, step: int, device: torch.device | str) -> Tensor:
+        """The signals of `count` steps' global batches."""
+        keys = [self.order.at(step + i) for i in range(count)]
+        raw = [self.train_data.training_batch(*key) for key in keys]
+        return torch.cat([self.train_data.signal(batch, device) for batch in raw])
+
+    def _positions(self) -> list[int]:
+        """|S_r| of every level."""
+        space = self.train_data.shape[1:]
+        strides = [level.stride for level in self.config.model.levels]
+        return [math.prod(-(-side // stride) for side in space) for stride in strides]
+
+    # ----------------------------------------------------------------------- monitoring
+
+    def log(self, terms: Sequence[Losses], step: int) -> tuple[dict[str, Any], str]:
+        """The last batch's terms, and the use of every layer's codes since the last line.
+
+        Of kind "pretrain" while nothing is quantized: figures of codes are then of none.
+        """
+        perplexity = [usage.perplexity() for usage in self.usage]
+        used = [usage.used() for usage in self.usage]
+        quantizes = step > self.quantize_from
+        entry = {
+            "kind": "train" if quantizes else "pretrain",
+            **terms[-1].log(self.train_data.unit.per_unit),
+            "perplexity": perplexity,
+            "used": used,
+            "restarted": self.restarted,
+            "temperature": self.config.phases.temperature.at(step - 1, self.total),
+        }
+        sizes = [place.codebook_size for place in self.config.model.layers]
+        share, layer = min((count / size, i) for i, (count, size) in enumerate(zip(used, sizes)))
+        use = f"least used: layer {layer}, {share:.0%}" if quantizes else "not quantized yet"
+        return entry, f"{entry['bits_per_dim']:.3f} bits/dim  {entry['psnr']:.2f} dB  {use}"
+
+    def clear_counters(self) -> None:
+        self.usage = [Usage(place.codebook_size) for place in self.config.model.layers]
+        self.restarted = 0
+
+    def validate(self, model: nn.Module, step: int) -> Validation | None:
+        """Measures on validation items, an alarm for every layer that fails, and figures."""
+        assert isinstance(model, HQVAE)
+        if not self.can_save(step):
+            return None
+        data, fabric = self.validation_data, self.fabric
+        at_once = max(1, self.config.train.batch_size // fabric.world_size)
+        batches = sequential_batches(
+            data, at_once, self.config.train.validation_items, fabric.global_rank, fabric.world_size
+        )
+        signals = (data.signal(batch, fabric.device) for batch in batches)
+        metrics = data.modality.metrics(data.config, fabric.device)
+        measures = measure(model, signals, data.unit, metrics, _SHUFFLED_ITEMS)
+        perplexities = [
+            f"{layer.perplexity:.0f}/{layer.codebook_size}" for layer in measures.layers
+        ]
+        validation = Validation(
+            loss=measures.loss,
+            entry=measures.entry(),
+            summary=(
+                f"PSNR {measures.psnr:.2f} dB, {measures.bits_per_dim:.3f} bits/dim, "
+                f"perplexity {' '.join(perplexities)}"
+            ),
+            alarms=[finding.entry() for finding in findings(measures, self.config)],
+            figures={"training-reconstructions.png": self._reconstructions(model, step)},
+        )
+        self.model.train()
+        return validation
+
+    @torch.no_grad()
+    def _reconstructions(self, model: HQVAE, step: int) -> Figure:
+        data = self.validation_data
+        count = data.modality.figure_columns
+        x = data.signal(examples_for_figure(data, count), self.fabric.device)
+        x_hat = model(x).reconstruction
+        rows = [("original", data.picture(x)), (f"step {step}", data.picture(x_hat))]
+        return image_grid(rows, spectra=data.modality.spectra)
+
+    def history(self, entries: Sequence[dict[str, Any]]) -> dict[str, Figure]:
+        """How every layer fared so far."""
+        if not entries:
+            return {}
+        places = self.config.model.layers
+        figure = layer_history(
+            entries,
+            [place.name for place in places],
+            [place.codebook_size for place in places],
+            [self._positions()[place.level] for place in places],
+        )
+        return {"training-layers.png": figure}
+
+    # ---------------------------------------------------------------------- checkpoints
+
+    def can_save(self, step: int) -> bool:
+        """Only once codebooks have started: before it nothing can be encoded."""
+        return step > self.quantize_from
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "posterior": self.model.posterior,
+            "usage": [all_sum(usage.counts) for usage in self.usage],
+            "restarted": self.restarted,
+        }
+
+    def load_state(self, state: dict[str, Any], average: nn.Module | None) -> None:
+        if state["posterior"] != self.model.posterior:
+            self._use_nearest(average)
+        if self.fabric.global_rank == 0:
+            self.usage = [Usage(len(counts), counts) for counts in state["usage"]]
+        self.restarted = state["restarted"]
+
+    def describe(self) -> str:
+        config = self.config.model
+        levels = ", ".join(
+            f"stride {level.stride}: {level.layers} × {level.codebook_size} codes"
+            for level in config.levels
+        )
+        weights = sum(p.numel() for p in self.model.parameters()) / 1e6
+        return (
+            f"{config.quantizer.kind} [{levels}], {weights:.2f} M weights, "
+            f"{self.train_data.describe()}"
+        )

@@ -1,0 +1,130 @@
+"""`train`: data, run and task put together, then the loop."""
+
+import logging
+from contextlib import nullcontext
+from dataclasses import replace
+
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+
+from hqvae.config import Config, TrainConfig, check_together
+from hqvae.data import Splits, open_data
+from hqvae.errors import InputError, summary_of
+from hqvae.run import Run
+
+from .autoencoder import Autoencoder
+from .loop import loop
+from .monitor import summary_writer_class
+from .state import TrainState
+
+for _name in ("lightning.fabric", "lightning.pytorch"):
+    logging.getLogger(_name).setLevel(logging.WARNING)  # our own first line says what runs where
+
+
+def train(
+    config: Config,
+    out: str,
+    resume: bool = False,
+    accelerator: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+) -> Run | None:
+    """Train what `config` describes into the run folder `out`.
+
+    Args:
+        config: model, data, phases and training
+        out: a new folder, or with `resume` the run to go on with
+        resume: go on from the newest checkpoint, bitwise as if there had been no stop
+        accelerator, devices, nodes: as Lightning Fabric takes them; several devices train by DDP
+
+    Returns the run, or None when it was interrupted. Raises InputError for data, folder or settings
+    that cannot be used, before anything is written.
+    """
+    check_together(config)
+    if config.train.tensorboard:
+        summary_writer_class()
+    fabric = make_fabric(config.train, accelerator, devices, nodes)
+    slices = rank_slices(config.train, fabric.global_rank, fabric.world_size)
+    if not resume:
+        Run.check_unused(out)
+    model = config.model
+    data, splits = open_data(config.data, model.channels, ("train", "validation"), model.axes)
+    config = replace(config, data=data)
+    check_data(config, splits, fabric.world_size)
+    task = Autoencoder(config, splits, fabric, slices)
+    run = open_run(fabric, config, out, resume, splits.fingerprints)
+    with run.locked() if fabric.global_rank == 0 else nullcontext():
+        state = TrainState(task, config.train, fabric, task.total)
+        if resume:
+            state.restore(run)
+        interval = config.train.validation_interval(len(splits["train"]))
+        return run if loop(task, state, config.train, run, interval) else None
+
+
+def make_fabric(config: TrainConfig, accelerator: str, devices: int, nodes: int) -> Fabric:
+    """Raises InputError where the machine lacks what was asked for."""
+    # A phase may leave parameters without a gradient: DDP is not to wait for one.
+    strategy = DDPStrategy(find_unused_parameters=True) if devices * nodes > 1 else "auto"
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            precision=config.precision,
+            strategy=strategy,
+        )
+    except Exception as error:  # Fabric raises several classes
+        raise InputError(
+            f"accelerator={accelerator} devices={devices} nodes={nodes}: {summary_of(error)}"
+        ) from error
+    fabric.launch()
+    return fabric
+
+
+def rank_slices(config: TrainConfig, rank: int, world: int) -> list[slice]:
+    """Which samples of every global batch a process takes, one slice per accumulated batch.
+
+    Raises InputError for a batch that cannot be shared so.
+    """
+    shares = world * config.accumulate
+    size, rest = divmod(config.batch_size, shares)
+    if rest:
+        nearest = max(1, round(config.batch_size / world / config.accumulate)) * shares
+        raise InputError(
+            f"train.batch_size={config.batch_size} cannot be shared by {world} process(es) × "
+            f"{config.accumulate} accumulated batch(es); nearest: {nearest}"
+        )
+    first = rank * config.accumulate
+    return [slice((first + i) * size, (first + i + 1) * size) for i in range(config.accumulate)]
+
+
+def open_run(
+    fabric: Fabric, config: Config, out: str, resume: bool, fingerprints: dict[str, str]
+) -> Run:
+    """The run's folder, made or taken up by the first process, which alone writes into it."""
+    if fabric.global_rank == 0:
+        make = Run.resume if resume else Run.create
+        run = make(out, config, fingerprints)
+    fabric.barrier()
+    return run if fabric.global_rank == 0 else Run.open(out)
+
+
+def check_data(config: Config, splits: Splits, processes: int) -> None:
+    """Raises InputError where model, data and processes do not go together."""
+    train, validation = splits["train"], splits["validation"]
+    examples = train.modality.examples(config.data)
+    stride, space = config.model.levels[0].stride, train.shape[1:]
+    if space and stride > min(space):
+        sides = "×".join(map(str, space))
+        raise InputError(
+            f"model.levels.0.stride={stride} is larger than the {examples}, "
+            f"which have {sides} points; expected at most {min(space)}"
+        )
+    config.model.spectral.check_fits(train.sample_rate, train.shape[-1])
+    validated = min(len(validation), config.train.validation_items)
+    if validated < processes:
+        raise InputError(
+            f"{validated} validation {train.modality.noun}(s) cannot be shared by {processes} "
+            "processes, which need one each; raise data.validation or train.validation_items, "
+            f"or take {validated} devices"
+        )
