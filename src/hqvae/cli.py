@@ -61,9 +61,10 @@ def train(
     Parameters
     ----------
     preset
-        vqvae, vqvae2, rqvae (deterministic), sqvae, sqvae2, rsqvae, hqvae (stochastic); for sounds
+        vqvae, vqvae2, rqvae (deterministic), sqvae, sqvae2, rsqvae, hqvae (stochastic); for audio
         rqvae-mel, sqvae-mel, rsqvae-mel (spectra) and rqvae-audio, rsqvae-audio, hqvae-audio
-        (waveforms).
+        (waveforms); sqvae-paper, sqvae2-paper, rsqvae-paper, hqvae-paper, rqvae-paper train as the
+        papers do.
     settings
         key=value on top of the preset; `hqvae presets PRESET` lists all keys.
     out
@@ -78,7 +79,7 @@ def train(
         Machines to train on.
     """
     from hqvae.config import override
-    from hqvae.config import preset as preset_named
+    from hqvae.presets import preset as preset_named
     from hqvae.train import train as run_training
 
     config = preset_named(preset)
@@ -98,7 +99,7 @@ def evaluate(
     batch_size: int = 64,
     limit: Limit = None,
     accelerator: Accelerator = "auto",
-    shuffle_images: int = 1000,
+    shuffle_items: int = 1000,
     size: int | None = None,
     seconds: float | None = None,
 ) -> int:
@@ -113,20 +114,20 @@ def evaluate(
     Parameters
     ----------
     batch_size
-        Images at a time.
-    shuffle_images
-        Images used for the ablation of every layer (one decoding per layer each).
+        Images or segments at a time.
+    shuffle_items
+        Images or segments used for the ablation of every layer (one decoding per layer each).
     size
         Side of the images; that of the training when not given.
     seconds
-        Length of the segments that tile each sound; that of the training when not given.
+        Length of the segments that tile each audio file; that of the training when not given.
     """
-    from hqvae.evaluate import Reading, print_report
+    from hqvae.evaluate import EvalOptions, print_report
     from hqvae.evaluate import evaluate as run_evaluation
 
-    reading = Reading(split, batch_size, limit, size, seconds)
-    print_report(run_evaluation(run, data, reading, accelerator, shuffle_images), run)
-    print(f"{run}/report/report.json, and pictures or sounds beside it")
+    options = EvalOptions(split, batch_size, limit, size, seconds, shuffle_items)
+    print_report(run_evaluation(run, data, options, accelerator), run)
+    print(f"{run}/report/report.json, and pictures or audio beside it")
     return 0
 
 
@@ -147,12 +148,12 @@ def doctor(
     """
     from hqvae.console import print_paragraph
     from hqvae.doctor import diagnose
-    from hqvae.evaluate import Reading
+    from hqvae.evaluate import EvalOptions
     from hqvae.evaluate import evaluate as run_evaluation
     from hqvae.run import Run
 
-    report = run_evaluation(run, data, Reading(split, limit=limit), accelerator)
-    for paragraph in diagnose(report.measures, report.findings, Run.open(run).config.model):
+    report = run_evaluation(run, data, EvalOptions(split, limit=limit), accelerator)
+    for paragraph in diagnose(report.measures, report.findings, Run.open(run).config):
         print_paragraph(paragraph)
     return 0
 
@@ -230,9 +231,10 @@ def presets(name: str | None = None) -> int:
     name
         A preset; all of them in a table when not given.
     """
-    from hqvae.config import PRESETS, flatten, setting, to_dict
-    from hqvae.config import preset as preset_named
+    from hqvae.config import flatten, setting, to_dict
     from hqvae.console import print_table
+    from hqvae.presets import PRESETS
+    from hqvae.presets import preset as preset_named
 
     if name is not None:
         for key, value in flatten(to_dict(preset_named(name))).items():
@@ -242,7 +244,7 @@ def presets(name: str | None = None) -> int:
     for title, config in PRESETS.items():
         levels = []
         for level in config.model.levels:
-            size = f"{level.layers} × {level.codebook_size}{' shared' * level.shared}"
+            size = f"{level.layers} × {level.codebook_size}{' shared' * level.shared_codebook}"
             levels.append(f"stride {level.stride}: {size}")
         rows.append([title, config.model.quantizer.kind, " + ".join(levels)])
     print_table("presets", ["preset", "quantizer", "levels (layers × codes)"], rows)
@@ -253,7 +255,7 @@ _REFUSED = 2
 _STOPPED = 130
 _FLAG = re.compile(
     r"(?<![\w.'\"/-])(accelerator|batch_size|data|devices|jobs|limit|nodes|out|resume|seconds|"
-    r"seeds|shuffle_images|size|split)=(?=\S)"
+    r"seeds|shuffle_items|size|split)=(?=\S)"
 )
 
 

@@ -158,13 +158,13 @@ _CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
 def check_together(config: Config) -> None:
     """Raises InputError where two settings, each good by itself, cannot go together."""
     phases, quantizer = config.phases, config.model.quantizer
-    if phases.pretrain_fraction and not isinstance(quantizer, ExternalConfig):
-        if isinstance(quantizer.init, RandomInit):
-            raise InputError(
-                f"phases.pretrain_fraction={phases.pretrain_fraction:g} leaves codebooks to start "
-                "from features, and model.quantizer.init.kind=random starts them from none; "
-                "expected model.quantizer.init.kind=kmeans, or phases.pretrain_fraction=0"
-            )
+    init = None if isinstance(quantizer, ExternalConfig) else quantizer.init
+    if phases.pretrain_fraction and isinstance(init, RandomInit):
+        raise InputError(
+            f"phases.pretrain_fraction={phases.pretrain_fraction:g} leaves codebooks to start "
+            "from features, and model.quantizer.init.kind=random starts them from none; "
+            "expected model.quantizer.init.kind=kmeans, or phases.pretrain_fraction=0"
+        )
     if phases.nearest_fraction and not isinstance(quantizer, GumbelSoftmaxConfig):
         raise InputError(
             f"phases.nearest_fraction={phases.nearest_fraction:g} replaces the posterior of a "

@@ -6,7 +6,7 @@ It says which system reconstructs better, and which uses its codebooks.
 from pathlib import Path
 
 from hqvae.console import ProgressBar
-from hqvae.data import Items, open_data
+from hqvae.data import Dataset, open_data
 from hqvae.errors import InputError
 from hqvae.ranks import pick_device
 
@@ -38,7 +38,7 @@ def compare(spec: Spec, data: str, out: str, resources: Resources = Resources())
     if Path(out).is_file():
         raise InputError(f"out={out!r} is a file; expected a folder")
     runs = run_specs(spec, data)
-    items = {case: _open_items(_first(runs, case), spec.split) for case in spec.cases}
+    datasets = {case: _open_dataset(_first(runs, case), spec.split) for case in spec.cases}
     folder = ComparisonDir(out)
     done = sum(folder.result(run, spec.split) is not None for run in runs)
     with ProgressBar(len(runs), done, quiet=False) as progress:
@@ -46,7 +46,7 @@ def compare(spec: Spec, data: str, out: str, resources: Resources = Resources())
     saved = [folder.result(run, spec.split) for run in runs]
     results = [result for result in saved if result is not None]
     with folder.reporting():
-        context = ReportContext(spec, runs, folder, resources, items)
+        context = ReportContext(spec, runs, folder, resources, datasets)
         rows = write_report(context, results, missing)
     print_tables(spec, rows)
     return missing
@@ -56,15 +56,15 @@ def _first(runs: list[RunSpec], case: str) -> RunSpec:
     return next(run for run in runs if run.case == case)
 
 
-def _open_items(run: RunSpec, split: str) -> Items:
+def _open_dataset(run: RunSpec, split: str) -> Dataset:
     """The signals of a case, whose systems all have the same data."""
     data, model = run.config.data, run.config.model
-    items = open_data(data, model.channels, (split,), model.axes)[1][split]
+    dataset = open_data(data, model.channels, (split,), model.axes)[1][split]
     stride = model.levels[0].stride
-    shortest = min(items.shape[1:])
+    shortest = min(dataset.shape[1:], default=stride)
     if stride > shortest:
         raise InputError(
             f"{run.title}: model.levels.0.stride={stride} is larger than the "
-            f"{items.medium.noun}s; expected at most {shortest}"
+            f"{dataset.modality.example}s; expected at most {shortest}"
         )
-    return items
+    return dataset

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hqvae.data import Items, in_order
+from hqvae.data import Dataset, examples_for_figure
 from hqvae.figures import image_grid
 from hqvae.run import Run
 
@@ -19,8 +19,6 @@ from .spec import RunSpec, Spec
 from .summary import Estimate, Row
 
 _DPI = 90
-_IMAGES = 10
-_SPECTRA = 2
 _STYLES = ("-", "--", ":")  # after ten systems colours come again
 
 
@@ -54,7 +52,7 @@ def by_layer(spec: Spec, rows: Sequence[Row]) -> Figure:
     left, right = figure.subplots(1, 2)
     for row in rows:
         numbers = list(range(1, len(row.layers) + 1))
-        _line(left, numbers, [layer.psnr_after for layer in row.layers], row.system, spec)
+        _line(left, numbers, [layer.psnr_cumulative for layer in row.layers], row.system, spec)
         shares = [layer.perplexity.scaled(1 / layer.codebook_size) for layer in row.layers]
         _line(right, numbers, shares, row.system, spec)
     for axes in (left, right):
@@ -103,15 +101,14 @@ def annealing_history(runs: Sequence[tuple[str, Run]]) -> Figure | None:
 
 
 @torch.no_grad()
-def reconstructions(runs: Sequence[tuple[str, Run]], items: Items) -> Figure:
+def reconstructions(runs: Sequence[tuple[str, Run]], dataset: Dataset) -> Figure:
     """Originals, and a row of reconstructions per system."""
-    is_audio = items.form.per_second is not None
-    count = min(_SPECTRA if is_audio else _IMAGES, len(items))
-    x = items.signal(next(in_order(items, count, count)))
-    rows: list[tuple[str, Tensor]] = [("original", items.picture(x))]
+    modality = dataset.modality
+    x = dataset.signal(examples_for_figure(dataset, modality.figure_columns))
+    rows: list[tuple[str, Tensor]] = [("original", dataset.picture(x))]
     for name, run in runs:
-        rows.append((name, items.picture(run.load_model()(x).reconstruction)))
-    return image_grid(rows, spectra=is_audio)
+        rows.append((name, dataset.picture(run.load_model()(x).reconstruction)))
+    return image_grid(rows, spectra=modality.spectra)
 
 
 def finished_runs(

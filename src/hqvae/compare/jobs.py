@@ -286,12 +286,12 @@ def _words(options: dict[str, str]) -> list[str]:
 def read_result(spec: RunSpec, path: Path) -> dict[str, Any]:
     """An evaluated run's report, with its place in the comparison and its training speed."""
     report = json.loads((path / "report" / "report.json").read_text())
-    speeds = [entry["images_per_second"] for entry in Run.open(path).entries("train")]
+    speeds = [entry["items_per_second"] for entry in Run.open(path).entries("train")]
     return {
         "case": spec.case,
         "system": spec.system,
         "seed": spec.seed,
         "config": to_dict(spec.config),
         **report,
-        "images_per_second": median(speeds[1:] or speeds),
+        "items_per_second": median(speeds[1:] or speeds),
     }

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from hqvae.console import print_table
-from hqvae.data import Items
+from hqvae.data import Dataset
 from hqvae.files import atomic_write
 from hqvae.run import versions
 
@@ -53,8 +53,8 @@ _COLUMNS: dict[str, tuple[str, int | None]] = {
     "mel distance": ("mel_distance", 3),
     "log-mel RMSE": ("log_mel_rmse", 3),
     "−ELBO bits/dim": ("bits_per_dim", 3),
-    "−ELBO, nearest code": ("bits_per_dim_nearest", 3),
-    "images/s": ("images_per_second", 0),
+    "−ELBO, nearest code": ("bits_per_dim_deterministic", 3),
+    "items/s": ("items_per_second", 0),
 }
 _USE_HEADS = [
     "system",
@@ -75,7 +75,7 @@ class ReportContext:
     runs: Sequence[RunSpec]
     folder: ComparisonDir
     resources: Resources
-    items: Mapping[str, Items]
+    datasets: Mapping[str, Dataset]
 
 
 def write_report(
@@ -171,7 +171,7 @@ def _figures(
             words = "s² and entropy during training, first seed"
             drawn.append(("annealing", words, annealing))
         words = "originals and reconstructions, first seed"
-        drawn.append(("reconstructions", words, reconstructions(runs, context.items[case])))
+        drawn.append(("reconstructions", words, reconstructions(runs, context.datasets[case])))
         figures[case] = drawn
     return figures
 

@@ -23,19 +23,11 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass as config
 
-from hqvae.config import (
-    Config,
-    explain,
-    flatten,
-    override,
-    preset,
-    refuse_contradictions,
-    setting,
-    to_dict,
-)
+from hqvae.config import Config, check_together, explain, flatten, override, setting, to_dict
 from hqvae.data import SPLITS
 from hqvae.errors import InputError, nearest_name
 from hqvae.model import HQVAE
+from hqvae.presets import preset
 
 # What all systems of a case must have in common.
 _SAME = (
@@ -187,7 +179,7 @@ def read_spec(path: str) -> Spec:
     try:
         spec = TypeAdapter(Spec).validate_python(tree)
     except ValidationError as error:
-        raise InputError(f"spec {path!r}: {explain(error)}") from error
+        raise InputError(f"spec {path!r}: {explain(error, Spec)}") from error
     if spec.reference_system not in spec.systems:
         nearest = nearest_name(spec.reference, spec.systems)
         raise InputError(f"spec {path!r}: reference {spec.reference!r} is no system; {nearest}")
@@ -251,7 +243,7 @@ def _config(preset_name: str, settings: list[str], data: str) -> Config:
     """As the run's own command makes it."""
     base = preset(preset_name)
     config = override(replace(base, data=replace(base.data, source=data)), settings)
-    refuse_contradictions(config)
+    check_together(config)
     if config.data.source != data:
         raise InputError(
             "a whole `data` sets data.source too, which a comparison takes as data=...; "

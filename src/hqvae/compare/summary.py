@@ -23,10 +23,10 @@ FIGURES = (
     "mel_distance",
     "log_mel_rmse",
     "bits_per_dim",
-    "bits_per_dim_nearest",
+    "bits_per_dim_deterministic",
     "perplexity_share",
     "used_share",
-    "images_per_second",
+    "items_per_second",
 )
 SIGNIFICANT = 2.0  # standard errors by which a difference is called one
 
@@ -68,7 +68,7 @@ class LayerRow:
     codebook_size: int
     perplexity: Estimate
     used: Estimate
-    psnr_after: Estimate
+    psnr_cumulative: Estimate
 
 
 @dataclass(frozen=True)
@@ -216,14 +216,14 @@ def format_difference(difference: Estimate | None) -> str:
 def _rate(measures: Mapping[str, Any]) -> str:
     if measures.get("bits_per_second") is not None:
         return f"{measures['bits_per_second']:.0f} bits/s"
-    return f"{measures['bits_per_pixel']:.4g} bits per pixel"
+    return f"{measures['bits_per_point']:.4g} bits per pixel"
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, float]:
     measures = result["measures"]
     layers = measures["layers"]
     figures = {name: measures.get(name) for name in FIGURES}
-    figures["images_per_second"] = result["images_per_second"]
+    figures["items_per_second"] = result["items_per_second"]
     for share, count in (("perplexity_share", "perplexity"), ("used_share", "used")):
         figures[share] = min(layer[count] / layer["codebook_size"] for layer in layers)
     return {name: float(value) for name, value in figures.items() if value is not None}
@@ -241,7 +241,7 @@ def _layers(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[LayerRow, ...]
             codebook_size=layers[0]["codebook_size"],
             perplexity=estimate(layers, "perplexity"),
             used=estimate(layers, "used"),
-            psnr_after=estimate(layers, "psnr_after"),
+            psnr_cumulative=estimate(layers, "psnr_cumulative"),
         )
         for layers in zip(*runs)
     )

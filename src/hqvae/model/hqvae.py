@@ -354,8 +354,8 @@ class HQVAE(nn.Module):
 
     def _reconstruct(self, latent: Tensor, size: Sequence[int] | None) -> Tensor:
         x_hat = self.decoder(latent)
-        sides = size or x_hat.shape[2:]
-        return x_hat[(slice(None), slice(None), *(slice(0, side) for side in sides))]
+        crop = (slice(None), slice(None), *[slice(side) for side in size or x_hat.shape[2:]])
+        return x_hat[crop]
 
     # --------------------------------------------------------------------------- on disk
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .codebook import flatten_positions
+from .codebook import Codebook, flatten_positions
 from .external import ExternalConfig
 from .kernels import beam_search
 from .noise import Noise, Stream
@@ -72,7 +72,7 @@ class ResidualQuantizer(nn.Module):
     torch.Size([2, 8, 4, 4])
     """
 
-    codebooks: nn.ModuleList
+    codebooks: Sequence[Codebook]  # an nn.ModuleList
     posterior: Posterior
 
     def __init__(
@@ -97,7 +97,7 @@ class ResidualQuantizer(nn.Module):
             config.make_codebook(dim, codebook_size)
             for _ in range(1 if shared_codebook else layers)
         ]
-        self.codebooks = nn.ModuleList(own * layers if shared_codebook else own)
+        self.codebooks = nn.ModuleList(own * layers if shared_codebook else own)  # type: ignore
         self._set_posterior(config)
 
     def _set_posterior(self, config: QuantizerConfig) -> None:
@@ -264,8 +264,9 @@ class ResidualQuantizer(nn.Module):
 
     def use_nearest(self, config: NearestCodeConfig) -> None:
         """Choose nearest codes from here on, the limit s² → 0; codebooks stay. Changes state."""
+        device = self.codebooks[0].vectors.device
         self._set_posterior(config)
-        self.posterior.to(self.codebooks[0].vectors.device).train(self.training)
+        self.posterior.to(device).train(self.training)
 
     # ------------------------------------------------------------------------------- parts
 

@@ -32,6 +32,7 @@ from hqvae.metrics import Usage
 from hqvae.model import HQVAE, Losses
 from hqvae.quantize import Noise, Stream
 from hqvae.ranks import all_sum, broadcast
+from hqvae.run import Run
 
 from .task import Task, Validation
 
@@ -278,6 +279,10 @@ class Autoencoder(Task[Losses]):
     def can_save(self, step: int) -> bool:
         """Only once codebooks have started: before it nothing can be encoded."""
         return step > self.quantize_from
+
+    def save_weights(self, run: Run, model: nn.Module) -> None:
+        assert isinstance(model, HQVAE)
+        run.save_model(model)
 
     def state(self) -> dict[str, Any]:
         return {

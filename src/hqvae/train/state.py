@@ -78,7 +78,9 @@ class TrainState:
         task_state = self.task.state()
         if self.fabric.global_rank == 0:
             if self.task.can_save(self.step):
-                run.save_model(self.eval_model)  # first: a finished run must have its weights
+                self.task.save_weights(
+                    run, self.eval_model
+                )  # first: a finished run must have its weights
             run.save_checkpoint(
                 {
                     "step": self.step,

@@ -8,6 +8,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from hqvae.run import Run
+
 
 class Terms(Protocol):
     """What a step's objective is made of: at least the loss, a mean over the batch."""
@@ -94,6 +96,10 @@ class Task(ABC, Generic[TermsT]):
     @abstractmethod
     def can_save(self, step: int) -> bool:
         """Whether the weights are of use at this step."""
+
+    @abstractmethod
+    def save_weights(self, run: Run, model: nn.Module) -> None:
+        """Write the weights that are to be used into the run."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
