@@ -1,9 +1,11 @@
-"""Training throughput of `sqvae` against the single-layer implementation of the paper's authors (github.com/sony/sqvae).
+"""Training throughput of `sqvae` against the single-layer code of the paper's authors.
 
-    git clone https://github.com/sony/sqvae && python benchmarks/official.py sqvae [--batch 128] [--rounds 5]
+    git clone https://github.com/sony/sqvae
+    python benchmarks/official.py sqvae [--batch 128] [--rounds 5]
 
-The same small CIFAR-10 net, K = 512, d = 64, random images; theirs in float32 as published, ours in bfloat16 and in float32,
-interleaved. Their code names the device "cuda" in places; on a machine without one it is given the CPU instead. They need scipy.
+The same small CIFAR-10 net, K = 512, d = 64, random images; theirs in float32 as published, ours in
+bfloat16 and in float32, interleaved. Their code names a GPU in places; on a machine without one it
+is given the CPU instead. They need scipy.
 """
 
 import argparse
@@ -18,8 +20,8 @@ from types import SimpleNamespace as Settings
 import torch
 from torch.overrides import TorchFunctionMode
 
-from hqvae.config import preset
 from hqvae.model import HQVAE
+from hqvae.presets import preset
 from hqvae.quantize import Noise
 
 
@@ -61,8 +63,8 @@ def theirs(checkout: str, batch: int) -> Callable[[], None]:
 def ours(batch: int, bf16: bool) -> Callable[[], None]:
     torch.manual_seed(0)
     model, x = HQVAE(preset("sqvae").model), torch.rand(batch, 3, 32, 32) * 2 - 1
-    model.scale_from(x)
-    model.start_from(x, Noise(1))
+    model.init_scale(x)
+    model.init_codebooks(x, Noise(1))
     model, x = (
         model.to(memory_format=torch.channels_last),
         x.contiguous(memory_format=torch.channels_last),

@@ -1,9 +1,10 @@
-"""Training, loading and evaluation throughput of the small CIFAR-10 net: every preset, and stochastic ones with the EMA quantizer.
+"""Throughput of training, loading and evaluation: the small CIFAR-10 net, every preset for images.
 
     python benchmarks/training.py [--rounds 5] [--out benchmarks/training.json]
 
-Ratios and medians are what counts: the variants are interleaved in one run, because machines are shared and noisy. Images are
-random; the networks do not care. Reported per variant: median images per second, and its ratio to plain float32.
+Ratios and medians are what counts: the variants are interleaved in one run, because machines are
+shared and noisy. Images are random; the networks do not care. Reported per variant: median images
+per second, and its ratio to plain float32. `benchmarks/against.py` sets two commits side by side.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hqvae.config import PRESETS, preset
 from hqvae.data import (
     PIXEL_UNIT,
     FileIndex,
@@ -31,8 +31,10 @@ from hqvae.data import (
     training_batches,
 )
 from hqvae.measure import measure
+from hqvae.metrics import SSIM, Distortion
 from hqvae.model import HQVAE
-from hqvae.quantize import EMAConfig, Noise
+from hqvae.presets import PRESETS, preset
+from hqvae.quantize import NearestCodeConfig, Noise
 
 BATCH, SIDE = 128, 32
 
@@ -40,13 +42,16 @@ BATCH, SIDE = 128, 32
 def training_step(
     name: str, bf16: bool = True, channels_last: bool = True, ema: bool = False
 ) -> Callable[[], None]:
-    """One step of a preset as the loop takes it: forward, backward, Adam, codebook update; `ema` puts the EMA quantizer into it."""
+    """One step of a preset as the loop takes it: forward, backward, Adam, codebook update.
+
+    `ema` puts nearest codes and running averages into it.
+    """
     torch.manual_seed(0)
     config = preset(name).model
-    model = HQVAE(replace(config, quantizer=EMAConfig()) if ema else config)
+    model = HQVAE(replace(config, quantizer=NearestCodeConfig()) if ema else config)
     x = torch.rand(BATCH, 3, SIDE, SIDE) * 2 - 1
-    model.scale_from(x)
-    model.start_from(x, Noise(1))
+    model.init_scale(x)
+    model.init_codebooks(x, Noise(1))
     if channels_last:
         model, x = (
             model.to(memory_format=torch.channels_last),
@@ -60,7 +65,7 @@ def training_step(
         out.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        model.update(out.z_e, out.codes, Noise(3))
+        model.update_codebooks(out.z_e, out.codes, Noise(3))
 
     return step
 
@@ -69,7 +74,7 @@ def bare_step(bf16: bool, channels_last: bool) -> Callable[[], None]:
     """The same networks with no quantizer between them."""
     torch.manual_seed(0)
     model = HQVAE(preset("vqvae").model)
-    layer, settle, decoder = model.layers[0], model.settle, model.decoder
+    level, decoder = model.levels[0], model.decoder
     x = torch.rand(BATCH, 3, SIDE, SIDE) * 2 - 1
     if channels_last:
         model, x = (
@@ -80,7 +85,7 @@ def bare_step(bf16: bool, channels_last: bool) -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            x_hat = decoder(settle.draw(layer.to_code(model.encoder(x)[0])))
+            x_hat = decoder(level.project(model.encoder(x)[0]))
         (x - x_hat.float()).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -110,7 +115,8 @@ def evaluation(images: ImageDataset, only_forward: bool) -> Callable[[], None]:
             model,
             map(to_signal, sequential_batches(images, BATCH, BATCH)),
             PIXEL_UNIT,
-            shuffle_images=1,
+            [Distortion(PIXEL_UNIT.scale), SSIM()],
+            shuffle_items=1,
         )
 
     def forward() -> None:
@@ -135,7 +141,7 @@ def main() -> None:
         **{
             f"{name}, bf16 + channels_last": training_step(name)
             for name, config in PRESETS.items()
-            if config.data.kind == "images"
+            if config.data.kind == "images" and not name.endswith("-paper")
         },
         "sqvae, float32": training_step("sqvae", bf16=False, channels_last=False),
         **{

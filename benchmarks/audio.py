@@ -1,8 +1,9 @@
-"""Sounds: what the loader makes per second beside what the networks take, and how much faster than real time codes are made.
+"""Loading, training and coding of audio: seconds of sound per second.
 
-    python benchmarks/sounds.py [--rounds 5] [--threads 2] [--out benchmarks/sounds.json]
+    python benchmarks/audio.py [--rounds 5] [--threads 2] [--out benchmarks/audio.json]
 
-Noise stands for sounds: neither loader nor networks care. Variants are interleaved in one run; medians, in seconds of sound per second.
+Noise stands for sounds: neither loader nor networks care. Variants are interleaved in one run;
+medians count.
 """
 
 import argparse
@@ -17,9 +18,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from hqvae.chunks import decode_in_chunks, encode_in_chunks
 
-from hqvae.config import preset
 from hqvae.data import (
     AUDIO,
     AudioConfig,
@@ -31,13 +30,15 @@ from hqvae.data import (
 )
 from hqvae.data.samples import decode
 from hqvae.model import HQVAE
+from hqvae.presets import preset
 from hqvae.quantize import Noise
+from hqvae.tiling import decode_chunked, encode_chunked
 
 BATCH, FILES, SECONDS, LONG = 8, 8, 5.0, 60.0
 Variant = tuple[Callable[[], object], float]  # what to do, and how many seconds of sound that is
 
 
-def sounds(name: str) -> AudioDataset:
+def dataset(name: str) -> AudioDataset:
     """Eight files of 44.1 kHz as a preset sees them, resampled and kept in memory."""
     generator, config = np.random.default_rng(0), preset(name).data
     assert isinstance(config, AudioConfig)
@@ -70,8 +71,8 @@ def training(name: str, items: AudioDataset) -> Variant:
     torch.manual_seed(0)
     model = HQVAE(preset(name).model)
     x = items.signal(next(sequential_batches(items, BATCH)))
-    model.scale_from(x)
-    model.start_from(x, Noise(1))
+    model.init_scale(x)
+    model.init_codebooks(x, Noise(1))
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
 
     def step() -> None:
@@ -80,7 +81,7 @@ def training(name: str, items: AudioDataset) -> Variant:
         out.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        model.update(out.z_e, out.codes, Noise(3))
+        model.update_codebooks(out.z_e, out.codes, Noise(3))
 
     return step, BATCH * items.samples / items.rate
 
@@ -91,12 +92,12 @@ def coding(name: str, back: bool) -> Variant:
     assert isinstance(config.data, AudioConfig)
     model, rate = HQVAE(config.model).eval(), config.data.rate
     x = 0.1 * torch.randn(1, 1, round(LONG * rate), generator=torch.Generator().manual_seed(0))
-    codes = encode_in_chunks(model, x, 4 * rate)
+    codes = encode_chunked(model, x, 4 * rate)
     return (
         lambda: (
-            list(decode_in_chunks(model, codes, 4 * rate))
+            list(decode_chunked(model, codes, 4 * rate))
             if back
-            else encode_in_chunks(model, x, 4 * rate)
+            else encode_chunked(model, x, 4 * rate)
         )
     ), LONG
 
@@ -107,12 +108,12 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/sounds.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/audio.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     variants: dict[str, Variant] = {}
     for name in ("rsqvae-mel", "rsqvae-audio"):
-        items = sounds(name)
+        items = dataset(name)
         variants |= {
             f"{name}: decoding and resampling a file": decoding(items),
             f"{name}: loading from memory": loading(items),
