@@ -1,10 +1,12 @@
-"""Stochastic quantization and the nearest-code search against the textbook and against vector-quantize-pytorch.
+"""Stochastic quantization and nearest codes against the textbook and vector-quantize-pytorch.
 
-    python benchmarks/quantizer.py [--sizes 256,512,1024,4096,16384,65536] [--rounds 5] [--device cpu] [--out benchmarks/quantizer]
+    python benchmarks/quantizer.py [--sizes 256,512,1024,4096,16384,65536] [--rounds 5]
+        [--device cpu] [--out benchmarks/quantizer]
 
-Forward and backward in training, D = 64, N = 8192 rows (4096 from K = 16384 on), float32. The contenders are interleaved, round
-after round; medians are reported, and the most memory each takes beyond its inputs, measured in a process of its own. The
-textbook is left out where its arrays would take more than 8 GB. Writes OUT.json and OUT.png.
+Forward and backward in training, D = 64, N = 8192 rows (4096 from K = 16384 on), float32. The
+contenders are interleaved, round after round. Medians are reported, and the most memory each takes
+beyond its inputs, measured in a process of its own. The textbook is left out where its arrays would
+take more than 8 GB. Writes OUT.json and OUT.png.
 
 On CUDA the textbook is compiled, and the time of the seven matrix products alone is measured too.
 """
@@ -26,12 +28,14 @@ import torch
 from torch import Tensor
 from vector_quantize_pytorch import ResidualVQ, VectorQuantize
 
-from hqvae.quantize import EMAQuantizer, Noise, ops, reference
+from hqvae.quantize import EMAQuantizer, Noise, kernels
+from hqvae.quantize.kernels import reference
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-D, LAYERS = 64, 4
+D = 64
+LAYERS = 4
 Step = Callable[[], None]
 
 
@@ -48,18 +52,20 @@ def inputs(codes: int, device: str) -> tuple[Tensor, Tensor]:
 
 def stochastic(quantize: Callable, codes: int, device: str, layers: int = 1) -> Step:
     z, gradient = inputs(codes, device)
-    books = [torch.randn(codes, D, device=device, requires_grad=True) for _ in range(layers)]
-    log_s2, temperature, seed = (
-        torch.tensor(0.7, device=device, requires_grad=True),
-        torch.tensor(0.6),
-        torch.tensor(5),
-    )
+    codebooks = [torch.randn(codes, D, device=device, requires_grad=True) for _ in range(layers)]
+    log_s2 = torch.tensor(0.7, device=device, requires_grad=True)
+    temperature = torch.tensor(0.6)
+    seed = torch.tensor(5)
 
     def step() -> None:
-        rest, out, entropy = z, torch.zeros_like(z), 0
-        for book in books:
-            quantized, h, _ = quantize(rest, book, log_s2, temperature, seed)
-            out, rest, entropy = out + quantized, rest - quantized, entropy + h.sum()
+        residual = z
+        out = torch.zeros_like(z)
+        entropy = 0
+        for codebook in codebooks:
+            z_l, entropy_l, _ = quantize(residual, codebook, log_s2, temperature, seed)
+            out = out + z_l
+            residual = residual - z_l
+            entropy = entropy + entropy_l.sum()
         ((out * gradient).sum() - entropy).backward()
 
     return step
@@ -77,7 +83,7 @@ def deterministic(quantizer: torch.nn.Module, codes: int, device: str) -> Step:
 
 
 def averages(codes: int, device: str) -> Step:
-    """Our deterministic quantizer, with its straight-through gradient, commitment and the codebook's moving averages."""
+    """Our deterministic quantizer: straight-through gradient, commitment, moving averages."""
     z, gradient = inputs(codes, device)
     quantizer = EMAQuantizer(D, codes).to(device).train()
 
@@ -91,13 +97,14 @@ def averages(codes: int, device: str) -> Step:
 
 def products(codes: int, device: str) -> Step:
     z, gradient = (t.detach() for t in inputs(codes, device))
-    book, weights = torch.randn(codes, D, device=device), torch.empty(len(z), codes, device=device)
+    codebook = torch.randn(codes, D, device=device)
+    weights = torch.empty(len(z), codes, device=device)
 
     def step() -> None:
         for _ in range(3):
-            torch.mm(z, book.T, out=weights)  # scores, scores again, pull
+            torch.mm(z, codebook.T, out=weights)  # scores, scores again, ∂L/∂y
         for _ in range(2):
-            weights @ book  # the sample, the gradient of z
+            weights @ codebook  # the sample, the gradient of z
             weights.T @ gradient  # the two halves of the codebook's
 
     return step
@@ -105,21 +112,24 @@ def products(codes: int, device: str) -> Step:
 
 def contenders(device: str) -> dict[str, Callable[[int], Step]]:
     textbook = torch.compile(reference.quantize) if device == "cuda" else reference.quantize
-    all_of_them: dict[str, Callable[[int], Step]] = {
-        "hqvae": lambda k: stochastic(ops.quantize, k, device),
+
+    def vq(k: int) -> torch.nn.Module:
+        return VectorQuantize(dim=D, codebook_size=k)
+
+    def residual_vq(k: int) -> torch.nn.Module:
+        return ResidualVQ(dim=D, codebook_size=k, num_quantizers=LAYERS)
+
+    chosen: dict[str, Callable[[int], Step]] = {
+        "hqvae": lambda k: stochastic(kernels.quantize, k, device),
         "textbook": lambda k: stochastic(textbook, k, device),
         "hqvae, moving averages": lambda k: averages(k, device),
-        "VectorQuantize": lambda k: deterministic(
-            VectorQuantize(dim=D, codebook_size=k), k, device
-        ),
-        f"hqvae, {LAYERS} layers": lambda k: stochastic(ops.quantize, k, device, LAYERS),
-        f"ResidualVQ, {LAYERS} layers": lambda k: deterministic(
-            ResidualVQ(dim=D, codebook_size=k, num_quantizers=LAYERS), k, device
-        ),
+        "VectorQuantize": lambda k: deterministic(vq(k), k, device),
+        f"hqvae, {LAYERS} layers": lambda k: stochastic(kernels.quantize, k, device, LAYERS),
+        f"ResidualVQ, {LAYERS} layers": lambda k: deterministic(residual_vq(k), k, device),
     }
-    return all_of_them | (
-        {"matrix products": lambda k: products(k, device)} if device == "cuda" else {}
-    )
+    if device == "cuda":
+        chosen["matrix products"] = lambda k: products(k, device)
+    return chosen
 
 
 def affordable(name: str, codes: int) -> bool:
@@ -137,7 +147,10 @@ def timed(step: Step, device: str) -> float:
 
 
 def peak_bytes(name: str, codes: int, device: str) -> int:
-    """The most memory of one step beyond what was there before it. Linux counts a process's peak, CUDA its own."""
+    """The most memory of one step beyond what was there before it.
+
+    Linux counts a process's peak, CUDA its own.
+    """
     make = contenders(device)[name]
     make(256)()  # compilers take memory once
     step = make(codes)
@@ -180,12 +193,9 @@ def measure(codes: int, rounds: int, device: str) -> dict[str, dict[str, float]]
 
 
 def draw(results: dict[int, dict[str, dict[str, float]]], path: Path) -> None:
+    titles = {"ms": "time, forward and backward (ms)", "MB": "peak memory beyond the inputs (MB)"}
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for panel, unit, title in zip(
-        panels,
-        ("ms", "MB"),
-        ("time, forward and backward (ms)", "peak memory beyond the inputs (MB)"),
-    ):
+    for panel, (unit, title) in zip(panels, titles.items()):
         for name in dict.fromkeys(name for row in results.values() for name in row):
             points = [(codes, row[name][unit]) for codes, row in results.items() if name in row]
             panel.loglog(*zip(*points), marker="o", label=name)
@@ -195,7 +205,18 @@ def draw(results: dict[int, dict[str, dict[str, float]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def print_rows(codes: int, row: dict[str, dict[str, float]]) -> None:
+    print(f"K = {codes}, N = {rows_of(codes)}")
+    for name, figures in row.items():
+        ours = row[f"hqvae, {LAYERS} layers" if "layers" in name else "hqvae"]
+        ms, megabytes = figures["ms"], figures["MB"]
+        print(
+            f"    {name:24s} {ms:10.1f} ms {ms / ours['ms']:6.2f}×"
+            f"   {megabytes:9.1f} MB {megabytes / ours['MB']:6.2f}×"
+        )
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -207,35 +228,28 @@ def main() -> None:
     parser.add_argument(
         "--peak", nargs=2, metavar=("NAME", "K"), help="print one contender's memory, and no more"
     )
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
     if arguments.peak:
         print(peak_bytes(arguments.peak[0], int(arguments.peak[1]), arguments.device))
         return
     results: dict[int, dict[str, dict[str, float]]] = {}
     if arguments.keep:
-        results = {
-            int(codes): row
-            for codes, row in json.loads(arguments.out.with_suffix(".json").read_text())[
-                "by K"
-            ].items()
-        }
+        kept = json.loads(arguments.out.with_suffix(".json").read_text())["by K"]
+        results = {int(codes): row for codes, row in kept.items()}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     for codes in map(int, arguments.sizes.split(",")):
         results[codes] = measure(codes, arguments.rounds, arguments.device)
-        print(f"K = {codes}, N = {rows_of(codes)}")
-        ours = {name: row for name, row in results[codes].items() if name.startswith("hqvae")}
-        for name, row in results[codes].items():
-            mine = ours[f"hqvae, {LAYERS} layers" if "layers" in name else "hqvae"]
-            print(
-                f"    {name:24s} {row['ms']:10.1f} ms {row['ms'] / mine['ms']:6.2f}×   {row['MB']:9.1f} MB {row['MB'] / mine['MB']:6.2f}×"
-            )
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        arguments.out.with_suffix(".json").write_text(
-            json.dumps({"machine": machine, "D": D, "by K": results}, indent=2) + "\n"
-        )
+        print_rows(codes, results[codes])
+        report = {"machine": machine, "D": D, "by K": results}
+        arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     draw(results, arguments.out.with_suffix(".png"))
 
 

@@ -187,14 +187,9 @@ def backward(
     log_s2: Tensor,
     temperature: Tensor,
     hashes: Hashes,
-    output: tuple[Tensor, RowStats],
+    output: tuple[Tensor, RowStats],  # of `forward`
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of z, codebook and log_s2.
-
-    Args:
-        grads: those of the relaxed sample and of the entropy
-        output: what `forward` gave
-    """
+    """Gradients of z, codebook and log_s2, from those of the relaxed sample and the entropy."""
     grad_out, grad_entropy = grads
     out, stats = output
     delta = (grad_out * out).sum(1)
