@@ -38,12 +38,20 @@ def main(path: Path, out: Path) -> None:
     found = []
     for batch in in_order(items, 100):
         x = items.signal(batch)
-        pictures = [((y.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).numpy() for y in (x, model(x).reconstruction)]
-        found += [(apart(one, other), apart(enlarged(one), enlarged(other))) for one, other in zip(*pictures)]
+        pictures = [
+            ((y.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).numpy()
+            for y in (x, model(x).reconstruction)
+        ]
+        found += [
+            (apart(one, other), apart(enlarged(one), enlarged(other)))
+            for one, other in zip(*pictures)
+        ]
     own, large = np.mean(found, axis=0)
     figures = {"images": len(found), "psnr": float(own), f"psnr_at_{_SIDE}": float(large)}
     out.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"{len(found)} images: PSNR {own:.2f} dB at their own size, {large:.2f} dB enlarged to {_SIDE}×{_SIDE}")
+    print(
+        f"{len(found)} images: PSNR {own:.2f} dB at their own size, {large:.2f} dB enlarged to {_SIDE}×{_SIDE}"
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,12 @@ from hqvae.metrics import AudioQuality
 from hqvae.run import Run
 
 CHUNK = 1 << 16
-LEVELS = (1.0, 0.98, 0.96, 0.9)  # libsndfile's, 1 the smallest: bits per second fall nearly linearly with it
+LEVELS = (
+    1.0,
+    0.98,
+    0.96,
+    0.9,
+)  # libsndfile's, 1 the smallest: bits per second fall nearly linearly with it
 
 Codec = Callable[[np.ndarray], tuple[np.ndarray, float]]  # samples → (decoded samples, bits)
 
@@ -44,14 +49,21 @@ def ours(run: Run, layers: int) -> Codec:
 
     def code(samples: np.ndarray) -> tuple[np.ndarray, float]:
         codes = encode_in_chunks(model, torch.from_numpy(samples)[None, None], CHUNK)
-        decoded = torch.cat(list(decode_in_chunks(model, codes, CHUNK, layers, size=[len(samples)])), -1)[0, 0]
-        bits = sum(c[0].numel() * np.log2(q.quantizer.codebook_size) for c, q in zip(codes[:layers], model.layers))
+        decoded = torch.cat(
+            list(decode_in_chunks(model, codes, CHUNK, layers, size=[len(samples)])), -1
+        )[0, 0]
+        bits = sum(
+            c[0].numel() * np.log2(q.quantizer.codebook_size)
+            for c, q in zip(codes[:layers], model.layers)
+        )
         return decoded.clamp(-1, 1).numpy(), float(bits)
 
     return code
 
 
-def measured(codec: Codec, sounds: list[np.ndarray], rate: int) -> tuple[dict[str, float | None], np.ndarray]:
+def measured(
+    codec: Codec, sounds: list[np.ndarray], rate: int
+) -> tuple[dict[str, float | None], np.ndarray]:
     """(figures over all files, the first file decoded)."""
     quality, bits, intelligible, first = AudioQuality(rate), 0.0, [], np.zeros(0, np.float32)
     for number, samples in enumerate(sounds):
@@ -67,7 +79,11 @@ def measured(codec: Codec, sounds: list[np.ndarray], rate: int) -> tuple[dict[st
         except ImportError:
             pass
     seconds = sum(map(len, sounds)) / rate
-    figures = {"bits_per_second": bits / seconds, **quality.values(), "stoi": float(np.mean(intelligible)) if intelligible else None}
+    figures = {
+        "bits_per_second": bits / seconds,
+        **quality.values(),
+        "stoi": float(np.mean(intelligible)) if intelligible else None,
+    }
     return figures, first
 
 
@@ -77,17 +93,32 @@ def main(run: Run, source: str, prefix: Path) -> None:
     items = open_data(SoundConfig(**{**vars(config), "source": source}), 1, ("test",), 1)[1]["test"]
     sounds = [items.item(i).astype(np.float32) / 32768 for i in range(len(items.kept))]
     depth = sum(level.layers for level in run.config.model.levels)
-    codecs = {f"{run.path.name}, {n} layer{'s' * (n > 1)}": ours(run, n) for n in sorted({1, depth // 2, depth}) if n}
+    codecs = {
+        f"{run.path.name}, {n} layer{'s' * (n > 1)}": ours(run, n)
+        for n in sorted({1, depth // 2, depth})
+        if n
+    }
     codecs |= {f"Opus, level {level:g}": opus(level, config.rate) for level in LEVELS}
     rows, shown = {}, [("original", torch.from_numpy(sounds[0])[None, None])]
     for name, codec in codecs.items():
         rows[name], first = measured(codec, sounds, config.rate)
-        shown.append((f"{name}: {rows[name]['bits_per_second']:.0f} bit/s", torch.from_numpy(first)[None, None]))
-        print(name, {key: None if value is None else round(value, 3) for key, value in rows[name].items()}, flush=True)
+        shown.append(
+            (
+                f"{name}: {rows[name]['bits_per_second']:.0f} bit/s",
+                torch.from_numpy(first)[None, None],
+            )
+        )
+        print(
+            name,
+            {key: None if value is None else round(value, 3) for key, value in rows[name].items()},
+            flush=True,
+        )
     seconds = sum(map(len, sounds)) / config.rate
     result = {"files": len(sounds), "seconds": seconds, "rate": config.rate, "rows": rows}
     prefix.with_name(prefix.name + ".opus.json").write_text(json.dumps(result, indent=1) + "\n")
-    image_grid([(label, items.picture(signal)) for label, signal in shown], spectra=True).savefig(prefix.with_name(prefix.name + ".opus.png"))
+    image_grid([(label, items.picture(signal)) for label, signal in shown], spectra=True).savefig(
+        prefix.with_name(prefix.name + ".opus.png")
+    )
 
 
 if __name__ == "__main__":

@@ -32,20 +32,31 @@ def estimate(value: dict[str, Any] | None, digits: int, sign: str = "") -> str:
 
 def lost_if_shuffled(row: dict[str, Any], results: list[dict[str, Any]]) -> str:
     """PSNR that shuffling each layer's codes costs, mean over the row's seeds."""
-    own = [result["measures"]["layers"] for result in results if (result["case"], result["system"]) == (row["case"], row["system"])]
+    own = [
+        result["measures"]["layers"]
+        for result in results
+        if (result["case"], result["system"]) == (row["case"], row["system"])
+    ]
     return " ".join(f"{mean(layer['psnr_loss'] for layer in seeds):.2f}" for seeds in zip(*own))
 
 
 def table(report: dict[str, Any]) -> str:
     cased = any(row["case"] for row in report["rows"])
-    shown = {key: kind for key, kind in FIGURES.items() if all(key in row["figures"] for row in report["rows"])}
+    shown = {
+        key: kind
+        for key, kind in FIGURES.items()
+        if all(key in row["figures"] for row in report["rows"])
+    }
     names = [*(["case"] if cased else []), "system", "seeds", *(name for name, _ in shown.values()),
              f"Δ RMSE to {report['reference']}", "perplexity of each layer", "lost if shuffled, dB",
              "least used layer: codes ever chosen", "images/s"]  # fmt: skip
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for row in report["rows"]:
         finer = row["figures"]["rmse"]["mean"] < 2  # of log magnitudes
-        figures = [estimate(row["figures"][key], digits + (finer and key == "rmse")) for key, (_, digits) in shown.items()]
+        figures = [
+            estimate(row["figures"][key], digits + (finer and key == "rmse"))
+            for key, (_, digits) in shown.items()
+        ]
         cells = [*([row["case"]] if cased else []), row["system"], str(len(row["seeds"])), *figures,
                  estimate(row["difference"], 2 + finer, "+"),
                  " ".join(f"{layer['perplexity']['mean']:.{int(layer['codebook_size'] < 16)}f}" for layer in row["layers"]),
@@ -60,7 +71,9 @@ def command(path: Path, report: dict[str, Any], spec_path: Path, spec: Spec) -> 
     words = ["hqvae compare", str(spec_path)]
     for key, every in (("case", spec.cases), ("system", spec.systems)):
         chosen = {row[key] for row in report["rows"]}
-        words += [f'--only "{name}"' for name in every if name in chosen] if chosen < set(every) else []
+        words += (
+            [f'--only "{name}"' for name in every if name in chosen] if chosen < set(every) else []
+        )
     seeds = max(len(row["seeds"]) for row in report["rows"])
     words += [f"--seeds {seeds}"] if seeds < len(spec.seeds) else []
     words += [f"--split {report['split']}"] if report["split"] != spec.split else []
@@ -77,14 +90,23 @@ def since(saved: dict[str, Any], today: Config) -> str | None:
 
 def changed(report: dict[str, Any], spec: Spec) -> list[str]:
     """A line that names the systems whose rows are of another config than the spec and its presets make today, if there are any."""
-    today = {(entry.case, entry.system, entry.seed): entry.config for entry in run_specs(spec, report["data"])}
+    today = {
+        (entry.case, entry.system, entry.seed): entry.config
+        for entry in run_specs(spec, report["data"])
+    }
     found: dict[str, str] = {}
     for result in report["results"]:
         change = since(result["config"], today[result["case"], result["system"], result["seed"]])
         if change:
             found.setdefault(result["system"], change)
     rows = "; ".join(f"{system} ({change})" for system, change in found.items())
-    return [f"- *Rows of another config* than this command has today, *there* being the report's: {rows}."] if rows else []
+    return (
+        [
+            f"- *Rows of another config* than this command has today, *there* being the report's: {rows}."
+        ]
+        if rows
+        else []
+    )
 
 
 def section(path: Path) -> str:
@@ -92,7 +114,11 @@ def section(path: Path) -> str:
     spec_path = next(EXPERIMENTS.rglob(f"{name}.yaml"))
     spec = read_spec(str(spec_path))
     lines = [f"## {name}/{path.name}", "", f"{report['title']}, {report['split']} split:"]
-    lines += [f"`{command(path, report, spec_path.relative_to(EXPERIMENTS.parent), spec)}`", "", table(report)]
+    lines += [
+        f"`{command(path, report, spec_path.relative_to(EXPERIMENTS.parent), spec)}`",
+        "",
+        table(report),
+    ]
     lines += changed(report, spec)
     return "\n".join(lines)
 

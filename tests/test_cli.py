@@ -34,7 +34,15 @@ def places(tmp_path_factory):
     np.savez(root / "toy.npz", x_train=images, x_test=images[:4], x_val=images[4:8])
     (root / "torn.npz").write_bytes((root / "toy.npz").read_bytes()[:2000])
     (root / "empty").mkdir()
-    found = {name: str(root / path) for name, path in {"data": "toy.npz", "torn": "torn.npz", "empty": "empty", "run": "run"}.items()}
+    found = {
+        name: str(root / path)
+        for name, path in {
+            "data": "toy.npz",
+            "torn": "torn.npz",
+            "empty": "empty",
+            "run": "run",
+        }.items()
+    }
     assert main([word.format(**{**found, "out": found["run"]}) for word in train()]) == 0
     return found
 
@@ -45,7 +53,12 @@ def call(places, tmp_path, capsys):
 
     def command(words):
         capsys.readouterr()
-        code = main([word.format(**places, out=tmp_path / "out", missing=tmp_path / "missing") for word in words])
+        code = main(
+            [
+                word.format(**places, out=tmp_path / "out", missing=tmp_path / "missing")
+                for word in words
+            ]
+        )
         output = capsys.readouterr()
         return code, output.out, output.err.splitlines()
 
@@ -121,7 +134,9 @@ def test_a_missing_accelerator_is_named(words, call, tmp_path):
 
 def test_a_process_of_its_own_says_one_line_and_exits_with_2(tmp_path):
     words = ["train", "sqvae", "--data", str(tmp_path / "missing"), "--out", str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, "-m", "hqvae.cli", *words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "hqvae.cli", *words], capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("hqvae: data ") and "missing' does not exist" in done.stderr
@@ -161,7 +176,9 @@ def test_all_presets_are_listed(call):
     assert all(f" {name} " in out for name in PRESETS)
 
 
-@pytest.mark.parametrize("name", ["2024", "1e3", "-3", "null", "true", "a: b", "# c", 'quote"d', "ünï", "😀"])
+@pytest.mark.parametrize(
+    "name", ["2024", "1e3", "-3", "null", "true", "a: b", "# c", 'quote"d', "ünï", "😀"]
+)
 def test_any_name_of_a_folder_is_a_name(name, call, tmp_path, monkeypatch):
     """Not a number, not YAML: the folder is found, and only its images are refused."""
     (tmp_path / name).mkdir()
@@ -198,7 +215,13 @@ def test_resuming_a_finished_run_changes_nothing(call, places):
 # ---------------------------------------------------------------------------------------------------- a full disk
 
 
-FILES = ["config.json", "training-reconstructions.png", "training-layers.png", "000000001.pt", "model.safetensors"]
+FILES = [
+    "config.json",
+    "training-reconstructions.png",
+    "training-layers.png",
+    "000000001.pt",
+    "model.safetensors",
+]
 
 
 def full(monkeypatch, owner, name, culprit):
@@ -206,7 +229,10 @@ def full(monkeypatch, owner, name, culprit):
     real, spent = getattr(owner, name), []
 
     def fails(*arguments, **options):
-        about = [os.readlink(f"/proc/self/fd/{a}") if name == "fsync" else str(getattr(a, "name", a)) for a in arguments]
+        about = [
+            os.readlink(f"/proc/self/fd/{a}") if name == "fsync" else str(getattr(a, "name", a))
+            for a in arguments
+        ]
         if not spent and any(culprit in text for text in about):
             spent.append(culprit)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -216,11 +242,17 @@ def full(monkeypatch, owner, name, culprit):
     return spent
 
 
-CASES = [*((os, "replace", culprit) for culprit in FILES), (os, "fsync", "000000001.pt"), (torch, "save", "")]
+CASES = [
+    *((os, "replace", culprit) for culprit in FILES),
+    (os, "fsync", "000000001.pt"),
+    (torch, "save", ""),
+]
 
 
 @pytest.mark.parametrize(("owner", "name", "culprit"), CASES, ids=[f"{n} {c}" for _, n, c in CASES])
-def test_a_full_disk_leaves_a_run_that_goes_on(owner, name, culprit, call, places, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_a_run_that_goes_on(
+    owner, name, culprit, call, places, tmp_path, monkeypatch
+):
     """Once there is space the same command with --resume ends with the weights of a run that never stopped."""
     if name == "fsync" and not os.path.isdir("/proc/self/fd"):
         pytest.skip("needs /proc to know which file is flushed")

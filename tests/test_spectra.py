@@ -1,4 +1,4 @@
-"""Spectra by physics: a tone is one line of known height, mel bands lie where the scale says, the way back gives the tone again."""
+"""Spectra by physics: a tone is one line of known height, and comes back from its spectrum."""
 
 import math
 
@@ -32,14 +32,26 @@ def test_a_tone_is_one_line_of_known_height():
 
 def test_the_spectrum_is_that_of_a_reference():
     x = torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
-    _, _, expected = reference.stft(x[0].numpy(), window="hann", nperseg=N_FFT, noverlap=N_FFT - HOP, boundary="even", padded=False)
+    _, _, expected = reference.stft(
+        x[0].numpy(),
+        window="hann",
+        nperseg=N_FFT,
+        noverlap=N_FFT - HOP,
+        boundary="even",
+        padded=False,
+    )
     found = stft(x, N_FFT, HOP)[0].numpy()
-    inner = slice(2, min(expected.shape[1], found.shape[1]) - 3)  # the reference mirrors the ends another way
+    inner = slice(
+        2, min(expected.shape[1], found.shape[1]) - 3
+    )  # the reference mirrors the ends another way
     assert np.allclose(found[:, inner], expected[:, inner] * N_FFT / 2, atol=1e-3)
 
 
 def test_mel_bands_are_slaneys():
-    """Published corner: 1000 Hz is 15 mel, linear below; every triangle has area one; neighbours cross at their middles."""
+    """Published corner: 1000 Hz is 15 mel, linear below. Every triangle has area one.
+
+    Neighbours cross at their middles.
+    """
     filters = mel_filters(16000, 4096, 40, 0.0, 8000.0)
     assert filters.shape == (40, 2049) and (filters >= 0).all()
     assert torch.allclose(filters.sum(1) * 16000 / 4096, torch.ones(40), atol=0.02)
@@ -52,9 +64,12 @@ def test_mel_bands_are_slaneys():
 
 def test_bins_from_bands_give_the_bands_again():
     filters = mel_filters(RATE, N_FFT, 30, 100.0, 7000.0)
-    mel = torch.einsum("mf,bfn->bmn", filters, stft(torch.randn(1, 4000, generator=torch.Generator().manual_seed(0)), N_FFT, HOP).abs())
+    noise = torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
+    mel = torch.einsum("mf,bfn->bmn", filters, stft(noise, N_FFT, HOP).abs())
     spectrum = unmel(mel, filters)
-    assert (spectrum >= 0).all() and not spectrum[:, 0].any() and not spectrum[:, -20:].any()  # below 100 Hz and above 7 kHz
+    assert (
+        (spectrum >= 0).all() and not spectrum[:, 0].any() and not spectrum[:, -20:].any()
+    )  # below 100 Hz and above 7 kHz
     assert torch.allclose(torch.einsum("mf,bfn->bmn", filters, spectrum), mel, rtol=0.05)
 
 

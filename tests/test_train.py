@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,9 +15,11 @@ import pytest
 import torch
 from conftest import IMAGE_PRESETS
 from PIL import Image
+from processes import HQVAE_COMMAND, start
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from hqvae.cli import main
 from hqvae.config import TrainConfig, from_dict, override, preset, refuse_contradictions
 from hqvae.data import Order, in_order, open_data
 from hqvae.errors import InputError
@@ -128,52 +129,56 @@ def test_resuming_is_bitwise(name, settings, pictures, tmp_path, monkeypatch):
     assert without_speed == [{k: v for k, v in e.items() if k != "images_per_second"} for e in resumed.entries("train")]
 
 
-def command(*arguments, group=False):
-    words, environment = [sys.executable, "-m", "hqvae.cli", *arguments], {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=group)
-
-
 def arguments_of(pictures, out, steps):
     levels = [f"model.levels.0.{s}" for s in ("codebook_size=8", "dim=4")]
     return ["train", "rsqvae", "--data", pictures, "--out", str(out), "--accelerator", "cpu", *TINY, *levels, f"train.steps={steps}"]
 
 
+@pytest.fixture(scope="module")
+def never_stopped(pictures, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert main(killable(pictures, run)) == 0
+    return run
+
+
+def killable(pictures, out):
+    return [*arguments_of(pictures, out, 40), "train.validate_every=8"]
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_killed_process_resumes_bitwise(how, pictures, tmp_path):
-    whole = tmp_path / "whole"
-    assert command(*arguments_of(pictures, whole, 60)).wait(120) == 0
-    stopped = tmp_path / "stopped"
-    process = command(*arguments_of(pictures, stopped, 60))
+def test_a_killed_process_resumes_bitwise(how, never_stopped, pictures, tmp_path):
+    stopped, log = tmp_path / "stopped", tmp_path / "log"
+    process = start(*killable(pictures, stopped), log=log)
     deadline = time.time() + 100
     while len(list((stopped / "checkpoints").glob("*.pt"))) < 2 and time.time() < deadline:
         time.sleep(0.01)
     process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
-    code = process.returncode
-    assert code == (-9 if how == signal.SIGKILL else 130), errors
-    assert Run.open(stopped).load_checkpoint()["step"] < 60
+    code = process.wait(60)
+    assert code == (-9 if how == signal.SIGKILL else 130), log.read_text()
+    assert Run.open(stopped).load_checkpoint()["step"] < 40
     if how != signal.SIGKILL:
-        assert "--resume" in errors
-    resumed = command(*arguments_of(pictures, stopped, 60), "--resume")
-    assert resumed.wait(120) == 0, resumed.stderr.read()
-    assert same(weights(Run.open(whole)), weights(Run.open(stopped)))
+        assert "--resume" in log.read_text()
+    assert main([*killable(pictures, stopped), "--resume"]) == 0
+    assert same(weights(Run.open(never_stopped)), weights(Run.open(stopped)))
     assert not list(stopped.rglob("*.partial"))
 
 
 def test_ctrl_c_in_a_terminal_reaches_workers_that_decode_too(tmp_path):
-    """They are in the terminal's group; were they to die of it, the step that waits for them could not be finished."""
+    """They are in the terminal's group. Were they to die, the step that waits for them could not end."""
     generator = np.random.default_rng(0)
     for i in range(12):
         (tmp_path / "d").mkdir(exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (900, 900, 3), dtype=np.uint8)).save(tmp_path / "d" / f"{i}.png")
+        image = Image.fromarray(generator.integers(0, 256, (900, 900, 3), dtype=np.uint8))
+        image.save(tmp_path / "d" / f"{i}.png", compress_level=1)
     words = arguments_of(str(tmp_path / "d"), tmp_path / "r", 5000)
-    process = command(*words, "data.cache_mb=0", "data.workers=2", "train.validate_every=5000", "train.validation_images=1", group=True)
+    words += ["data.cache_mb=0", "data.workers=2", "train.validate_every=5000"]
+    process = start(*words, "train.validation_images=1", log=tmp_path / "log", group=True)
     log, deadline = tmp_path / "r" / "log.jsonl", time.time() + 100
     while not log.exists() and time.time() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "--resume" in errors, errors
+    code, output = process.wait(60), (tmp_path / "log").read_text()
+    assert code == 130 and "--resume" in output, output
     assert Run.open(tmp_path / "r").load_checkpoint()["step"] >= 2
 
 
@@ -206,9 +211,11 @@ def test_two_processes_train_as_one(pictures, tmp_path):
         "train.unquantized=0.25", "train.hard=0.5", "train.precision=32-true", "train.lr=1e-4", "train.ema=0.5",
         "model.net.widths=[8]", "model.levels.0.dim=4",
     ]  # fmt: skip
-    for count in ("1", "2"):
-        process = command(*arguments_of(pictures, tmp_path / count, 8), *settings, "--devices", count)
-        assert process.wait(120) == 0, process.stderr.read()
+    assert main([*arguments_of(pictures, tmp_path / "1", 8), *settings]) == 0
+    # The second process is a copy of this command, so it has to be a real one.
+    words = [*arguments_of(pictures, tmp_path / "2", 8), *settings, "--devices", "2"]
+    done = subprocess.run([*HQVAE_COMMAND, *words], stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
     one, two = (weights(Run.open(tmp_path / count)) for count in ("1", "2"))
     assert one.keys() == two.keys() and any(name.endswith("counts") for name in one)
     for key in one:

@@ -28,16 +28,27 @@ VARIANTS = {
 
 def main(source: str, steps: int) -> None:
     config = preset("rsqvae-audio")
-    splits = open_data(replace(config.data, source=source, seconds=0.512), 1, ("train", "validation"), 1)[1]
+    splits = open_data(
+        replace(config.data, source=source, seconds=0.512), 1, ("train", "validation"), 1
+    )[1]
     items, held = splits["train"], splits["validation"]
-    order, seen = Order(len(items), BATCH, 0), held.signal(held[np.arange(min(16, len(held))), None])
+    order, seen = (
+        Order(len(items), BATCH, 0),
+        held.signal(held[np.arange(min(16, len(held))), None]),
+    )
     for name, change in VARIANTS.items():
         torch.manual_seed(0)
         model = HQVAE(replace(config.model, net=replace(config.model.net, **change)))
-        optimizer, cost, views = torch.optim.Adam(model.parameters()), FittedGaussian(), config.model.spectral
+        optimizer, cost, views = (
+            torch.optim.Adam(model.parameters()),
+            FittedGaussian(),
+            config.model.spectral,
+        )
 
         def through(x: torch.Tensor, model: HQVAE = model) -> torch.Tensor:
-            return model.decoder(model.settle(State(latent=model.layers[0].query(State(), model.features(x)))))
+            return model.decoder(
+                model.settle(State(latent=model.layers[0].query(State(), model.features(x))))
+            )
 
         for step in range(steps):
             x = items.signal(items[order.at(step)])
@@ -56,7 +67,10 @@ def main(source: str, steps: int) -> None:
         with torch.no_grad():
             quality.add(seen, through(seen))
         figures = quality.values()
-        print(f"{name:40s} SI-SDR {figures['si_sdr']:7.2f} dB   mel distance {figures['mel_distance']:.2f}", flush=True)
+        print(
+            f"{name:40s} SI-SDR {figures['si_sdr']:7.2f} dB   mel distance {figures['mel_distance']:.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
