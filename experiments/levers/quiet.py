@@ -1,6 +1,9 @@
-"""What a net for waveforms needs before it learns anything of quiet signals: a bare autoencoder, 100 steps, one lever off at a time.
+"""What a net for waveforms needs before it learns anything of quiet signals.
 
-python experiments/levers/quiet.py DATA [STEPS]          a folder of speech; SI-SDR and mel distance on its validation split
+A bare autoencoder, 100 steps, one lever off at a time; SI-SDR and mel distance on the validation
+split of DATA, a folder of speech.
+
+python experiments/levers/quiet.py DATA [STEPS]
 """
 
 import sys
@@ -68,7 +71,8 @@ def main(source: str, steps: int) -> None:
             quality.add(seen, through(seen))
         figures = quality.values()
         print(
-            f"{name:40s} SI-SDR {figures['si_sdr']:7.2f} dB   mel distance {figures['mel_distance']:.2f}",
+            f"{name:40s} SI-SDR {figures['si_sdr']:7.2f} dB   "
+            f"mel distance {figures['mel_distance']:.2f}",
             flush=True,
         )
 

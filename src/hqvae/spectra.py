@@ -10,9 +10,10 @@ from torch import Tensor
 
 
 def stft(x: Float[Tensor, "B T"], n_fft: int, hop: int) -> Complex[Tensor, "B F N"]:
-    """Spectra at every multiple of `hop`, Hann window, the sound mirrored beyond its ends; N = ⌊T/hop⌋ frames, F = n_fft/2 + 1.
+    """Spectra at every multiple of `hop`, Hann window, the sound mirrored beyond its ends.
 
-    T must be above n_fft/2. The frame behind the last full hop, which libraries add, is left out: N·hop samples give N frames.
+    N = ⌊T/hop⌋ frames, F = n_fft/2 + 1; T must be above n_fft/2. The frame behind the last full
+    hop, which libraries add, is left out: N·hop samples give N frames.
     """
     window = torch.hann_window(n_fft, device=x.device)
     return torch.stft(
@@ -31,7 +32,7 @@ def _to_hertz(mel: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def mel_filters(rate: int, n_fft: int, mels: int, low: float, high: float) -> Float[Tensor, "M F"]:
-    """Triangles between neighbouring mel frequencies, each of area one over the frequency axis in hertz."""
+    """Triangles between neighbouring mel frequencies, each of area one over the axis in hertz."""
     corners = _to_hertz(torch.linspace(_to_mel(low), _to_mel(high), mels + 2, dtype=torch.float64))
     bins = torch.linspace(0, rate / 2, n_fft // 2 + 1, dtype=torch.float64)
     left, middle, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
@@ -62,8 +63,11 @@ def log_mel(
 
 
 def mel_setting(rate: int) -> dict[str, Any]:
-    """How sounds of a rate are seen where people compare them: 80 mel bands to 8 kHz, windows of 1024
-    at 22.05 kHz (46 ms), elsewhere of the power of two next to that (1024 at 16 kHz: 64 ms)."""
+    """How sounds of a rate are seen where people compare them: 80 mel bands to 8 kHz.
+
+    Windows of 1024 at 22.05 kHz (46 ms), elsewhere of the power of two next to that (1024 at
+    16 kHz: 64 ms).
+    """
     n_fft = max(16, 2 ** round(math.log2(rate * 1024 / 22050)))
     return {
         "n_fft": n_fft,
@@ -77,7 +81,10 @@ def mel_setting(rate: int) -> dict[str, Any]:
 def unmel(
     mel: Float[Tensor, "B M N"], filters: Float[Tensor, "M F"], steps: int = 50
 ) -> Float[Tensor, "B F N"]:
-    """Magnitudes ≥ 0 whose bands are nearly these, by Richardson and Lucy's iteration; bins that no band sees are 0."""
+    """Magnitudes ≥ 0 whose bands are nearly these, by Richardson and Lucy's iteration.
+
+    Bins that no band sees are 0.
+    """
     seen = filters.sum(0)[:, None]
     spectrum = torch.einsum("mf,bmn->bfn", filters, mel) / seen.clamp(min=1e-12)
     for _ in range(steps):
@@ -89,7 +96,9 @@ def unmel(
 def griffin_lim(
     magnitude: Float[Tensor, "B F N"], n_fft: int, hop: int, steps: int = 64, momentum: float = 0.99
 ) -> Float[Tensor, "B T"]:
-    """A sound of N·hop samples whose STFT has nearly these magnitudes  (Griffin and Lim, 1984; with momentum, Perraudin et al., 2013).
+    """A sound of N·hop samples whose STFT has nearly these magnitudes.
+
+    Griffin and Lim, 1984; with momentum, Perraudin et al., 2013.
 
     The first phases are drawn from a fixed seed, so the same magnitudes give the same sound.
     """
