@@ -1,7 +1,8 @@
-"""PSNR of a run's test split as a published table has it: 8-bit pictures enlarged to 256×256 (bicubic) before they are compared.
+"""PSNR of a run's test split as a published table has it: of 8-bit images enlarged to 256×256.
 
-So the code published with the VQ-WAE paper evaluates (evaluations/evaluation.py there; it names Pillow 8.2, whose default is
-bicubic). Enlarging smooths: the same pictures have a higher PSNR than at their own size, which is printed beside it.
+So the code published with the VQ-WAE paper evaluates (evaluations/evaluation.py there; it names
+Pillow 8.2, whose default is bicubic). Enlarging smooths: the same images have a higher PSNR than at
+their own size, which is printed beside it.
 
 python experiments/enlarged.py RUN experiments/calibration/sqvae.enlarged.json
 """

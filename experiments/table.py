@@ -1,6 +1,7 @@
-"""The tables of comparisons' report.json in Markdown: each system's figures, and what is said of them.
+"""The tables of comparisons' report.json in Markdown: figures, and what is said of them.
 
-Of several reports, each with the command that makes it, and which of its rows have another config than that command has today.
+Of several reports, each with the command that makes it, and which of its rows have another config
+than that command has today.
 
 python experiments/table.py runs/residual/report.json
 python experiments/table.py experiments/results/*/*.json > experiments/results/README.md
@@ -18,9 +19,12 @@ from hqvae.errors import InputError
 
 EXPERIMENTS = Path(__file__).resolve().parent
 FIGURES = {
-    "rmse": ("RMSE", 2), "psnr": ("PSNR dB", 2), "ssim": ("SSIM", 4), "bits_per_dim": ("−ELBO bits/dim", 3),
+    "rmse": ("RMSE", 2),
+    "psnr": ("PSNR dB", 2),
+    "ssim": ("SSIM", 4),
+    "bits_per_dim": ("−ELBO bits/dim", 3),
     "bits_per_dim_nearest": ("by nearest", 3),
-}  # fmt: skip
+}
 
 
 def estimate(value: dict[str, Any] | None, digits: int, sign: str = "") -> str:
@@ -66,6 +70,10 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *(f"- {verdict}" for verdict in report["verdicts"])])
 
 
+def perplexity(layer: dict[str, Any]) -> str:
+    return f"{layer['perplexity']['mean']:.{int(layer['codebook_size'] < 16)}f}"
+
+
 def command(path: Path, report: dict[str, Any], spec_path: Path, spec: Spec) -> str:
     """The `hqvae compare` that makes such a report."""
     words = ["hqvae compare", str(spec_path)]
@@ -99,6 +107,8 @@ def changed(report: dict[str, Any], spec: Spec) -> list[str]:
         change = since(result["config"], today[result["case"], result["system"], result["seed"]])
         if change:
             found.setdefault(result["system"], change)
+    if not found:
+        return []
     rows = "; ".join(f"{system} ({change})" for system, change in found.items())
     return (
         [
@@ -127,8 +137,11 @@ def main(paths: list[Path]) -> None:
     if len(paths) == 1:
         print(table(json.loads(paths[0].read_text())))
         return
-    print("# Tables of all reports\n\n`python experiments/table.py experiments/results/*/*.json` prints this page; "
-          "[docs/results.md](../../docs/results.md) tells what it says.")  # fmt: skip
+    print(
+        "# Tables of all reports\n\n"
+        "`python experiments/table.py experiments/results/*/*.json` prints this page; "
+        "[docs/results.md](../../docs/results.md) tells what it says."
+    )
     for path in sorted(paths):
         print("\n" + section(path))
 

@@ -112,28 +112,43 @@ def colour(images):
     return images.expand(-1, 3, -1, -1)
 
 
-def test_weights_in_the_cache_give_both_figures(weights):
+class SmallFeatures(nn.Module):
+    """Stands for Inception, whose 2,048 features make a square root of 2,048² entries."""
+
+    num_features = 4
+
+    def forward(self, x):
+        return nn.functional.adaptive_avg_pool2d(x, 2)[:, 0].flatten(1)
+
+
+def test_weights_in_the_cache_are_those_of_the_networks(weights):
+    perceptual = Perceptual.from_cache(folder=weights)
+    for module, name in (
+        (perceptual.lpips.net, VGG_WEIGHTS),
+        (perceptual.frechet.inception, INCEPTION_WEIGHTS),
+    ):
+        saved = torch.load(weights / name, weights_only=True)
+        loaded = module.state_dict()
+        assert saved.keys() > loaded.keys()
+        assert all(torch.equal(values, saved[name]) for name, values in loaded.items())
+
+
+def test_both_figures_are_their_formulas_over_all_batches(weights):
     torch.manual_seed(1)
     x = torch.rand(6, 1, 32, 32) * 2 - 1  # grey
     noisy = (x + torch.randn_like(x)).clamp(-1, 1)
-    perceptual = Perceptual.from_cache(folder=weights)
+    perceptual = Perceptual(Perceptual.from_cache(folder=weights).lpips, SmallFeatures())
     for batch in (slice(0, 4), slice(4, 6)):
         perceptual.add(x[batch], noisy[batch])
     figures = perceptual.values()
     expected = float(perceptual.lpips(colour(x), colour(noisy)).mean())
     assert figures["lpips"] == pytest.approx(expected)
 
-    net = perceptual.frechet.inception
-    features, features_hat = (net(colour(images)).double() for images in (x, noisy))
-    mean_difference = features.mean(0) - features_hat.mean(0)
+    features, features_hat = (SmallFeatures()(colour(images)).double() for images in (x, noisy))
     covariance, covariance_hat = features.T.cov(), features_hat.T.cov()
-    # The square root of a product of two covariances of rank 5 has few eigenvalues: those of the
-    # product of the small factors, as tr √(AᵀA BᵀB) = ‖A Bᵀ‖ in the nuclear norm.
-    factors = [(y - y.mean(0)) / 5**0.5 for y in (features, features_hat)]
-    root = torch.linalg.matrix_norm(factors[0] @ factors[1].T, ord="nuc")
-    frechet = (
-        mean_difference.square().sum() + covariance.trace() + covariance_hat.trace() - 2 * root
-    )
+    root = torch.linalg.eigvals(covariance @ covariance_hat).sqrt().real.sum()
+    frechet = (features.mean(0) - features_hat.mean(0)).square().sum()
+    frechet += covariance.trace() + covariance_hat.trace() - 2 * root
     assert figures["rfid"] == pytest.approx(float(frechet), rel=1e-2, abs=1e-6)
 
 
@@ -143,15 +158,6 @@ def test_what_is_equal_has_no_distance(weights):
     perceptual.add(x, x.clone())
     figures = perceptual.values()
     assert figures["lpips"] == 0 and figures["rfid"] == pytest.approx(0, abs=1e-4)
-
-
-class SmallFeatures(nn.Module):
-    """Stands for Inception, whose 2,048 features make a square root of 2,048² entries."""
-
-    num_features = 4
-
-    def forward(self, x):
-        return nn.functional.adaptive_avg_pool2d(x, 2)[:, 0].flatten(1)
 
 
 def test_one_image_has_no_frechet_distance():

@@ -64,7 +64,10 @@ def test_train_evaluate_doctor(name, folder, tmp_path, capsys):
 
 
 def test_other_data_of_another_size(folder, tmp_path, capsys):
-    """A convolutional model takes any size; smaller images than the training's are refused with the way out."""
+    """A convolutional model takes any size.
+
+    Smaller images than the training's are refused with the way out.
+    """
     run = str(tmp_path / "run")
     settings = ["model.net.widths=[8]", "data.size=16", "train.batch_size=8", "train.steps=2"]
     assert (
@@ -158,8 +161,20 @@ def test_the_same_command_gives_the_same_report(folder, tmp_path, capsys):
 def test_data_that_has_grown_is_not_taken_for_the_same(folder, tmp_path, capsys, caplog):
     grown, run = tmp_path / "pictures", str(tmp_path / "run")
     shutil.copytree(folder, grown)
-    words = ["train", "vqvae", "--data", str(grown), "--out", run, "--accelerator", "cpu", "model.net.widths=[8]", "data.size=16",
-             "train.batch_size=8", "train.steps=2"]  # fmt: skip
+    words = [
+        "train",
+        "vqvae",
+        "--data",
+        str(grown),
+        "--out",
+        run,
+        "--accelerator",
+        "cpu",
+        "model.net.widths=[8]",
+        "data.size=16",
+        "train.batch_size=8",
+        "train.steps=2",
+    ]
     assert main(words) == 0
     assert main(["evaluate", run, "--accelerator", "cpu"]) == 0
     assert "has changed" not in caplog.text

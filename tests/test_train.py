@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,9 +16,11 @@ import torch
 from conftest import IMAGE_PRESETS
 from hqvae.train.assemble import make_schedule
 from PIL import Image
+from processes import HQVAE_COMMAND, start
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from hqvae.cli import main
 from hqvae.config import TrainConfig, from_dict, override, preset, refuse_contradictions
 from hqvae.data import ShuffledBatches, open_data, sequential_batches
 from hqvae.errors import InputError
@@ -179,30 +180,37 @@ def arguments_of(pictures, out, steps):
     ]
 
 
+@pytest.fixture(scope="module")
+def never_stopped(pictures, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert main(killable(pictures, run)) == 0
+    return run
+
+
+def killable(pictures, out):
+    return [*arguments_of(pictures, out, 40), "train.validate_every=8"]
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_killed_process_resumes_bitwise(how, pictures, tmp_path):
-    whole = tmp_path / "whole"
-    assert command(*arguments_of(pictures, whole, 60)).wait(120) == 0
-    stopped = tmp_path / "stopped"
-    process = command(*arguments_of(pictures, stopped, 60))
+def test_a_killed_process_resumes_bitwise(how, never_stopped, pictures, tmp_path):
+    stopped, log = tmp_path / "stopped", tmp_path / "log"
+    process = start(*killable(pictures, stopped), log=log)
     deadline = time.time() + 100
     while len(list((stopped / "checkpoints").glob("*.pt"))) < 2 and time.time() < deadline:
         time.sleep(0.01)
     process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
-    code = process.returncode
-    assert code == (-9 if how == signal.SIGKILL else 130), errors
-    assert Run.open(stopped).load_checkpoint()["step"] < 60
+    code = process.wait(60)
+    assert code == (-9 if how == signal.SIGKILL else 130), log.read_text()
+    assert Run.open(stopped).load_checkpoint()["step"] < 40
     if how != signal.SIGKILL:
-        assert "--resume" in errors
-    resumed = command(*arguments_of(pictures, stopped, 60), "--resume")
-    assert resumed.wait(120) == 0, resumed.stderr.read()
-    assert same(weights(Run.open(whole)), weights(Run.open(stopped)))
+        assert "--resume" in log.read_text()
+    assert main([*killable(pictures, stopped), "--resume"]) == 0
+    assert same(weights(Run.open(never_stopped)), weights(Run.open(stopped)))
     assert not list(stopped.rglob("*.partial"))
 
 
 def test_ctrl_c_in_a_terminal_reaches_workers_that_decode_too(tmp_path):
-    """They are in the terminal's group; were they to die of it, the step that waits for them could not be finished."""
+    """They are in the terminal's group. Were they to die, the step that waits for them could not end."""
     generator = np.random.default_rng(0)
     for i in range(12):
         (tmp_path / "d").mkdir(exist_ok=True)
@@ -222,8 +230,8 @@ def test_ctrl_c_in_a_terminal_reaches_workers_that_decode_too(tmp_path):
     while not log.exists() and time.time() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "--resume" in errors, errors
+    code, output = process.wait(60), (tmp_path / "log").read_text()
+    assert code == 130 and "--resume" in output, output
     assert Run.open(tmp_path / "r").load_checkpoint()["step"] >= 2
 
 

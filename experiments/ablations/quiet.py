@@ -1,6 +1,9 @@
-"""What a net for waveforms needs before it learns anything of quiet signals: a bare autoencoder, 100 steps, one lever off at a time.
+"""What a net for waveforms needs before it learns anything of quiet signals.
 
-python experiments/levers/quiet.py DATA [STEPS]          a folder of speech; SI-SDR and mel distance on its validation split
+A bare autoencoder, 100 steps, one lever off at a time; SI-SDR and mel distance on the validation
+split of DATA, a folder of speech.
+
+python experiments/levers/quiet.py DATA [STEPS]
 """
 
 import sys
