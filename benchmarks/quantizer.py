@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from vector_quantize_pytorch import ResidualVQ, VectorQuantize
 
-from hqvae.quantize import EMAQuantizer, Noise, kernels
+from hqvae.quantize import NearestCodeConfig, Noise, ResidualQuantizer, kernels
 from hqvae.quantize.kernels import reference
 
 matplotlib.use("Agg")
@@ -85,11 +85,11 @@ def deterministic(quantizer: torch.nn.Module, codes: int, device: str) -> Step:
 def averages(codes: int, device: str) -> Step:
     """Our deterministic quantizer: straight-through gradient, commitment, moving averages."""
     z, gradient = inputs(codes, device)
-    quantizer = EMAQuantizer(D, codes).to(device).train()
+    quantizer = ResidualQuantizer(D, codes, config=NearestCodeConfig()).to(device).train()
 
     def step() -> None:
         out = quantizer(z)
-        ((out.z * gradient).sum() + quantizer.fit(z, [out]).sum()).backward()
+        ((out.z * gradient).sum() + out.latent_loss.sum()).backward()
         quantizer.update(z.detach(), out.codes, Noise(3))
 
     return step

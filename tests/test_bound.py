@@ -1,4 +1,4 @@
-"""Facts about the evidence bound that is reported: MATHS fact 7, and what deterministic codes pay."""
+"""Facts about the evidence bound that is reported, and what deterministic codes pay."""
 
 import itertools
 import math

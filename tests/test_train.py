@@ -16,7 +16,7 @@ import torch
 from conftest import IMAGE_PRESETS
 from hqvae.train.assemble import make_schedule
 from PIL import Image
-from processes import HQVAE_COMMAND, start
+from processes import start
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 

@@ -78,7 +78,7 @@ def train(
     nodes
         Machines to train on.
     """
-    from hqvae.config import override
+    from hqvae.overrides import override
     from hqvae.presets import preset as preset_named
     from hqvae.train import train as run_training
 
@@ -231,8 +231,8 @@ def presets(name: str | None = None) -> int:
     name
         A preset; all of them in a table when not given.
     """
-    from hqvae.config import flatten, setting, to_dict
     from hqvae.console import print_table
+    from hqvae.overrides import flatten, setting, to_dict
     from hqvae.presets import PRESETS
     from hqvae.presets import preset as preset_named
 

@@ -1,15 +1,13 @@
-"""The whole of a run's settings, and `key=value` on top of them."""
+"""The whole of a run's settings."""
 
-import json
-from dataclasses import fields, is_dataclass
-from typing import Any, Literal, get_args, get_type_hints
+import math
+from typing import Literal
 
-import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as config
 
 from hqvae.data import AudioConfig, ImageConfig
-from hqvae.errors import InputError, nearest_name
+from hqvae.errors import InputError
 from hqvae.model import HQVAEConfig
 from hqvae.quantize import ExternalConfig, GumbelSoftmaxConfig, RandomInit
 
@@ -28,7 +26,7 @@ class TemperatureConfig:
     def at(self, step: int, total: int) -> float:
         """τ of a step, in a run of so many."""
         if self.decay is not None:
-            return self.start * 2.718281828459045 ** (-self.decay * step)
+            return self.start * math.exp(-self.decay * step)
         return self.start * (self.end / self.start) ** (step / total)
 
 
@@ -152,9 +150,6 @@ class Config:
     """training as such"""
 
 
-_CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
-
-
 def check_together(config: Config) -> None:
     """Raises InputError where two settings, each good by itself, cannot go together."""
     phases, quantizer = config.phases, config.model.quantizer
@@ -178,136 +173,3 @@ def check_together(config: Config) -> None:
             "moves with every batch that is passed through it, so accumulated ones are not one; "
             "expected train.accumulate=1"
         )
-
-
-# ------------------------------------------------------------------------------- key=value
-
-
-def override(config: Config, settings: list[str]) -> Config:
-    """The config with `key=value` settings applied: `train.lr=3e-4`, `model.levels.0.codebook_size=1024`, `model.net.widths=[64,128]`.
-
-    Values are read as YAML. Raises InputError for a key that does not exist (with the nearest that does) or a value of a wrong type.
-    """
-    tree = to_dict(config)
-    for setting in settings:
-        key, separator, text = setting.partition("=")
-        if not separator:
-            raise InputError(f"setting {setting!r} is not of the form key=value")
-        value = _value(key, text)
-        _assign(tree, key.strip().split("."), key, value)
-        if key.endswith("kind") or isinstance(
-            value, dict | list
-        ):  # later settings may name the keys that this one brought
-            tree = to_dict(from_dict(tree))
-    return from_dict(tree)
-
-
-def setting(key: str, value: Any) -> str:
-    """A plain value as the `key=value` that `override` reads back."""
-    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The config as plain JSON values."""
-    return _CONFIG.dump_python(config, mode="json")
-
-
-def from_dict(tree: dict[str, Any]) -> Config:
-    """The config from plain values. Raises InputError that names the first wrong one."""
-    try:
-        return _CONFIG.validate_python(tree)
-    except ValidationError as error:
-        raise InputError(explain(error)) from error
-
-
-def explain(error: ValidationError, root: type = Config) -> str:
-    """A validation error in one sentence: which key, what it got, what it expected."""
-    first = error.errors()[0]
-    tags, path = _union_tags(root), first["loc"]
-    keys = [str(part) for before, part in zip(("", *path), path) if (before, part) not in tags]
-    where = ".".join(keys)
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if first["type"] == "value_error":
-        return f"{where}: {message}"
-    return f"{where}={json.dumps(first['input'], default=str)}: {message}"
-
-
-def _union_tags(root: type) -> set[tuple[str, str]]:
-    """(field, kind) of every union by kind below a config: pydantic's paths name the kind too."""
-    found: set[tuple[str, str]] = set()
-    for field in fields(root):  # type: ignore[arg-type]
-        hint = get_type_hints(root)[field.name]
-        members = [one for one in (hint, *get_args(hint)) if is_dataclass(one)]
-        for member in members:
-            assert isinstance(member, type)
-            kind = get_type_hints(member).get("kind")
-            found |= {(field.name, name) for name in get_args(kind)} | _union_tags(member)
-    return found
-
-
-def difference(one: Config, other: Config) -> str | None:
-    """The first key in which two configs differ, with both values; None when they agree."""
-    flat_one, flat_other = flatten(to_dict(one)), flatten(to_dict(other))
-    for key in sorted(flat_one | flat_other):
-        if flat_one.get(key) != flat_other.get(key):
-            return f"{key} is {flat_one.get(key)} there and {flat_other.get(key)} here"
-    return None
-
-
-def _value(key: str, text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{key}={text!r} is not a readable value") from error
-    try:  # YAML 1.1 reads 1e-3 as a string; nobody who trains networks does. What is quoted stays a string.
-        return (
-            float(value)
-            if isinstance(value, str)
-            and text.strip()[:1] not in ("'", '"')
-            and value[:1] in "0123456789.-"
-            else value
-        )
-    except ValueError:
-        return value
-
-
-def _assign(tree: Any, path: list[str], key: str, value: Any) -> None:
-    """Set the entry at `path`. A part that selects another kind (`kind=data`) replaces the whole branch by that kind's defaults."""
-    for depth, part in enumerate(path):
-        last = depth == len(path) - 1
-        if isinstance(tree, list):
-            if part not in [str(i) for i in range(-len(tree), len(tree))]:
-                raise InputError(
-                    f"{key}: {'.'.join(path[:depth])} has entries 0 to {len(tree) - 1}, not {part!r}"
-                )
-            slot: Any = int(part)
-        elif isinstance(tree, dict):
-            if part not in tree:
-                nearest = nearest_name(part, tree)
-                raise InputError(
-                    f"key {key!r} does not exist: {'.'.join(path[:depth]) or 'the config'} has no {part!r}; {nearest}"
-                )
-            slot = part
-        else:
-            raise InputError(
-                f"key {key!r} does not exist: {'.'.join(path[:depth])} is a single value"
-            )
-        if last and slot == "kind" and tree[slot] != value:
-            tree.clear()
-        if last:
-            tree[slot] = value
-        else:
-            tree = tree[slot]
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of a tree of plain values, as `key=value` settings name them."""
-    if not isinstance(tree, dict | list) or not tree:
-        return {prefix: tree}
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    return {
-        k: v
-        for key, value in items
-        for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()
-    }

@@ -1,4 +1,4 @@
-"""A run and a split → distortion, rate, use and ablation of every layer: a table, JSON, a picture."""
+"""A run and a split → distortion, rate, use and ablation of every layer: tables, JSON, figures."""
 
 import logging
 import math
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from hqvae.config import to_dict
 from hqvae.console import print_table
 from hqvae.data import (
     SPLITS,
@@ -24,6 +23,7 @@ from hqvae.errors import InputError, NonFiniteError, nearest_name
 from hqvae.figures import image_grid
 from hqvae.measure import LayerMeasures, Measures, measure
 from hqvae.model import HQVAE
+from hqvae.overrides import to_dict
 from hqvae.ranks import pick_device
 from hqvae.run import Run, versions
 

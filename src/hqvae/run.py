@@ -29,11 +29,12 @@ import torch
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
 
-from hqvae.config import Config, difference, from_dict, to_dict
+from hqvae.config import Config
 from hqvae.errors import InputError, summary_of
 from hqvae.files import atomic_write, lock
 from hqvae.model import HQVAE
 from hqvae.model.pretrained import save_weights
+from hqvae.overrides import difference, from_dict, to_dict
 
 logger = logging.getLogger("hqvae")
 FORMAT = 2  # of the folder; 1 was that of hqvae 0.1 before its layers became levels

@@ -28,10 +28,10 @@ from typing import IO, Any
 
 import torch
 
-from hqvae.config import difference, from_dict, to_dict
 from hqvae.console import ProgressBar
 from hqvae.errors import InputError
 from hqvae.files import atomic_write, lock
+from hqvae.overrides import difference, from_dict, to_dict
 from hqvae.run import Run
 
 from .spec import RunSpec, run_name

@@ -23,10 +23,11 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass as config
 
-from hqvae.config import Config, check_together, explain, flatten, override, setting, to_dict
+from hqvae.config import Config, check_together
 from hqvae.data import SPLITS
 from hqvae.errors import InputError, nearest_name
 from hqvae.model import HQVAE
+from hqvae.overrides import explain, flatten, override, setting, to_dict
 from hqvae.presets import preset
 
 # What all systems of a case must have in common.

@@ -1,0 +1,149 @@
+"""A config as plain values and back, and `key=value` on top of it."""
+
+import json
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from hqvae.config import Config
+from hqvae.errors import InputError, nearest_name
+
+_CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
+
+
+def override(config: Config, settings: list[str]) -> Config:
+    """The config with `key=value` settings applied, such as `model.net.widths=[64,128]`.
+
+    Values are read as YAML. Raises InputError for a key that does not exist (with the nearest that
+    does) or a value of a wrong type.
+
+    >>> override(Config(), ["train.lr=3e-4", "model.levels.0.codebook_size=64"]).train.lr
+    0.0003
+    """
+    tree = to_dict(config)
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise InputError(f"setting {setting!r} is not of the form key=value")
+        value = _value(key, text)
+        _assign(tree, key.strip().split("."), key, value)
+        if key.endswith("kind") or isinstance(value, dict | list):
+            tree = to_dict(from_dict(tree))  # later settings may name the keys that came with it
+    return from_dict(tree)
+
+
+def setting(key: str, value: Any) -> str:
+    """A plain value as the `key=value` that `override` reads back."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as plain JSON values."""
+    return _CONFIG.dump_python(config, mode="json")
+
+
+def from_dict(tree: dict[str, Any]) -> Config:
+    """The config from plain values. Raises InputError that names the first wrong one."""
+    try:
+        return _CONFIG.validate_python(tree)
+    except ValidationError as error:
+        raise InputError(explain(error)) from error
+
+
+def explain(error: ValidationError, root: type = Config) -> str:
+    """A validation error in one sentence: which key, what it got, what it expected."""
+    first = error.errors()[0]
+    tags, path = _union_tags(root), first["loc"]
+    keys = [str(part) for before, part in zip(("", *path), path) if (before, part) not in tags]
+    where = ".".join(keys)
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if first["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where}={json.dumps(first['input'], default=str)}: {message}"
+
+
+def _union_tags(root: type) -> set[tuple[str, str]]:
+    """(field, kind) of every union by kind below a config: pydantic's paths name the kind too."""
+    found: set[tuple[str, str]] = set()
+    for field in fields(root):  # type: ignore[arg-type]
+        hint = get_type_hints(root)[field.name]
+        members = [one for one in (hint, *get_args(hint)) if is_dataclass(one)]
+        for member in members:
+            assert isinstance(member, type)
+            kind = get_type_hints(member).get("kind")
+            found |= {(field.name, name) for name in get_args(kind)} | _union_tags(member)
+    return found
+
+
+def difference(one: Config, other: Config) -> str | None:
+    """The first key in which two configs differ, with both values; None when they agree."""
+    flat_one, flat_other = flatten(to_dict(one)), flatten(to_dict(other))
+    for key in sorted(flat_one | flat_other):
+        if flat_one.get(key) != flat_other.get(key):
+            return f"{key} is {flat_one.get(key)} there and {flat_other.get(key)} here"
+    return None
+
+
+def _value(key: str, text: str) -> Any:
+    """A value as YAML has it, but for numbers such as 1e-3.
+
+    YAML 1.1 reads those as strings; nobody who trains networks does. What is quoted stays a string.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{key}={text!r} is not a readable value") from error
+    quoted = text.strip()[:1] in ("'", '"')
+    if not isinstance(value, str) or quoted or value[:1] not in tuple("0123456789.-"):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _assign(tree: Any, path: list[str], key: str, value: Any) -> None:
+    """Set the entry at `path`.
+
+    A part that selects another kind (`kind=kmeans`) replaces the whole branch by that kind's
+    defaults.
+    """
+    for depth, part in enumerate(path):
+        slot = _slot(tree, part, key, ".".join(path[:depth]))
+        if depth < len(path) - 1:
+            tree = tree[slot]
+            continue
+        if slot == "kind" and tree[slot] != value:
+            tree.clear()
+        tree[slot] = value
+
+
+def _slot(tree: Any, part: str, key: str, above: str) -> str | int:
+    """The index that `part` names in a list or mapping. Raises InputError where it has none."""
+    if isinstance(tree, list):
+        if part not in [str(i) for i in range(-len(tree), len(tree))]:
+            raise InputError(f"{key}: {above} has entries 0 to {len(tree) - 1}, not {part!r}")
+        return int(part)
+    if isinstance(tree, dict):
+        if part not in tree:
+            where = above or "the config"
+            raise InputError(
+                f"key {key!r} does not exist: {where} has no {part!r}; {nearest_name(part, tree)}"
+            )
+        return part
+    raise InputError(f"key {key!r} does not exist: {above} is a single value")
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a tree of plain values, as `key=value` settings name them."""
+    if not isinstance(tree, dict | list) or not tree:
+        return {prefix: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {
+        k: v
+        for key, value in items
+        for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
