@@ -26,6 +26,7 @@ _PARTS = [
     "model",
     "nets",
     "objective",
+    "overrides",
     "presets",
     "ranks",
     "run",
@@ -34,7 +35,7 @@ _PARTS = [
     "topdown",
     "train",
 ]
-_QUANTIZE = ["adapter", "codebook", "external", "noise", "posterior", "residual"]
+_QUANTIZE = ["adapter", "codebook", "external", "noise", "posterior", "quantized", "residual"]
 _KERNELS = ["blocked", "functional", "operators", "passes_torch", "reference", "threads"]
 install_import_hook(
     [

@@ -6,7 +6,6 @@ Shape key: **B** batch, **C** signal channels, **D** width of a code, **\\*S** s
 **K** codebook size, **L** layers, **R** levels.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +15,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hqvae.likelihood import LIKELIHOODS, fitted_variance
-from hqvae.nets import Decoder, Encoder, TopDown, conv
+from hqvae.nets import Decoder, Encoder
 from hqvae.objective import ElboSample, Losses
-from hqvae.quantize import GumbelSoftmaxConfig, Noise, ResidualQuantizer, Stream
+from hqvae.quantize import GumbelSoftmaxConfig, Noise
 from hqvae.topdown import (
-    ConcatLevel,
     Continuous,
     FirstLayers,
     GivenCodes,
     Level,
-    LevelOutput,
     NearestCodes,
     PosteriorSample,
-    PredictionLevel,
     RelaxedSample,
     init_codebooks,
     init_scale,
@@ -37,10 +32,10 @@ from hqvae.topdown import (
 )
 
 from . import pretrained
+from .build import as_features, make_levels
 from .config import HQVAEConfig
+from .cost import Objective, square_error
 from .presets import model_preset
-
-INJECTIONS = {"prediction": PredictionLevel, "concat": ConcatLevel}
 
 
 class HQVAE(nn.Module):
@@ -78,10 +73,9 @@ class HQVAE(nn.Module):
         if decoder is None:
             decoder = net.init(Decoder(axes, channels, finest.dim, finest.stride, net))
         self.encoder = encoder
-        levels = [_make_level(config, r, width) for r, width in enumerate(self._feature_widths())]
-        self.levels = nn.ModuleList(map(net.init, levels))  # type: ignore[assignment]
+        self.levels = nn.ModuleList(make_levels(config, encoder))  # type: ignore[assignment]
         self.decoder = decoder
-        self.likelihood = LIKELIHOODS[config.likelihood]()
+        self.objective = Objective(config)
 
     # ------------------------------------------------------------------------- objective
 
@@ -112,71 +106,16 @@ class HQVAE(nn.Module):
         source = RelaxedSample(features, noise, temperature) if quantize else Continuous(features)
         latent, outputs = walk(self.levels, source)
         x_hat = self._reconstruct(latent, x.shape[2:])
-        spectra = self.config.spectral.spectra(x)
-        distortions = [self._distortions(x, spectra, x_hat)]
-        for kept in self._prefixes(noise, x.device):
+        objective, spectra = self.objective, self.objective.spectra(x)
+        errors = [objective.distortions(x, spectra, x_hat)]
+        for kept in objective.prefixes(noise, x.device) if self.training else []:
             coarser, _ = walk(self.levels, FirstLayers(outputs, kept))
             coarser_hat = self._reconstruct(coarser, x.shape[2:])
-            distortions.append(self._distortions(x, spectra, coarser_hat))
-        return self._losses(x, x_hat, torch.stack(distortions), outputs, sigma2)
-
-    def _losses(
-        self,
-        x: Tensor,
-        x_hat: Tensor,
-        distortions: Float[Tensor, "P V1 B"],
-        outputs: Sequence[LevelOutput],
-        sigma2: Tensor | None,
-    ) -> Losses:
-        size = x[0].numel()
+            errors.append(objective.distortions(x, spectra, coarser_hat))
+        distortions = torch.stack(errors)
         if sigma2 is None:
-            flat = distortions.flatten(0, 1)
-            variances = [fitted_variance(d, size, over_ranks=self.training) for d in flat]
-            sigma2 = torch.stack(variances).view(distortions.shape[:2])
-        cost = self._reconstruction_cost(distortions, size, sigma2)
-        quantized = [output.quantized for output in outputs]
-        latent_loss = torch.stack([q.latent_loss for q in quantized], 1)
-        entropy = torch.cat([q.entropy for q in quantized], 1)
-        in_nats = self.levels[0].quantizer.posterior.in_nats
-        weight = 1.0 if in_nats else self.likelihood.commitment_weight(size, sigma2[0, 0])
-        codes = tuple(layer for q in quantized for layer in q.codes.unbind(1))
-        variance = torch.cat([level.quantizer.posterior.variance for level in self.levels])
-        return Losses(
-            loss=cost + weight * latent_loss.sum(1).mean() - entropy.sum(1).mean(),
-            distortion=distortions[0, 0].detach(),
-            spectral_mse=distortions[0, 1:].detach().T / size,
-            latent_loss=latent_loss.detach(),
-            entropy=entropy.detach(),
-            variance=variance.detach(),
-            sigma2=sigma2,
-            reconstruction=x_hat.detach(),
-            codes=codes,
-            z_e=tuple(output.z_e.detach() for output in outputs),
-            size=size,
-            uniform_rate_nats=self._uniform_rate_nats(codes),
-            in_nats=in_nats,
-        )
-
-    def _reconstruction_cost(self, distortions: Tensor, size: int, sigma2: Tensor) -> Tensor:
-        """(D/2) log σ² of the reconstruction, and of its spectra and prefixes by their weights."""
-        total = distortions.new_zeros(())
-        for p, reconstruction in enumerate(distortions):
-            progressive = 1.0 if p == 0 else self.config.progressive
-            for v, weight in enumerate([1.0, *self.config.spectral.weights]):
-                cost = self.likelihood.cost(reconstruction[v], size, sigma2[p, v])
-                total = total + progressive * weight * cost
-        return total
-
-    def _prefixes(self, noise: Noise, device: torch.device) -> list[Float[Tensor, "L"]]:
-        """Masks over the layers, of the coarser reconstructions in the objective."""
-        layers = len(self.config.layers)
-        if not (self.training and self.config.progressive and layers > 1):
-            return []
-        order = torch.arange(layers, device=device)
-        if self.config.prefixes == "all":
-            return [(order < count).float() for count in range(1, layers)]
-        seed = torch.as_tensor(noise.fold(Stream.PREFIX).seed, device=device)
-        return [(order <= seed % (layers - 1)).float()]
+            sigma2 = objective.sigma2(distortions, x[0].numel(), over_ranks=self.training)
+        return objective.losses(x_hat, distortions, sigma2, self.levels, outputs)
 
     @torch.no_grad()
     def elbo_sample(
@@ -192,8 +131,8 @@ class HQVAE(nn.Module):
         kl_continuous = torch.stack([q.latent_loss for q in quantized]).sum(0)
         entropy = torch.cat([q.entropy for q in quantized], 1).sum(1)
         codes = [layer for q in quantized for layer in q.codes.unbind(1)]
-        nats = self._uniform_rate_nats(codes) + kl_continuous - entropy
-        return ElboSample(_square_error(x, self._reconstruct(latent, x.shape[2:])), nats)
+        nats = self.objective.uniform_rate_nats(codes) + kl_continuous - entropy
+        return ElboSample(square_error(x, self._reconstruct(latent, x.shape[2:])), nats)
 
     # ----------------------------------------------------------------------------- codes
 
@@ -303,37 +242,11 @@ class HQVAE(nn.Module):
         if any(missing):
             pads = [side for m in reversed(missing) for side in (0, m)]
             x = nn.functional.pad(x, pads, mode="replicate")
-        features = self.encoder(x)
-        return (features,) if isinstance(features, Tensor) else tuple(features)
+        return as_features(self.encoder(x))
 
     def _features_of(self, x: Tensor, at_once: int) -> list[Tensor]:
         parts = [self.features(part) for part in x.split(at_once)]
         return [torch.cat(of_level) for of_level in zip(*parts)]
-
-    @torch.no_grad()
-    def _feature_widths(self) -> list[int]:
-        """Channels of every level's features, found by a look at a silent signal."""
-        mode = self.encoder.training
-        probe = torch.zeros(1, self.config.channels, *[self.stride] * self.config.axes)
-        features = self.encoder.eval()(probe)
-        self.encoder.train(mode)
-        features = (features,) if isinstance(features, Tensor) else tuple(features)
-        sizes = [tuple(h.shape[2:]) for h in features]
-        strides = [level.stride for level in self.config.levels]
-        expected = [(self.stride // stride,) * self.config.axes for stride in strides]
-        if sizes != expected:
-            raise ValueError(
-                f"the encoder makes features of sizes {sizes} from a signal of {self.stride} "
-                f"samples along every axis; levels of stride {strides} expect {expected}"
-            )
-        return [h.shape[1] for h in features]
-
-    def _uniform_rate_nats(self, codes: Sequence[Tensor]) -> float:
-        """Σ_l |S_l| log K_l: what the codes of one signal could carry."""
-        return sum(
-            layer[0].numel() * math.log(place.codebook_size)
-            for place, layer in zip(self.config.layers, codes)
-        )
 
     def _by_level(self, codes: Sequence[Tensor]) -> list[Int[Tensor, "B _ ..."]]:
         """Codes of the first layers `[B, *S_l]`, those of one level together as [B, k, *S_r]."""
@@ -341,16 +254,6 @@ class HQVAE(nn.Module):
         for place, layer in zip(self.config.layers, codes):
             grouped[place.level].append(layer)
         return [torch.stack(of_level, 1) for of_level in grouped if of_level]
-
-    def _distortions(
-        self, x: Tensor, spectra: Sequence[Tensor], x_hat: Tensor
-    ) -> Float[Tensor, "V1 B"]:
-        """Squared errors of the signal and its spectra, each as if of the signal's elements."""
-        size = x[0].numel()
-        errors = [_square_error(x, x_hat)]
-        for theirs, ours in zip(spectra, self.config.spectral.spectra(x_hat)):
-            errors.append(_square_error(theirs, ours) * (size / theirs[0].numel()))
-        return torch.stack(errors)
 
     def _reconstruct(self, latent: Tensor, size: Sequence[int] | None) -> Tensor:
         x_hat = self.decoder(latent)
@@ -387,34 +290,3 @@ class HQVAE(nn.Module):
         model = cls(pretrained.read_config(folder), encoder, decoder)
         pretrained.load_weights(model, folder)
         return model.eval()
-
-
-def _make_level(config: HQVAEConfig, r: int, width: int) -> Level:
-    """Level r of the hierarchy, for features of so many channels."""
-    level = config.levels[r]
-    quantizer = ResidualQuantizer(
-        level.dim,
-        level.codebook_size,
-        level.layers,
-        config.quantizer,
-        level.shared_codebook,
-        config.beam_size,
-    )
-    if r == 0:
-        return Level(quantizer, conv(config.axes, width, level.dim, 1))
-    above = config.levels[r - 1]
-    prediction = config.injection == "prediction"
-    top_down = TopDown(
-        config.axes,
-        (above.dim, level.dim),
-        (above.stride, level.stride),
-        config.net,
-        zero_init=prediction,
-    )
-    channels = width if prediction else width + level.dim
-    project_in = conv(config.axes, channels, level.dim, 1)
-    return INJECTIONS[config.injection](quantizer, project_in, top_down)
-
-
-def _square_error(x: Tensor, x_hat: Tensor) -> Float[Tensor, "B"]:
-    return (x.float() - x_hat.float()).square().flatten(1).sum(1)

@@ -14,7 +14,8 @@ from .posterior import (
     Posterior,
     RandomInit,
 )
-from .residual import Quantized, QuantizerConfig, ResidualQuantizer, pool_layers
+from .quantized import Quantized, pool_layers
+from .residual import QuantizerConfig, ResidualQuantizer
 
 __all__ = [
     "LOG_S2_RANGE",

@@ -7,7 +7,6 @@ the level's *injected* layer, the further ones are its *residual* layers.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -18,27 +17,9 @@ from .external import ExternalConfig
 from .kernels import beam_search
 from .noise import Noise, Stream
 from .posterior import Choice, GumbelSoftmaxConfig, InitPlace, NearestCodeConfig, Posterior
+from .quantized import Quantized, pool_layers, sum_layers
 
 QuantizerConfig = GumbelSoftmaxConfig | NearestCodeConfig | ExternalConfig
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """One quantization.
-
-    Shape:
-        z: [B, D, *S], what flows on: a relaxed sample in training, `lookup(codes)` in evaluation
-        codes: [B, L, *S] int64, in training the nearest ones to each layer's z̃
-        entropy: [B, L], H(P̂) summed over the positions, in nats (zero for a deterministic choice)
-        latent_loss: [B], in nats or in mean squared error, as `Posterior.in_nats` says
-        layers: L × [B, D, *S], the z_l whose sum z is
-    """
-
-    z: Float[Tensor, "B D ..."]
-    codes: Int[Tensor, "B L ..."]
-    entropy: Float[Tensor, "B L"]
-    latent_loss: Float[Tensor, "B"]
-    layers: tuple[Tensor, ...]
 
 
 class ResidualQuantizer(nn.Module):
@@ -183,7 +164,7 @@ class ResidualQuantizer(nn.Module):
             raise ValueError(
                 f"codes of {codes.shape[1]} layers; expected 1 to {len(self.codebooks)}"
             )
-        return _sum(
+        return sum_layers(
             [
                 codebook.lookup(of_layer, check)
                 for codebook, of_layer in zip(self.codebooks, codes.unbind(1))
@@ -209,7 +190,7 @@ class ResidualQuantizer(nn.Module):
             self.posterior.init(layer, residual, codebook, place)
             return self.posterior.relax(layer, residual, codebook, 1.0, stream)
 
-        return _sum([choice.z for choice in self._recursion(z_e, start)])
+        return sum_layers([choice.z for choice in self._recursion(z_e, start)])
 
     @torch.no_grad()
     def refine(self, z_e: Float[Tensor, "B D *S"], noise: Noise, steps: int = 1) -> Tensor:
@@ -232,7 +213,7 @@ class ResidualQuantizer(nn.Module):
         choices = self._recursion(z_e, refine)
         if self.shared_codebook:
             self.codebooks[0].set_counts(torch.stack([c.codes for c in choices]), steps)
-        return _sum([choice.z for choice in choices])
+        return sum_layers([choice.z for choice in choices])
 
     @torch.no_grad()
     def update(
@@ -303,7 +284,7 @@ class ResidualQuantizer(nn.Module):
     def _quantized(self, choices: list[Choice], latent_loss: Tensor) -> Quantized:
         entropies = [choice.entropy for choice in choices if choice.entropy is not None]
         return Quantized(
-            z=_sum([choice.z for choice in choices]),
+            z=sum_layers([choice.z for choice in choices]),
             codes=torch.stack([choice.codes for choice in choices], 1),
             entropy=torch.stack(entropies, 1),
             latent_loss=latent_loss,
@@ -315,23 +296,3 @@ class ResidualQuantizer(nn.Module):
             raise ValueError(
                 f"z_e has shape {list(z_e.shape)}; this quantizer expects [B, {self.dim}, *S]"
             )
-
-
-def pool_layers(
-    z_e: list[Tensor], codes: tuple[Tensor, ...]
-) -> tuple[Float[Tensor, "N D"], Int[Tensor, "N"]]:
-    """Rows and codes of layers that share one codebook.
-
-    Sample by sample, and only then layer by layer: the processes' rows one after the other are
-    then those of one process.
-    """
-    rows = torch.cat([z.detach().movedim(1, -1).flatten(1, -2) for z in z_e], 1)
-    return rows.flatten(0, 1), torch.cat([c.flatten(1) for c in codes], 1).flatten()
-
-
-def _sum(parts: list[Tensor]) -> Tensor:
-    """In the order of the layers, so that `lookup` and evaluation agree to the last bit."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total

@@ -1,0 +1,120 @@
+"""What a batch costs: the objective's terms, from reconstructions and a walk's outputs."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hqvae.likelihood import LIKELIHOODS, fitted_variance
+from hqvae.objective import Losses
+from hqvae.quantize import Noise, Stream
+from hqvae.topdown import Level, LevelOutput
+
+from .config import HQVAEConfig
+
+
+class Objective:
+    """J of HQ-VAE (`hqvae.objective` has the formula), and of the deterministic systems.
+
+    It knows levels and reconstructions, no network.
+
+    >>> objective = Objective(HQVAEConfig())
+    >>> x = torch.zeros(2, 3, 8, 8)
+    >>> objective.distortions(x, objective.spectra(x), x + 0.1).shape  # of the signal alone
+    torch.Size([1, 2])
+    """
+
+    def __init__(self, config: HQVAEConfig):
+        self.config = config
+        self.likelihood = LIKELIHOODS[config.likelihood]()
+
+    def spectra(self, x: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B F N"]]:
+        """What is compared beside the samples, of waveforms."""
+        return self.config.spectral.spectra(x)
+
+    def distortions(
+        self, x: Float[Tensor, "B C *S"], spectra: Sequence[Tensor], x_hat: Float[Tensor, "B C *S"]
+    ) -> Float[Tensor, "V1 B"]:
+        """Squared errors of the signal and its spectra, each as if of the signal's elements."""
+        size = x[0].numel()
+        errors = [square_error(x, x_hat)]
+        for theirs, ours in zip(spectra, self.spectra(x_hat)):
+            errors.append(square_error(theirs, ours) * (size / theirs[0].numel()))
+        return torch.stack(errors)
+
+    def prefixes(self, noise: Noise, device: torch.device) -> list[Float[Tensor, "L"]]:
+        """Masks over the layers, of the coarser reconstructions that training adds."""
+        layers = len(self.config.layers)
+        if not self.config.progressive or layers == 1:
+            return []
+        order = torch.arange(layers, device=device)
+        if self.config.prefixes == "all":
+            return [(order < count).float() for count in range(1, layers)]
+        seed = torch.as_tensor(noise.fold(Stream.PREFIX).seed, device=device)
+        return [(order <= seed % (layers - 1)).float()]
+
+    def sigma2(
+        self, distortions: Float[Tensor, "P V1 B"], size: int, over_ranks: bool
+    ) -> Float[Tensor, "P V1"]:
+        """Decoder variances, fitted to this batch, or to the batches of all processes."""
+        flat = distortions.flatten(0, 1)
+        variances = [fitted_variance(d, size, over_ranks) for d in flat]
+        return torch.stack(variances).view(distortions.shape[:2])
+
+    def losses(
+        self,
+        x_hat: Float[Tensor, "B C *S"],
+        distortions: Float[Tensor, "P V1 B"],
+        sigma2: Float[Tensor, "P V1"],
+        levels: Sequence[Level],
+        outputs: Sequence[LevelOutput],
+    ) -> Losses:
+        """The terms of one batch, σ² held constant."""
+        size = x_hat[0].numel()
+        quantized = [output.quantized for output in outputs]
+        latent_loss = torch.stack([q.latent_loss for q in quantized], 1)
+        entropy = torch.cat([q.entropy for q in quantized], 1)
+        in_nats = levels[0].quantizer.posterior.in_nats
+        weight = 1.0 if in_nats else self.likelihood.commitment_weight(size, sigma2[0, 0])
+        latent = weight * latent_loss.sum(1).mean() - entropy.sum(1).mean()
+        codes = tuple(layer for q in quantized for layer in q.codes.unbind(1))
+        variance = torch.cat([level.quantizer.posterior.variance for level in levels])
+        return Losses(
+            loss=self._reconstruction_cost(distortions, size, sigma2) + latent,
+            distortion=distortions[0, 0].detach(),
+            spectral_mse=distortions[0, 1:].detach().T / size,
+            latent_loss=latent_loss.detach(),
+            entropy=entropy.detach(),
+            variance=variance.detach(),
+            sigma2=sigma2,
+            reconstruction=x_hat.detach(),
+            codes=codes,
+            z_e=tuple(output.z_e.detach() for output in outputs),
+            size=size,
+            uniform_rate_nats=self.uniform_rate_nats(codes),
+            in_nats=in_nats,
+        )
+
+    def _reconstruction_cost(self, distortions: Tensor, size: int, sigma2: Tensor) -> Tensor:
+        """(D/2) log σ² of the reconstruction, and of its spectra and prefixes by their weights."""
+        total = distortions.new_zeros(())
+        for p, reconstruction in enumerate(distortions):
+            progressive = 1.0 if p == 0 else self.config.progressive
+            for v, weight in enumerate([1.0, *self.config.spectral.weights]):
+                cost = self.likelihood.cost(reconstruction[v], size, sigma2[p, v])
+                total = total + progressive * weight * cost
+        return total
+
+    def uniform_rate_nats(self, codes: Sequence[Tensor]) -> float:
+        """Σ_l |S_l| log K_l: what the codes of one signal could carry."""
+        return sum(
+            layer[0].numel() * math.log(place.codebook_size)
+            for place, layer in zip(self.config.layers, codes)
+        )
+
+
+def square_error(x: Float[Tensor, "B ..."], x_hat: Float[Tensor, "B ..."]) -> Float[Tensor, "B"]:
+    """‖x − x̂‖² of each signal, in float32 under any autocast."""
+    return (x.float() - x_hat.float()).square().flatten(1).sum(1)

@@ -1,0 +1,134 @@
+"""What every posterior can do, and how codebooks and s² start."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as config
+from torch import Tensor, nn
+
+from ..codebook import Codebook
+from ..noise import Noise
+
+
+class Choice(NamedTuple):
+    """What one layer chose.
+
+    Shape:
+        z: [B, D, *S], what flows on
+        codes: [B, *S] int64
+        entropy: [B], H(P̂) summed over the positions, in nats; None where nobody asks for it
+        cost: [B], what the quantizer adds to the objective by itself (external ones only)
+    """
+
+    z: Tensor
+    codes: Tensor
+    entropy: Tensor | None = None
+    cost: Tensor | None = None
+
+
+class InitPlace(NamedTuple):
+    """Where `Posterior.init` stands.
+
+    noise: the layer's stream
+    keep_vectors: whether the codebook is shared and has had its start
+    steps: of how many steps' batches the features are
+    """
+
+    noise: Noise
+    keep_vectors: bool = False
+    steps: int = 1
+
+
+class Posterior(nn.Module):
+    """The contract. `layer` counts the layers of the stack; only `init` changes state.
+
+    Attributes:
+        name: as weights on disk record it
+        in_nats: whether the latent loss is in nats per signal; else in mean squared error
+        gradient_moves_codes: whether codebooks learn by gradient; else by `Codebook.update`
+        detach_residual: whether a layer takes the codes before it as constants
+        supports_beam: whether codes can be searched through vectors of the codebooks
+    """
+
+    name: str
+    in_nats: bool
+    gradient_moves_codes: bool
+    detach_residual = False
+    supports_beam = True
+
+    @property
+    @abstractmethod
+    def variance(self) -> Float[Tensor, "L"]:
+        """s_l², with its gradient; zeros where the choice is deterministic."""
+
+    @abstractmethod
+    def relax(
+        self, layer: int, z_e: Tensor, codebook: Codebook, temperature: Tensor | float, noise: Noise
+    ) -> Choice:
+        """What flows on in training."""
+
+    @abstractmethod
+    def nearest(
+        self, layer: int, z_e: Tensor, codebook: Codebook, codes: Tensor | None = None
+    ) -> Choice:
+        """The nearest code, or the given one, and the entropy of P̂ there; without gradient."""
+
+    @abstractmethod
+    def sample(self, layer: int, z_e: Tensor, codebook: Codebook, noise: Noise) -> Choice:
+        """A hard draw from P̂, and its entropy; without gradient."""
+
+    @abstractmethod
+    def latent_loss(self, z_e: Tensor, choices: Sequence[Choice]) -> Float[Tensor, "B"]:
+        """What training pays for what the layers together miss of z_e."""
+
+    def perturb(self, z_e: Tensor, noise: Noise) -> Tensor:
+        """A draw of Z̃ from its Gaussian around z_e; z_e itself where there is none."""
+        return z_e
+
+    def kl_continuous(self, z_e: Tensor, choices: Sequence[Choice]) -> Float[Tensor, "B"]:
+        """E log q(Z̃|x) − log p(Z̃|Z) of the evidence bound, in nats, at a drawn z_e.
+
+        Zero for a deterministic choice: its latent costs its rate alone.
+        """
+        return z_e.new_zeros(len(z_e), dtype=torch.float32)
+
+    @abstractmethod
+    def init(self, layer: int, z_e: Tensor, codebook: Codebook, place: InitPlace) -> None:
+        """Give codebook (unless its vectors are kept) and s² their start; changes state."""
+
+    def update(self, codebook: Codebook, rows: Tensor, codes: Tensor, noise: Noise) -> int:
+        """Move a codebook of running averages; returns how many codes were restarted."""
+        return 0
+
+
+# -------------------------------------------------------------------------- initialisation
+
+
+@config(frozen=True, config=ConfigDict(extra="forbid"))
+class RandomInit:
+    """Codes ~ N(0, I), as in the official single-layer code."""
+
+    kind: Literal["random"] = "random"
+    s2: float = Field(default=21.0, gt=0)
+    """s² at the start, of stochastic quantizers"""
+
+
+@config(frozen=True, config=ConfigDict(extra="forbid"))
+class KMeansInit:
+    """Codes are the k-means of the features, and s² = mean ‖z̃ − b‖² / (2 · sharpness).
+
+    A code at the mean distance starts exp(−sharpness) times as likely as one on the spot, in any
+    dimension. Too soft (4) learns slowly or lets the posterior become uniform. Too hard (600) is
+    one-hot from the first step and collapses as a deterministic quantizer does.
+    """
+
+    kind: Literal["kmeans"] = "kmeans"
+    sharpness: float = Field(default=16.0, gt=0)
+    """how hard the posterior starts, of stochastic quantizers"""
+
+
+Init = RandomInit | KMeansInit

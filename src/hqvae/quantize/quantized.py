@@ -1,0 +1,46 @@
+"""What one quantization by a stack of layers is, and sums and pools over its layers."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """One quantization.
+
+    Shape:
+        z: [B, D, *S], what flows on: a relaxed sample in training, `lookup(codes)` in evaluation
+        codes: [B, L, *S] int64, in training the nearest ones to each layer's z̃
+        entropy: [B, L], H(P̂) summed over the positions, in nats (zero for a deterministic choice)
+        latent_loss: [B], in nats or in mean squared error, as `Posterior.in_nats` says
+        layers: L × [B, D, *S], the z_l whose sum z is
+    """
+
+    z: Float[Tensor, "B D ..."]
+    codes: Int[Tensor, "B L ..."]
+    entropy: Float[Tensor, "B L"]
+    latent_loss: Float[Tensor, "B"]
+    layers: tuple[Tensor, ...]
+
+
+def pool_layers(
+    z_e: list[Tensor], codes: tuple[Tensor, ...]
+) -> tuple[Float[Tensor, "N D"], Int[Tensor, "N"]]:
+    """Rows and codes of layers that share one codebook.
+
+    Sample by sample, and only then layer by layer: the processes' rows one after the other are
+    then those of one process.
+    """
+    rows = torch.cat([z.detach().movedim(1, -1).flatten(1, -2) for z in z_e], 1)
+    return rows.flatten(0, 1), torch.cat([c.flatten(1) for c in codes], 1).flatten()
+
+
+def sum_layers(parts: list[Tensor]) -> Tensor:
+    """In the order of the layers, so that `lookup` and evaluation agree to the last bit."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
