@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# SQ-VAE or VQ-VAE on CIFAR-10 beside published numbers: docs/calibration.md.   bash experiments/calibration.sh DATA sqvae|vqvae [EPOCHS [KEY=VALUE …]]
+# SQ-VAE or VQ-VAE on CIFAR-10 beside published numbers: experiments/diary/calibration.md.   bash experiments/calibration.sh DATA sqvae|vqvae [EPOCHS [KEY=VALUE …]]
 set -euo pipefail
 data=${1:?the folder with CIFAR-10 as train.parquet and test.parquet}
 preset=${2:?sqvae or vqvae}

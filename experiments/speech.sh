@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A codec of waveforms trained on speech, beside Opus: docs/sound.md.   bash experiments/speech.sh DATA [STEPS]
+# A codec of waveforms trained on speech, beside Opus: docs/audio.md.   bash experiments/speech.sh DATA [STEPS]
 set -euo pipefail
 data=${1:?a folder of speech, with train/ and test/}
 steps=${2:-10000}

@@ -291,7 +291,7 @@ def test_nearest_codes_replace_the_posterior_and_nothing_else(quantizer, levels,
     sample = model.elbo_sample(x, Noise(1))
     assert torch.equal(sample.distortion, model(x).distortion)
 
-    beta = 0.25 if len(config.layers) <= 2 else 0.025
+    beta = 0.25 if levels == "one" else 0.025
     twin = build_like(model, quantizer=NearestCodeConfig(beta=beta, restart=True))
     ours, theirs = model.train()(x), twin.train()(x)
     assert torch.equal(ours.loss, theirs.loss) and ours.loss.requires_grad

@@ -334,7 +334,14 @@ def test_the_gradient_of_a_deterministic_quantizer_is_passed_straight_through(ki
 
 @pytest.mark.parametrize(
     ("layers", "beta", "expected"),
-    [(1, None, 0.25), (2, None, 0.25), (3, None, 0.025), (1, 0.1, 0.1), (4, 0.1, 0.1)],
+    [
+        ([1], None, 0.25),
+        ([2], None, 0.25),
+        ([3], None, 0.025),
+        ([1, 1], None, 0.025),
+        ([1], 0.1, 0.1),
+        ([2, 2], 0.1, 0.1),
+    ],
 )
 def test_the_commitment_of_nearest_codes_goes_by_the_depth(layers, beta, expected):
     nearest = GumbelSoftmaxConfig(beta=beta).nearest(layers)

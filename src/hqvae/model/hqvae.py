@@ -198,7 +198,8 @@ class HQVAE(nn.Module):
         """
         if self.posterior == "gumbel_softmax":
             assert isinstance(self.config.quantizer, GumbelSoftmaxConfig)
-            nearest = self.config.quantizer.nearest(len(self.config.layers))
+            depths = [level.layers for level in self.config.levels]
+            nearest = self.config.quantizer.nearest(depths)
             for level in self.levels:
                 level.quantizer.use_nearest(nearest)
 

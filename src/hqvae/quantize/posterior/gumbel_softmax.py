@@ -27,7 +27,7 @@ class GumbelSoftmaxConfig:
     variance: Literal["exp", "one_plus_exp"] = "exp"
     """s² = exp θ, or 1 + exp θ as in the official single-layer code"""
     beta: float | None = Field(default=None, ge=0)
-    """commitment in the nearest-code phase; None: 0.25 for one or two layers in all, else 0.025"""
+    """commitment of nearest codes; null: 0.25 for one level of one or two layers, else 0.025"""
 
     def make_codebook(self, dim: int, codebook_size: int) -> Codebook:
         return Codebook(dim, codebook_size)
@@ -35,13 +35,14 @@ class GumbelSoftmaxConfig:
     def make_posterior(self, dim: int, layers: int) -> "GumbelSoftmax":
         return GumbelSoftmax(dim, layers, self)
 
-    def nearest(self, all_layers: int) -> "NearestCodeConfig":
-        """The quantizer of the nearest-code phase, in a model of so many layers in all.
+    def nearest(self, layers_per_level: Sequence[int]) -> NearestCodeConfig:
+        """The quantizer of the nearest-code phase, in a model of such levels.
 
         With few layers nothing comes after that could code what they miss, so features commit as
         strongly as published. In deeper stacks that shrinks features onto a few codes.
         """
-        by_depth = 0.25 if all_layers <= 2 else 0.025
+        few = len(layers_per_level) == 1 and layers_per_level[0] <= 2
+        by_depth = 0.25 if few else 0.025
         return NearestCodeConfig(beta=by_depth if self.beta is None else self.beta, restart=True)
 
 
