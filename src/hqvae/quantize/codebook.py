@@ -26,6 +26,23 @@ def unflatten_positions(rows: Float[Tensor, "N D"], like: Tensor) -> Float[Tenso
     return rows.reshape(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1)
 
 
+def check_size(dim: int, codebook_size: int) -> None:
+    """Raises ValueError for fewer than 2 codes or 1 dimension."""
+    if codebook_size < 2:
+        raise ValueError(f"codebook_size is {codebook_size}; a codebook needs at least 2 codes")
+    if dim < 1:
+        raise ValueError(f"dim is {dim}; a code needs at least 1 dimension")
+
+
+def check_codes(codes: Tensor, codebook_size: int) -> None:
+    """Raises ValueError for a code outside 0 … K − 1."""
+    if codes.numel() and (codes.min() < 0 or codes.max() >= codebook_size):
+        raise ValueError(
+            f"codes range from {int(codes.min())} to {int(codes.max())}; "
+            f"this codebook has codes 0 to {codebook_size - 1}"
+        )
+
+
 class Codebook(nn.Module):
     """K vectors b_k of width D, and how many features each of them stands for.
 
@@ -53,10 +70,7 @@ class Codebook(nn.Module):
 
     def __init__(self, dim: int, codebook_size: int):
         super().__init__()
-        if codebook_size < 2:
-            raise ValueError(f"codebook_size is {codebook_size}; a codebook needs at least 2 codes")
-        if dim < 1:
-            raise ValueError(f"dim is {dim}; a code needs at least 1 dimension")
+        check_size(dim, codebook_size)
         self.dim = dim
         self.codebook_size = codebook_size
         self.vectors = nn.Parameter(torch.randn(codebook_size, dim))
@@ -68,11 +82,8 @@ class Codebook(nn.Module):
         Raises ValueError for a code outside 0 … K − 1. `check=False` is for codes known to be
         in range: the check makes a GPU wait.
         """
-        if check and codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
-            raise ValueError(
-                f"codes range from {int(codes.min())} to {int(codes.max())}; "
-                f"this codebook has codes 0 to {self.codebook_size - 1}"
-            )
+        if check:
+            check_codes(codes, self.codebook_size)
         return nn.functional.embedding(codes, self.vectors).movedim(-1, 1)
 
     def nearest(self, z_e: Float[Tensor, "B D *S"]) -> Int[Tensor, "B *S"]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from hqvae.errors import InputError
 
+from .codebook import check_codes, check_size
 from .noise import Noise
 from .posterior import Choice, InitPlace, Posterior
 
@@ -102,10 +103,7 @@ class ExternalCodebook(nn.Module):
 
     def __init__(self, dim: int, codebook_size: int, config: ExternalConfig = ExternalConfig()):
         super().__init__()
-        if codebook_size < 2:
-            raise ValueError(f"codebook_size is {codebook_size}; a codebook needs at least 2 codes")
-        if dim < 1:
-            raise ValueError(f"dim is {dim}; a code needs at least 1 dimension")
+        check_size(dim, codebook_size)
         self.dim = dim
         self.codebook_size = codebook_size
         self.config = config
@@ -120,11 +118,8 @@ class ExternalCodebook(nn.Module):
 
     def lookup(self, codes: Int[Tensor, "B *S"], check: bool = True) -> Float[Tensor, "B D ..."]:
         """As `Codebook.lookup`."""
-        if check and codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
-            raise ValueError(
-                f"codes range from {int(codes.min())} to {int(codes.max())}; "
-                f"this codebook has codes 0 to {self.codebook_size - 1}"
-            )
+        if check:
+            check_codes(codes, self.codebook_size)
         module: Any = self.module
         flat = codes.flatten().unsqueeze(0)
         if self.config.name == "rotation":
