@@ -46,6 +46,7 @@ install_import_hook(
     "beartype.beartype",
 )
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from kernel_backends import backend, rows_per_block  # noqa: E402, F401
@@ -109,3 +110,12 @@ def signals(count: int = 4, size: int = 16, axes: int = 2, seed: int = 1) -> tor
 def member(request: pytest.FixtureRequest) -> HQVAE:
     """Every system of the family in turn, started from a batch."""
     return build(*request.param)
+
+
+@pytest.fixture(scope="session")
+def image_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Sixty images of one colour each, in an .npz: 51 to train on, 3 for validation."""
+    colours = np.random.default_rng(0).integers(0, 256, (60, 1, 1, 3))
+    path = tmp_path_factory.mktemp("data") / "smooth.npz"
+    np.savez(path, x=colours.repeat(16, 1).repeat(16, 2).astype(np.uint8))
+    return str(path)

@@ -3,17 +3,19 @@
 Loss, gradients, moving averages, restarts and metrics; and the choice of a device.
 """
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import build, signals
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 from hqvae.errors import InputError
 from hqvae.metrics import SSIM, AudioQuality, Distortion, Mean, Perceptual, Usage
 from hqvae.quantize import Noise
-from hqvae.ranks import broadcast, pick_device
+from hqvae.ranks import broadcast, gather, pick_device
 
 SYSTEMS = [
     ("stochastic", "hybrid"),
@@ -26,32 +28,47 @@ GLOBAL = 8
 
 
 def step(quantizer, levels, rank, world):
-    """One step's gradients and codebook update on this process's share of the batch."""
+    """One step's gradients and codebook update, then gradients of the other two phases."""
     model = build(quantizer, levels, progressive=0.5).train()
     share = GLOBAL // world
-    x = signals(GLOBAL)[rank * share : (rank + 1) * share]
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
-    out = wrapped(x, 0.7, Noise(11, samples=rank * share))
+    first = rank * share
+    x = signals(GLOBAL)[first : first + share]
+    # In some phases parameters have no gradient.
+    wrap = partial(DDP, broadcast_buffers=False, find_unused_parameters=True)
+    ddp_model = wrap(model) if world > 1 else model
+    out = ddp_model(x, 0.7, Noise(11, samples=first))
     out.loss.backward()
-    for layer in model.layers if quantizer == "restart" else ():
-        layer.quantizer.counts[::2] = 0.1  # so that there is something to restart
-    restarted = model.update(out.z_e, out.codes, Noise(12))
+    results = gradients("samples", model)
+    for level in model.levels if quantizer == "restart" else ():
+        for codebook in level.quantizer.codebooks:
+            codebook.counts[::2] = 0.1  # so that there is something to restart
+    restarted = model.update_codebooks(out.z_e, out.codes, Noise(12))
     usage, mean = Usage(16), Mean()
     usage.add(out.codes[0])
     mean.add(out.distortion)
-    # What `quantized=False` leaves out still has gradients: DDP would wait for them.
-    wrapped(x, 0.7, Noise(11, samples=rank * share), quantized=False).loss.backward()
-    results = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
-    results |= {f"buffer {name}": b for name, b in model.named_buffers()}
-    results |= {
+    results |= {f"buffer {name}": values for name, values in model.named_buffers()}
+    results |= {f"weight {name}": values.detach() for name, values in model.named_parameters()}
+    ddp_model(x, 0.7, Noise(11, samples=first), quantize=False).loss.backward()
+    results |= gradients("pretraining", model)
+    model.use_nearest()
+    ddp_model(x, 0.7, Noise(11, samples=first)).loss.backward()
+    results |= gradients("nearest codes", model)
+    return results | {
         "sigma2": out.sigma2,
         "restarted": torch.tensor(restarted),
         "perplexity": torch.tensor(usage.perplexity()),
-    }
-    return results | {
         "used": torch.tensor(usage.used()),
         "distortion": torch.tensor(mean.value()),
         "loss": out.loss.detach(),
+    }
+
+
+def gradients(phase, model):
+    """By name, summed over the phases so far; what has had none is left out."""
+    return {
+        f"gradient of {name}, {phase}": parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
     }
 
 
@@ -69,7 +86,7 @@ def test_two_processes_are_one(quantizer, levels, tmp_path):
     one = step(quantizer, levels, 0, 1)
     assert one.keys() == ranks[0].keys()
     for name, value in one.items():
-        if name == "loss":  # fit and entropy are means over each process's share
+        if name == "loss":  # latent loss and entropy are means over each process's share
             value_of_two = (ranks[0][name] + ranks[1][name]) / 2
         else:
             assert torch.equal(ranks[0][name], ranks[1][name]), name
@@ -78,25 +95,27 @@ def test_two_processes_are_one(quantizer, levels, tmp_path):
         assert torch.allclose(value / scale, value_of_two / scale, atol=2e-5), name
     if quantizer == "restart":
         assert one["restarted"] > 0
+    moved = {name.rsplit(", ", 1)[1] for name in one if name.startswith("gradient")}
+    assert moved == {"samples", "pretraining", "nearest codes"}
 
 
 def copied(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     mine = [torch.tensor([1.5, -2.0]) + rank, torch.tensor([3, 4]) + rank, torch.tensor(rank == 0)]
-    torch.save([broadcast(values) for values in mine], f"{folder}/{rank}.pt")
+    gathered = gather([f"of {rank}"] * (rank + 1))
+    torch.save([*(broadcast(values) for values in mine), gathered], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_every_process_has_the_first_ones_values(tmp_path):
+def test_every_process_has_the_first_ones_values_and_those_of_all(tmp_path):
     mp.start_processes(copied, (str(tmp_path),), nprocs=2, start_method="fork")
     for rank in (0, 1):
-        numbers, whole, truth = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert (
-            numbers.tolist() == [1.5, -2.0]
-            and whole.tolist() == [3, 4]
-            and truth.dtype == torch.bool
-            and truth
-        )
+        saved = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        numbers, whole, truth, gathered = saved
+        assert numbers.tolist() == [1.5, -2.0] and whole.tolist() == [3, 4]
+        assert truth.dtype == torch.bool and truth
+        assert gathered == [["of 0"], ["of 1", "of 1"]]
+    assert gather("alone") == ["alone"]
 
 
 class SmallFeatures(torch.nn.Module):

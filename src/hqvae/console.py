@@ -5,7 +5,8 @@ On a terminal everything fits its width. Piped output is plain, one line each, a
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from rich import box
@@ -97,6 +98,30 @@ class ProgressBar:
         """A line that stays."""
         if not self.quiet:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def scan_bars(quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Shows scans of data: gives a function to call with (items done, items in all).
+
+    Every scan has a `ProgressBar` of its own. It ends with its last item, or with the block.
+
+    >>> with scan_bars(quiet=True) as show:
+    ...     show(1, 2)
+    """
+    with ExitStack() as stack:
+        bars: list[ProgressBar] = []
+
+        def show(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(ProgressBar(total, 0, quiet)))
+                bars[0].print(f"reading {total} items")
+            bars[0].advance_to(done)
+            if done == total:
+                stack.close()
+                bars.clear()
+
+        yield show
 
 
 def print_paragraph(text: str) -> None:

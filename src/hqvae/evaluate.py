@@ -1,4 +1,4 @@
-"""A run and a split → distortion, rate, use and ablation of every layer: tables, JSON, figures."""
+"""A run and a split → distortion, rate, use and ablation of every layer; tables, JSON, pictures."""
 
 import logging
 import math
@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from hqvae.console import print_table
+from hqvae.config import to_dict
+from hqvae.console import print_table, scan_bars
 from hqvae.data import (
     SPLITS,
     AudioConfig,
@@ -118,7 +119,8 @@ def evaluate(
     model = opened.load_model().to(device)
     config = options.data(opened.config.data, source, run)
     channels, axes = model.config.channels, model.config.axes
-    resolved, splits = open_data(config, channels, (options.split,), axes)
+    with scan_bars() as progress:
+        resolved, splits = open_data(config, channels, (options.split,), axes, progress)
     data = splits[options.split]
     if config == opened.config.data:
         warn_of_change(opened, options.split, splits.fingerprints)
@@ -146,10 +148,7 @@ def evaluate(
     }
     report = Report(measures, findings(measures, opened.config), protocol)
     opened.write_json("report/report.json", report.entry())
-    opened.write_lines(
-        "report/left-out.jsonl",
-        [{"split": options.split, "key": key, "reason": why} for key, why in data.left_out()],
-    )
+    opened.write_lines("report/left-out.jsonl", splits.left_out())
     save_reconstructions(opened, model, data, device)
     return report
 

@@ -4,12 +4,15 @@ With one process, sums and copies are the identity. The process group is asked f
 never cached: a module built before the group exists must still be right after it.
 """
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from hqvae.errors import InputError, nearest_name
 
+T = TypeVar("T")
 _ACCELERATORS = ("auto", "cpu", "cuda")
 
 
@@ -69,6 +72,15 @@ def broadcast(values: Tensor) -> Tensor:
     sent = _copy_to_send(values)
     dist.broadcast(sent.view(torch.uint8) if sent.dtype == torch.bool else sent, 0)
     return sent.to(values.device)
+
+
+def gather(value: T) -> list[T]:
+    """Every process's plain value, in the order of their numbers."""
+    if world_size() == 1:
+        return [value]
+    values: list[T] = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def rows_before_mine(rows: int, device: torch.device) -> tuple[int, int]:

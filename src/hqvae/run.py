@@ -4,6 +4,7 @@
     RUN/model.safetensors      the weights that are evaluated
     RUN/checkpoints/*.pt       what training needs to go on bitwise (tensors and plain values only)
     RUN/log.jsonl              one JSON object per log line
+    RUN/left-out.jsonl         items of the data that cannot be read, where there are any
     RUN/report/                tables and pictures
 
 All files but the log are written atomically; the log is only appended to.
@@ -18,7 +19,7 @@ import pickle
 import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -162,17 +163,16 @@ class Run:
 
     def entries(self, kind: str) -> list[dict[str, Any]]:
         """The log's entries of one kind (`train`, `validation`, `alarm`), oldest first."""
-        return [entry for entry in self._entries() if entry["kind"] == kind]
+        return [entry for entry in self.read_lines(self.log_path.name) if entry["kind"] == kind]
 
-    def _entries(self) -> Iterator[dict[str, Any]]:
-        """All entries; a line that a killed run left incomplete is skipped."""
-        if not self.log_path.exists():
-            return
-        for line in self.log_path.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """What `log` or `write_lines` wrote, but for a line that a killed run left incomplete."""
+        path = self.path / name
+        rows = []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
 
     def truncate_log(self, step: int) -> None:
         """Drop the log's entries after a step, and an incomplete last line.
@@ -180,7 +180,8 @@ class Run:
         A resumed run writes them again.
         """
         if self.log_path.exists():
-            kept = [entry for entry in self._entries() if entry["step"] <= step]
+            entries = self.read_lines(self.log_path.name)
+            kept = [entry for entry in entries if entry["step"] <= step]
             self.write_lines(self.log_path.name, kept)
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:

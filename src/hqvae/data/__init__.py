@@ -63,6 +63,14 @@ class Splits(dict[str, Dataset]):
         super().__init__(datasets)
         self.fingerprints = {name: _fingerprint(index) for name, index in indexes.items()}
 
+    def left_out(self) -> list[dict[str, str]]:
+        """Items known to be broken, of every split: {split, key, reason} each."""
+        return [
+            {"split": name, "key": key, "reason": reason}
+            for name, dataset in self.items()
+            for key, reason in dataset.left_out()
+        ]
+
 
 def _fingerprint(index: FileIndex) -> str:
     """Number of items and a digest of their names."""

@@ -8,8 +8,10 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 
 from hqvae.config import Config, TrainConfig, check_together
+from hqvae.console import scan_bars
 from hqvae.data import Splits, open_data
 from hqvae.errors import InputError, summary_of
+from hqvae.ranks import gather, rank
 from hqvae.run import Run
 
 from .autoencoder import Autoencoder
@@ -19,6 +21,8 @@ from .state import TrainState
 
 for _name in ("lightning.fabric", "lightning.pytorch"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # our own first line says what runs where
+
+_LEFT_OUT = "left-out.jsonl"
 
 
 def train(
@@ -43,12 +47,14 @@ def train(
     check_together(config)
     if config.train.tensorboard:
         summary_writer_class()
-    fabric = make_fabric(config.train, accelerator, devices, nodes)
+    fabric = make_fabric(config, accelerator, devices, nodes)
     slices = rank_slices(config.train, fabric.global_rank, fabric.world_size)
     if not resume:
         Run.check_unused(out)
     model = config.model
-    data, splits = open_data(config.data, model.channels, ("train", "validation"), model.axes)
+    wanted = ("train", "validation")
+    with scan_bars(quiet=fabric.global_rank > 0) as progress:
+        data, splits = open_data(config.data, model.channels, wanted, model.axes, progress)
     config = replace(config, data=data)
     check_data(config, splits, fabric.world_size)
     task = Autoencoder(config, splits, fabric, slices)
@@ -57,20 +63,25 @@ def train(
         state = TrainState(task, config.train, fabric, task.total)
         if resume:
             state.restore(run)
+        record_left_out(run, splits)
         interval = config.train.validation_interval(len(splits["train"]))
-        return run if loop(task, state, config.train, run, interval) else None
+        finished = loop(task, state, config.train, run, interval)
+        record_left_out(run, splits)  # not all of them are known before they are read
+        return run if finished else None
 
 
-def make_fabric(config: TrainConfig, accelerator: str, devices: int, nodes: int) -> Fabric:
+def make_fabric(config: Config, accelerator: str, devices: int, nodes: int) -> Fabric:
     """Raises InputError where the machine lacks what was asked for."""
-    # A phase may leave parameters without a gradient: DDP is not to wait for one.
-    strategy = DDPStrategy(find_unused_parameters=True) if devices * nodes > 1 else "auto"
+    # Before codebooks start, and once codes are the nearest ones, some parameters have no gradient:
+    # DDP is not to wait for one.
+    phases = config.phases.pretrain_fraction > 0 or config.phases.nearest_fraction > 0
+    strategy = DDPStrategy(find_unused_parameters=phases) if devices * nodes > 1 else "auto"
     try:
         fabric = Fabric(
             accelerator=accelerator,
             devices=devices,
             num_nodes=nodes,
-            precision=config.precision,
+            precision=config.train.precision,
             strategy=strategy,
         )
     except Exception as error:  # Fabric raises several classes
@@ -107,6 +118,15 @@ def open_run(
         run = make(out, config, fingerprints)
     fabric.barrier()
     return run if fabric.global_rank == 0 else Run.open(out)
+
+
+def record_left_out(run: Run, splits: Splits) -> None:
+    """List what any process found broken in the run's folder, beside what was listed before."""
+    found = [item for of_process in gather(splits.left_out()) for item in of_process]
+    if not found or rank():
+        return
+    known = {(item["split"], item["key"]): item for item in [*run.read_lines(_LEFT_OUT), *found]}
+    run.write_lines(_LEFT_OUT, known.values())
 
 
 def check_data(config: Config, splits: Splits, processes: int) -> None:

@@ -77,10 +77,8 @@ class TrainState:
         generators = all_sum(generators)
         task_state = self.task.state()
         if self.fabric.global_rank == 0:
-            if self.task.can_save(self.step):
-                self.task.save_weights(
-                    run, self.eval_model
-                )  # first: a finished run must have its weights
+            if self.task.can_save(self.step):  # first: a finished run must have its weights
+                self.task.save_weights(run, self.eval_model)
             run.save_checkpoint(
                 {
                     "step": self.step,
@@ -117,14 +115,10 @@ def make_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, total: int
 ) -> LRScheduler | ReduceLROnPlateau:
     if config.schedule == "plateau":
-        # Losses in nats may be negative, where a relative threshold would turn round.
+        # Any fall counts. Losses in nats may be negative, where a relative threshold would turn
+        # round; of a mean squared error an absolute one may be more than is left.
         return ReduceLROnPlateau(
-            optimizer,
-            factor=0.5,
-            patience=config.patience,
-            threshold=1e-4,
-            threshold_mode="abs",
-            eps=0.0,
+            optimizer, factor=0.5, patience=config.patience, threshold=0.0, eps=0.0
         )
 
     def rate(step: int) -> float:
@@ -157,7 +151,7 @@ class Timer:
 def _generator_states(device: torch.device) -> torch.Tensor:
     """Of torch's generators.
 
-    Ours are never drawn from, but a quantizer of another library may draw, on its device.
+    Ours are never drawn from, but a module of another library may draw, on its device.
     """
     states = [torch.get_rng_state()]
     if device.type == "cuda":
