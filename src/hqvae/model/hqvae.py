@@ -8,7 +8,6 @@ Shape key: **B** batch, **C** signal channels, **D** width of a code, **\\*S** s
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from hqvae.topdown import (
 from . import pretrained
 from .config import HQVAEConfig
 from .presets import model_preset
+from .probe import as_features, check_decoder, feature_widths
 
 INJECTIONS = {"prediction": PredictionLevel, "concat": ConcatLevel}
 
@@ -52,7 +52,8 @@ class HQVAE(nn.Module):
             [B, W_r, *S/stride_r] each (one level: the tensor itself will do)
         decoder: in place of ours: latent of the finest level [B, D, *S/stride] → x̂ [B, C, *S]
 
-    Signals are floats in [−1, 1]. Source: HQ-VAE (Takida et al., TMLR 2024, arXiv 2401.00365).
+    Signals are floats in [−1, 1]. Raises ValueError for networks whose sizes do not fit the
+    levels. Source: HQ-VAE (Takida et al., TMLR 2024, arXiv 2401.00365).
 
     >>> model = HQVAE(HQVAEConfig(levels=(LevelConfig(stride=8), LevelConfig(stride=4))))
     >>> codes = model.eval().encode(torch.zeros(1, 3, 32, 32))
@@ -78,8 +79,10 @@ class HQVAE(nn.Module):
         if decoder is None:
             decoder = net.init(Decoder(axes, channels, finest.dim, finest.stride, net))
         self.encoder = encoder
-        levels = [_make_level(config, r, width) for r, width in enumerate(self._feature_widths())]
+        widths = feature_widths(config, encoder)
+        levels = [_make_level(config, r, width) for r, width in enumerate(widths)]
         self.levels = nn.ModuleList(map(net.init, levels))  # type: ignore[assignment]
+        check_decoder(config, decoder)
         self.decoder = decoder
         self.likelihood = LIKELIHOODS[config.likelihood]()
 
@@ -303,30 +306,11 @@ class HQVAE(nn.Module):
         if any(missing):
             pads = [side for m in reversed(missing) for side in (0, m)]
             x = nn.functional.pad(x, pads, mode="replicate")
-        features = self.encoder(x)
-        return (features,) if isinstance(features, Tensor) else tuple(features)
+        return as_features(self.encoder(x))
 
     def _features_of(self, x: Tensor, at_once: int) -> list[Tensor]:
         parts = [self.features(part) for part in x.split(at_once)]
         return [torch.cat(of_level) for of_level in zip(*parts)]
-
-    @torch.no_grad()
-    def _feature_widths(self) -> list[int]:
-        """Channels of every level's features, found by a look at a silent signal."""
-        mode = self.encoder.training
-        probe = torch.zeros(1, self.config.channels, *[self.stride] * self.config.axes)
-        features = self.encoder.eval()(probe)
-        self.encoder.train(mode)
-        features = (features,) if isinstance(features, Tensor) else tuple(features)
-        sizes = [tuple(h.shape[2:]) for h in features]
-        strides = [level.stride for level in self.config.levels]
-        expected = [(self.stride // stride,) * self.config.axes for stride in strides]
-        if sizes != expected:
-            raise ValueError(
-                f"the encoder makes features of sizes {sizes} from a signal of {self.stride} "
-                f"samples along every axis; levels of stride {strides} expect {expected}"
-            )
-        return [h.shape[1] for h in features]
 
     def _uniform_rate_nats(self, codes: Sequence[Tensor]) -> float:
         """Σ_l |S_l| log K_l: what the codes of one signal could carry."""
@@ -367,12 +351,12 @@ class HQVAE(nn.Module):
     def from_preset(cls, name: str, **changes: Any) -> "HQVAE":
         """An untrained model of a preset, with `changes` to fields of its `HQVAEConfig`.
 
-        Raises InputError for a name that is no preset's.
+        Raises InputError for a preset or field that does not exist.
 
         >>> HQVAE.from_preset("rsqvae", channels=1).config.levels[0].layers
         4
         """
-        return cls(replace(model_preset(name), **changes))
+        return cls(model_preset(name, **changes))
 
     @classmethod
     def from_pretrained(
