@@ -1,25 +1,21 @@
-"""Networks: shapes are exact, reach is finite, batch mates do not matter."""
+"""Networks: shapes are exact, reach is finite, batch mates do not matter, starts are as stated."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from hqvae.nets import (
-    Decoder,
-    Encoder,
-    NetConfig,
-    ResBlock,
-    grow,
-    reductions,
-    shrink,
-    start_at_zero,
-)
+from hqvae.nets import ConvConfig, Decoder, Encoder, TopDown, WaveConvConfig
+from hqvae.nets.conv import ChannelNorm, ResBlock, downsample, factor_stride, res_blocks, upsample
 
-SMALL = NetConfig(widths=(8, 12), blocks=1)
+SMALL = ConvConfig(widths=(8, 12), blocks=1)
+WAVE = WaveConvConfig(widths=(8, 12), blocks=2, inner_blocks=1, dilations=(1, 3), factor=4)
+NETS = {"blocks": SMALL, "inner": ConvConfig(widths=(6,), blocks=0, inner_blocks=1), "wave": WAVE}
 STRIDES = [(4,), (8, 4), (12, 2), (6, 3), (10, 5), (7,), (8, 4, 2), (4, 1), (1,)]
+
+
+# ------------------------------------------------------------------------------------ shapes
 
 
 @pytest.mark.parametrize(
@@ -35,28 +31,36 @@ STRIDES = [(4,), (8, 4), (12, 2), (6, 3), (10, 5), (7,), (8, 4, 2), (4, 1), (1,)
         (320, [2] * 6 + [5]),
     ],
 )
-def test_reductions_are_the_prime_factors_small_first(stride, factors):
-    assert reductions(stride) == factors and math.prod(factors) == stride
+def test_a_stride_is_taken_by_its_prime_factors_small_first(stride, factors):
+    assert factor_stride(stride) == factors and math.prod(factors) == stride
 
 
-@pytest.mark.parametrize(("done", "width"), [(1, 32), (2, 64), (3, 64), (9, 64)])
-def test_the_last_width_is_kept(done, width):
-    assert NetConfig(widths=(32, 64)).width(done) == width
+@pytest.mark.parametrize(
+    ("stride", "largest", "factors"),
+    [(128, 4, [4, 4, 4, 2]), (320, 8, [8, 8, 5]), (12, 4, [4, 3]), (8, 3, [2, 2, 2]), (7, 4, [7])],
+)
+def test_prime_factors_are_taken_together_up_to_the_largest(stride, largest, factors):
+    assert factor_stride(stride, largest) == factors
+
+
+@pytest.mark.parametrize(("reductions", "width"), [(0, 32), (1, 32), (2, 64), (3, 64), (9, 64)])
+def test_the_last_width_is_kept(reductions, width):
+    assert ConvConfig(widths=(32, 64)).width(reductions) == width
 
 
 @pytest.mark.parametrize("axes", [1, 2])
 @pytest.mark.parametrize("factor", [2, 3, 5, 7])
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_shrink_and_grow_are_exact(axes, factor, size):
+def test_downsample_and_upsample_are_exact(axes, factor, size):
     small, large = torch.zeros(2, 4, *[size] * axes), torch.zeros(2, 3, *[size * factor] * axes)
-    assert shrink(axes, 3, 4, factor)(large).shape == small.shape
-    assert grow(axes, 4, 3, factor)(small).shape == large.shape
+    assert downsample(axes, 3, 4, factor)(large).shape == small.shape
+    assert upsample(axes, 4, 3, factor)(small).shape == large.shape
 
 
 @pytest.mark.parametrize("factor", [2, 3, 5])
-def test_shrink_looks_around_its_own_samples_and_grow_writes_there(factor):
-    """Position t belongs to samples factor·t … factor·t + factor − 1, with the same margin on both sides."""
-    down, up = shrink(1, 1, 1, factor), grow(1, 1, 1, factor)
+def test_downsample_looks_around_its_own_samples_and_upsample_writes_there(factor):
+    """Position t has samples factor·t … factor·t + factor − 1, and one margin on both sides."""
+    down, up = downsample(1, 1, 1, factor), upsample(1, 1, 1, factor)
     for net in (down, up):
         nn.init.ones_(net.weight)
         nn.init.zeros_(net.bias)
@@ -70,13 +74,31 @@ def test_shrink_looks_around_its_own_samples_and_grow_writes_there(factor):
 
 
 @pytest.mark.parametrize("axes", [1, 2])
-@pytest.mark.parametrize("hidden", [0.01, 0.5, 2.0])
-def test_a_residual_block_adds_to_its_input(axes, hidden):
-    block, x = ResBlock(axes, 6, NetConfig(hidden=hidden)), torch.randn(2, 6, *[5] * axes)
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_residual_block_adds_to_its_input(axes, net, dilation):
+    block, x = ResBlock(axes, 6, net, dilation), torch.randn(2, 6, *[5] * axes)
     assert block(x).shape == x.shape and not torch.equal(block(x), x)
-    nn.init.zeros_(block.narrow.weight)
-    nn.init.zeros_(block.narrow.bias)
+    nn.init.zeros_(block.project_out.weight)
+    nn.init.zeros_(block.project_out.bias)
     assert torch.equal(block(x), x)
+
+
+def test_dilations_go_round():
+    blocks = res_blocks(1, 4, ConvConfig(widths=(4,), dilations=(1, 3, 9)), 5)
+    assert [block.project_in.dilation[0] for block in blocks] == [1, 3, 9, 1, 3]
+    assert blocks(torch.zeros(1, 4, 7)).shape == (1, 4, 7)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (3, 8, 5), (2, 8, 4, 6)], ids=str)
+def test_channel_norm_brings_every_position_to_mean_0_and_variance_1(shape):
+    """By itself: other positions and samples have no say."""
+    norm, x = ChannelNorm(8), 5 + 3 * torch.randn(shape)
+    normed = norm(x)
+    torch.testing.assert_close(normed.mean(1), torch.zeros_like(normed[:, 0]), atol=1e-5, rtol=0)
+    variance = normed.var(1, correction=0)
+    torch.testing.assert_close(variance, torch.ones_like(variance), atol=1e-3, rtol=0)
+    torch.testing.assert_close(norm(x[:1]), normed[:1])
 
 
 @pytest.mark.parametrize("axes", [1, 2])
@@ -84,8 +106,7 @@ def test_a_residual_block_adds_to_its_input(axes, hidden):
 def test_features_have_the_promised_shapes_coarse_first(axes, strides):
     encoder, size = Encoder(axes, 3, strides, SMALL), 2 * strides[0]
     features = encoder(torch.randn(2, 3, *[size] * axes))
-    widths = [SMALL.width(max(1, len(reductions(stride)))) for stride in strides]
-    assert encoder.widths == widths
+    widths = [SMALL.width(len(factor_stride(stride))) for stride in strides]
     assert [tuple(h.shape) for h in features] == [
         (2, w, *[size // s] * axes) for w, s in zip(widths, strides)
     ]
@@ -93,13 +114,27 @@ def test_features_have_the_promised_shapes_coarse_first(axes, strides):
 
 @pytest.mark.parametrize("axes", [1, 2])
 @pytest.mark.parametrize("strides", STRIDES, ids=str)
-@pytest.mark.parametrize(
-    "net", [SMALL, NetConfig(widths=(6,), blocks=0, inner_blocks=1)], ids=["blocks", "inner"]
-)
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 def test_the_decoder_inverts_the_shape(axes, strides, net):
     x = torch.randn(2, 3, *[2 * strides[0] * n for n in (1, 2)[:axes]])
     finest = Encoder(axes, 3, strides, net)(x)[-1]
-    assert Decoder(axes, 3, strides[-1], net)(finest).shape == x.shape
+    decoder = Decoder(axes, 3, finest.shape[1], strides[-1], net)
+    assert decoder(finest).shape == x.shape
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+@pytest.mark.parametrize("strides", [(8, 4), (12, 2), (10, 5), (4, 1)], ids=str)
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+def test_top_down_goes_from_one_levels_resolution_to_the_next(axes, strides, net):
+    above, here = strides
+    top_down = TopDown(axes, (5, 3), strides, net)
+    latent = torch.randn(2, 5, *[2] * axes)
+    assert top_down(latent).shape == (2, 3, *[2 * above // here] * axes)
+    assert top_down(latent).any()
+    assert not TopDown(axes, (5, 3), strides, net, zero_init=True)(latent).any()
+
+
+# ------------------------------------------------------------------------------------- reach
 
 
 @pytest.mark.parametrize("strides", STRIDES, ids=str)
@@ -113,8 +148,8 @@ def test_the_sign_of_the_signal_is_seen(strides):
 
 def test_every_weight_of_encoder_and_decoder_is_used():
     torch.manual_seed(0)
-    net = NetConfig(widths=(8, 12), blocks=1, inner_blocks=1)
-    encoder, decoder = Encoder(2, 3, (8, 4), net), Decoder(2, 3, 4, net)
+    net = ConvConfig(widths=(8, 12), blocks=1, inner_blocks=1)
+    encoder, decoder = Encoder(2, 3, (8, 4), net), Decoder(2, 3, 12, 4, net)
     coarse, fine = encoder(torch.randn(4, 3, 32, 32))
     (coarse.sum() + decoder(fine).square().sum()).backward()
     for part in (encoder, decoder):
@@ -133,7 +168,7 @@ def test_a_feature_reads_the_samples_of_its_field_and_no_other():
 @pytest.mark.parametrize("axes", [1, 2])
 def test_what_is_far_away_changes_nothing(axes):
     torch.manual_seed(0)
-    encoder, decoder = Encoder(axes, 3, (8, 4), SMALL), Decoder(axes, 3, 4, SMALL)
+    encoder, decoder = Encoder(axes, 3, (8, 4), SMALL), Decoder(axes, 3, 5, 4, SMALL)
     x = torch.randn(1, 3, *[96] * axes)
     other = x.clone()
     other[(0, slice(None), *[0] * axes)] += 100.0
@@ -141,11 +176,11 @@ def test_what_is_far_away_changes_nothing(axes):
     for before, after in zip(encoder(x), encoder(other)):
         torch.testing.assert_close(after[far], before[far], rtol=0, atol=1e-6)
         assert not torch.allclose(after, before, atol=1e-2)
-    canvas = torch.randn(1, 12, *[24] * axes)
-    other = canvas.clone()
+    latent = torch.randn(1, 5, *[24] * axes)
+    other = latent.clone()
     other[(0, slice(None), *[0] * axes)] += 100.0
     far = (..., *[slice(32, None)] * axes)
-    before, after = decoder(canvas), decoder(other)
+    before, after = decoder(latent), decoder(other)
     torch.testing.assert_close(after[far], before[far], rtol=0, atol=1e-6)
     assert not torch.allclose(after, before, atol=1e-2)
 
@@ -153,11 +188,12 @@ def test_what_is_far_away_changes_nothing(axes):
 @pytest.mark.parametrize("axes", [1, 2])
 def test_batch_mates_do_not_matter(axes):
     torch.manual_seed(0)
-    encoder, decoder = Encoder(axes, 3, (8, 4), SMALL), Decoder(axes, 3, 4, SMALL)
+    encoder, decoder = Encoder(axes, 3, (8, 4), SMALL), Decoder(axes, 3, 12, 4, SMALL)
     x = torch.randn(3, 3, *[32] * axes)
     other = torch.cat([x[:1], 100 * torch.randn(2, 3, *[32] * axes)])
     for training in (True, False):
-        encoder.train(training), decoder.train(training)
+        encoder.train(training)
+        decoder.train(training)
         before, after = encoder(x), encoder(other)
         for a, b in zip(before, after):
             torch.testing.assert_close(a[0], b[0], rtol=0, atol=1e-6)
@@ -165,54 +201,37 @@ def test_batch_mates_do_not_matter(axes):
         torch.testing.assert_close(decoder(before[1])[0], decoder(after[1])[0], rtol=0, atol=1e-6)
 
 
-WAVE = NetConfig(
-    widths=(8, 12),
-    blocks=2,
-    inner_blocks=1,
-    dilations=(1, 3),
-    factor=4,
-    activation="elu",
-    norm=False,
-    zero_start=True,
-)
+# ------------------------------------------------------------------------------- for waveforms
 
 
-@pytest.mark.parametrize(
-    ("stride", "largest", "factors"),
-    [(128, 4, [4, 4, 4, 2]), (320, 8, [8, 8, 5]), (12, 4, [4, 3]), (8, 3, [2, 2, 2]), (7, 4, [7])],
-)
-def test_reductions_are_taken_together_up_to_the_largest(stride, largest, factors):
-    assert reductions(stride, largest) == factors
-
-
-def test_a_net_that_starts_at_zero_passes_on_what_is_quiet():
-    """Nearly linear: a thousandth of a quiet signal gives a thousandth of its features; with norm and biases it would not."""
-    for net, linear in (
-        (WAVE, True),
-        (replace(WAVE, zero_start=False), False),
-        (replace(WAVE, activation="relu"), True),
-        (SMALL, False),
-    ):
-        torch.manual_seed(0)
-        encoder, decoder = Encoder(1, 1, (32, 8), net), Decoder(1, 1, 8, net)
-        if net.zero_start:
-            start_at_zero(encoder), start_at_zero(decoder)
-        x = 1e-3 * torch.randn(2, 1, 256)
-        for one, other in zip(encoder(x), encoder(1e-3 * x)):
-            assert (float((one - 1e3 * other).norm() / one.norm()) < 0.02) == linear
-        canvas = encoder(x)[-1]
-        one, other = decoder(canvas), decoder(1e-3 * canvas)
-        assert (float((one - 1e3 * other).norm() / one.norm()) < 0.02) == linear
-
-
-def test_a_net_that_starts_at_zero_learns_all_of_itself():
+def wave_nets(init: bool = True) -> tuple[Encoder, Decoder]:
     torch.manual_seed(0)
-    encoder, decoder = Encoder(1, 1, (32, 8), WAVE), Decoder(1, 1, 8, WAVE)
-    start_at_zero(encoder), start_at_zero(decoder)
-    optimizer, x = (
-        torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], 1e-3),
-        torch.randn(2, 1, 256),
-    )
+    nets = Encoder(1, 1, (32, 8), WAVE), Decoder(1, 1, 12, 8, WAVE)
+    return tuple(map(WAVE.init, nets)) if init else nets
+
+
+def linearity_error(net, x: torch.Tensor) -> float:
+    """How far a thousandth of x is from giving a thousandth of the output, relatively."""
+    outputs = [y if isinstance(y, tuple) else (y,) for y in (net(x), net(1e-3 * x))]
+    errors = [(one - 1e3 * other).norm() / one.norm() for one, other in zip(*outputs)]
+    return max(float(error.detach()) for error in errors)
+
+
+def test_nets_for_waveforms_pass_on_what_is_quiet():
+    """Nearly linear: without zero biases, and with norm, they would not be."""
+    x = 1e-3 * torch.randn(2, 1, 256, generator=torch.Generator().manual_seed(0))
+    for init, linear in ((True, True), (False, False)):
+        encoder, decoder = wave_nets(init)
+        assert (linearity_error(encoder, x) < 0.02) == linear
+        assert (linearity_error(decoder, encoder(x)[-1]) < 0.02) == linear
+    torch.manual_seed(0)
+    assert linearity_error(Encoder(1, 1, (32, 8), SMALL), x) > 0.02
+
+
+def test_nets_for_waveforms_learn_all_of_themselves():
+    encoder, decoder = wave_nets()
+    optimizer = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], 1e-3)
+    x = torch.randn(2, 1, 256, generator=torch.Generator().manual_seed(0))
     for _ in range(2):  # what lies before a zero has a gradient from the second step on
         optimizer.zero_grad()
         coarse, fine = encoder(x)
@@ -221,3 +240,10 @@ def test_a_net_that_starts_at_zero_learns_all_of_itself():
     for part in (encoder, decoder):
         for name, parameter in part.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_nets_for_images_keep_their_initialisation():
+    encoder = Encoder(2, 3, (8, 4), SMALL)
+    before = {name: values.clone() for name, values in encoder.state_dict().items()}
+    after = SMALL.init(encoder).state_dict()
+    assert all(torch.equal(before[name], values) for name, values in after.items())

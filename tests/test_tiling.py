@@ -1,9 +1,16 @@
-"""Chunks of a long signal give the tokens and the samples of the whole, whatever the chunk, in bounded memory."""
+"""Signals of any length, and batches of several, give the tokens of each signal whole and alone."""
 
 import pytest
 import torch
 from conftest import FAMILY, build, signals
-from hqvae.chunks import decode_in_chunks, encode_in_chunks, reach
+
+from hqvae.tiling import (
+    decode_chunked,
+    decode_padded,
+    encode_chunked,
+    encode_padded,
+    receptive_margin,
+)
 
 
 @pytest.fixture(params=[1, 2], ids=["one axis", "two axes"])
@@ -11,54 +18,129 @@ def axes(request):
     return request.param
 
 
-def long_signal(axes, length):
-    generator = torch.Generator().manual_seed(3)
+def long_signal(axes, length, seed=3):
+    generator = torch.Generator().manual_seed(seed)
     return torch.rand(2, 3, *[16] * (axes - 1), length, generator=generator) * 2 - 1
+
+
+def same(codes, others):
+    return all(torch.equal(one, other) for one, other in zip(codes, others, strict=True))
+
+
+# -------------------------------------------------------------------------- several lengths
+
+
+@pytest.mark.parametrize("family", FAMILY, ids="-".join)
+def test_neither_padding_nor_batch_mates_change_a_token(family, axes):
+    """Signals of several lengths in one batch, with rubbish where they have ended."""
+    model = build(*family, axes=axes).eval()
+    x, lengths = signals(4, 48, axes, seed=2), [48, 41, 8, 1]
+    alone = [model.encode(x[i : i + 1, ..., :length]) for i, length in enumerate(lengths)]
+    rubbish = x.clone()
+    for i, length in enumerate(lengths):
+        rubbish[i, ..., length:] = 0.9 * (-1) ** i
+    padded = encode_padded(model, rubbish, lengths)
+    decoded = decode_padded(model, padded, lengths, size=x.shape[2:])
+    for i, (codes, length) in enumerate(zip(alone, lengths)):
+        for layer, of_layer in enumerate(codes):
+            count = of_layer.shape[-1]
+            assert torch.equal(padded[layer][i, ..., :count], of_layer[0]), (length, layer)
+            assert not padded[layer][i, ..., count:].any()
+        expected = model.decode(codes, size=[*x.shape[2:-1], length])[0]
+        assert torch.allclose(decoded[i, ..., :length], expected, atol=1e-5)
+        assert not decoded[i, ..., length:].any()
+    assert not same(model.encode(rubbish), padded)  # without lengths rubbish is seen
+
+
+def test_a_prefix_of_the_layers_is_decoded_from_several_lengths(axes):
+    model = build("stochastic", "hybrid", axes=axes).eval()
+    x, lengths = signals(4, 48, axes, seed=2), [48, 41, 8, 1]
+    codes = encode_padded(model, x, lengths)
+    decoded = decode_padded(model, codes, lengths, layers=1, size=x.shape[2:])
+    for i, length in enumerate(lengths):
+        alone = model.encode(x[i : i + 1, ..., :length])
+        expected = model.decode(alone, 1, [*x.shape[2:-1], length])[0]
+        assert torch.allclose(decoded[i, ..., :length], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[16, 16], [0, 16, 16, 16], [17, 16, 16, 16]])
+def test_lengths_that_do_not_fit_are_refused(lengths):
+    model, x = build("ema", "one", axes=1).eval(), signals(axes=1)
+    codes = model.encode(x)
+    with pytest.raises(ValueError, match=r"expected 4 from 1 to 16"):
+        encode_padded(model, x, lengths)
+    with pytest.raises(ValueError, match=r"expected 4 from 1 to 16"):
+        decode_padded(model, codes, lengths)
+
+
+def test_the_networks_are_as_before_after_lengths():
+    model, x = build("ema", "one", axes=1).eval(), signals(axes=1)
+    before = model.encode(x)
+    encode_padded(model, x, [3, 4, 5, 16])
+    decode_padded(model, before, [3, 4, 5, 16])
+    assert same(before, model.encode(x))
+
+
+# ----------------------------------------------------------------------------- long signals
 
 
 @pytest.mark.parametrize("family", FAMILY, ids="-".join)
 def test_chunks_give_the_tokens_and_the_samples_of_the_whole(family, axes):
+    """Of a length that is no multiple of the stride, and longer than any margin."""
     model = build(*family, axes=axes).eval()
-    length = (
-        2 * reach(model) + 5 * model.stride + 3
-    )  # no multiple of the stride, and longer than any halo
-    x = long_signal(axes, length)
+    x = long_signal(axes, 2 * receptive_margin(model) + 5 * model.stride + 3)
     codes = model.encode(x)
     whole = model.decode(codes, size=x.shape[2:])
     for chunk in (50, 150):
-        found = encode_in_chunks(model, x, chunk)
-        assert all(torch.equal(one, other) for one, other in zip(found, codes, strict=True)), chunk
-        pieces = list(decode_in_chunks(model, codes, chunk, size=x.shape[2:]))
-        again = torch.cat(pieces, -1)
-        assert again.shape == whole.shape and torch.allclose(again, whole, atol=1e-5)
-    first = torch.cat(list(decode_in_chunks(model, codes, 40, layers=1)), -1)
+        assert same(encode_chunked(model, x, chunk), codes), chunk
+        pieces = list(decode_chunked(model, codes, chunk, size=x.shape[2:]))
+        joined = torch.cat(pieces, -1)
+        assert joined.shape == whole.shape and torch.allclose(joined, whole, atol=1e-5)
+    first = torch.cat(list(decode_chunked(model, codes, 40, layers=1)), -1)
     assert torch.allclose(first, model.decode(codes, layers=1), atol=1e-5)
 
 
-def test_nothing_beyond_the_reach_changes_a_code_or_a_sample():
-    """The halo is large enough: what differs outside it is not seen. And not absurdly large: some of it is seen."""
+def test_nothing_beyond_the_margin_changes_a_code():
+    """The margin is large enough: what differs outside it is not seen. And it is not absurd."""
     model = build("stochastic", "hybrid", axes=1).eval()
-    halo, middle = reach(model), 64
-    x = long_signal(1, middle + 2 * halo)
+    margin, middle = receptive_margin(model), 64
+    x = long_signal(1, middle + 2 * margin)
     y = x.clone()
-    y[..., : middle // 2 - model.stride] = -x[..., : middle // 2 - model.stride]
-    inner = slice((middle // 2 + halo) // 8, None)
-    assert all(torch.equal(a[..., inner.start * 8 // s :], b[..., inner.start * 8 // s :])
-               for a, b, s in zip(model.encode(x), model.encode(y), (8, 8, 4, 4, 4)))  # fmt: skip
-    assert halo % model.stride == 0 and halo < 400
+    y[..., : middle // 2 - model.stride] *= -1
+    first = (middle // 2 + margin) // model.stride * model.stride
+    for place, one, other in zip(model.config.layers, model.encode(x), model.encode(y)):
+        inner = slice(first // place.stride, None)
+        assert torch.equal(one[..., inner], other[..., inner])
+        assert not torch.equal(one, other)
+    assert margin % model.stride == 0 and margin < 400
 
 
-def test_only_a_chunk_and_its_halo_are_seen_at_once(monkeypatch):
+def test_nothing_beyond_the_margin_changes_a_sample():
+    model = build("stochastic", "hybrid", axes=1).eval()
+    margin = receptive_margin(model)
+    codes = model.encode(long_signal(1, 64 + 2 * margin))
+    others = [layer.clone() for layer in codes]
+    for place, layer in zip(model.config.layers, others):
+        end = 24 // place.stride
+        layer[..., :end] = (layer[..., :end] + 1) % place.codebook_size
+    one, other = model.decode(codes), model.decode(others)
+    torch.testing.assert_close(one[..., 24 + margin :], other[..., 24 + margin :])
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_only_a_chunk_and_its_margins_are_seen_at_once(monkeypatch):
     model = build("ema", "two", axes=1).eval()
-    seen, features = [], model.features
-    monkeypatch.setattr(model, "features", lambda x: seen.append(x.shape[-1]) or features(x))
-    halo = reach(model)
-    seen.clear()
-    encode_in_chunks(model, long_signal(1, 8000), 160)
-    assert max(seen) == 160 + 2 * halo and len(seen) >= 50
+    margin = receptive_margin(model)
+    sizes, features = [], model.features
+    monkeypatch.setattr(model, "features", lambda x: sizes.append(x.shape[-1]) or features(x))
+    encode_chunked(model, long_signal(1, 8000), 160)
+    sizes = sizes[1:]  # the first is that of the margin's probe
+    assert max(sizes) == 160 + 2 * margin and len(sizes) >= 50
 
 
-def test_no_chunk_is_refused():
-    model = build("ema", "one", axes=1).eval()
+def test_a_chunk_of_nothing_is_refused():
+    model, x = build("ema", "one", axes=1).eval(), signals(axes=1)
     with pytest.raises(ValueError, match="chunk=0: expected at least 1"):
-        encode_in_chunks(model, signals(axes=1), 0)
+        encode_chunked(model, x, 0)
+    with pytest.raises(ValueError, match="chunk=0: expected at least 1"):
+        list(decode_chunked(model, model.encode(x), 0))

@@ -8,18 +8,26 @@ from typing import Any
 
 from hqvae.config import Config
 from hqvae.measure import LayerMeasures, Measures
-from hqvae.quantize import LOG_S2_RANGE
+from hqvae.quantize import LOG_S2_RANGE, GumbelSoftmaxConfig
 
 COLLAPSED = 0.1  # a layer whose hard perplexity is below this share of K
 INACTIVE_DB = 0.05  # a layer whose shuffled codes cost less
 UNIFORM = 0.95  # a posterior whose entropy is above this share of log K
 
-_AGAINST_COLLAPSE = {
-    "stochastic": (
+# By how a stochastic quantizer starts: pretraining needs codebooks that start from features.
+_SOFTER_START = {
+    "kmeans": (
         "train longer, start after the autoencoder (phases.pretrain_fraction=0.1) or softer "
         "(a lower model.quantizer.init.sharpness), or choose nearest codes later "
         "(a lower phases.nearest_fraction)"
     ),
+    "random": "train longer, or start from features (model.quantizer.init.kind=kmeans)",
+}
+_HARDER_START = {
+    "kmeans": "train longer, or start harder: a higher model.quantizer.init.sharpness",
+    "random": "train longer, or start harder: a lower model.quantizer.init.s2",
+}
+_AGAINST_COLLAPSE = {
     "deterministic": (
         "model.quantizer.restart=true puts unused codes back, and model.quantizer.beta=0.025 with "
         "train.beta2=0.95 keeps more in use; or a stochastic preset (sqvae, rsqvae)"
@@ -77,20 +85,28 @@ def _collapsed(layer: LayerMeasures, measures: Measures, config: Config) -> Find
         "collapsed",
         layer.name,
         f"perplexity {layer.perplexity:.0f} of {reachable} codes ({layer.used} are ever chosen)",
-        _AGAINST_COLLAPSE[config.model.quantizer.kind],
+        _against_collapse(config),
     )
+
+
+def _against_collapse(config: Config) -> str:
+    quantizer = config.model.quantizer
+    if isinstance(quantizer, GumbelSoftmaxConfig):
+        return _SOFTER_START[quantizer.init.kind]
+    return _AGAINST_COLLAPSE[quantizer.kind]
 
 
 def _uniform(layer: LayerMeasures, measures: Measures, config: Config) -> Finding | None:
     limit = math.log2(layer.codebook_size)
-    if layer.entropy_bits <= UNIFORM * limit:
-        return None
+    quantizer = config.model.quantizer
+    if layer.entropy_bits <= UNIFORM * limit or not isinstance(quantizer, GumbelSoftmaxConfig):
+        return None  # a deterministic choice has no entropy
     return Finding(
         "posterior uniform",
         layer.name,
         f"P̂ has {layer.entropy_bits:.1f} of {limit:.1f} bits of entropy: "
         f"it chooses almost at random (s² = {layer.s2:.3g})",
-        "train longer, or start harder: a higher model.quantizer.init.sharpness",
+        _HARDER_START[quantizer.init.kind],
     )
 
 

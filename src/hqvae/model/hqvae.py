@@ -7,7 +7,6 @@ Shape key: **B** batch, **C** signal channels, **D** width of a code, **\\*S** s
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from .build import as_features, make_levels
 from .config import HQVAEConfig
 from .cost import Objective, square_error
 from .presets import model_preset
+from .probe import as_features, check_decoder, feature_widths
 
 
 class HQVAE(nn.Module):
@@ -47,7 +47,8 @@ class HQVAE(nn.Module):
             [B, W_r, *S/stride_r] each (one level: the tensor itself will do)
         decoder: in place of ours: latent of the finest level [B, D, *S/stride] → x̂ [B, C, *S]
 
-    Signals are floats in [−1, 1]. Source: HQ-VAE (Takida et al., TMLR 2024, arXiv 2401.00365).
+    Signals are floats in [−1, 1]. Raises ValueError for networks whose sizes do not fit the
+    levels. Source: HQ-VAE (Takida et al., TMLR 2024, arXiv 2401.00365).
 
     >>> model = HQVAE(HQVAEConfig(levels=(LevelConfig(stride=8), LevelConfig(stride=4))))
     >>> codes = model.eval().encode(torch.zeros(1, 3, 32, 32))
@@ -73,7 +74,10 @@ class HQVAE(nn.Module):
         if decoder is None:
             decoder = net.init(Decoder(axes, channels, finest.dim, finest.stride, net))
         self.encoder = encoder
-        self.levels = nn.ModuleList(make_levels(config, encoder))  # type: ignore[assignment]
+        widths = feature_widths(config, encoder)
+        levels = [_make_level(config, r, width) for r, width in enumerate(widths)]
+        self.levels = nn.ModuleList(map(net.init, levels))  # type: ignore[assignment]
+        check_decoder(config, decoder)
         self.decoder = decoder
         self.objective = Objective(config)
 
@@ -249,6 +253,13 @@ class HQVAE(nn.Module):
         parts = [self.features(part) for part in x.split(at_once)]
         return [torch.cat(of_level) for of_level in zip(*parts)]
 
+    def _uniform_rate_nats(self, codes: Sequence[Tensor]) -> float:
+        """Σ_l |S_l| log K_l: what the codes of one signal could carry."""
+        return sum(
+            layer[0].numel() * math.log(place.codebook_size)
+            for place, layer in zip(self.config.layers, codes)
+        )
+
     def _by_level(self, codes: Sequence[Tensor]) -> list[Int[Tensor, "B _ ..."]]:
         """Codes of the first layers `[B, *S_l]`, those of one level together as [B, k, *S_r]."""
         grouped: list[list[Tensor]] = [[] for _ in self.config.levels]
@@ -271,12 +282,12 @@ class HQVAE(nn.Module):
     def from_preset(cls, name: str, **changes: Any) -> "HQVAE":
         """An untrained model of a preset, with `changes` to fields of its `HQVAEConfig`.
 
-        Raises InputError for a name that is no preset's.
+        Raises InputError for a preset or field that does not exist.
 
         >>> HQVAE.from_preset("rsqvae", channels=1).config.levels[0].layers
         4
         """
-        return cls(replace(model_preset(name), **changes))
+        return cls(model_preset(name, **changes))
 
     @classmethod
     def from_pretrained(

@@ -4,7 +4,8 @@ The `-paper` models are as near to the papers as is known (docs/theory.md has th
 ~ N(0, I), s² = 1 + exp θ started at 21, injection by concatenation, no beam, no progressive term.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 from hqvae.errors import InputError, nearest_name
 from hqvae.likelihood import SpectralConfig
@@ -64,8 +65,15 @@ MODELS: dict[str, HQVAEConfig] = {
 }
 
 
-def model_preset(name: str) -> HQVAEConfig:
-    """The model of a preset. Raises InputError for a name that is none, with the nearest."""
+def model_preset(name: str, **changes: Any) -> HQVAEConfig:
+    """The model of a preset, with `changes` to fields of its config.
+
+    Raises InputError for a preset or field that does not exist, with the nearest.
+    """
     if name not in MODELS:
         raise InputError(f"preset {name!r} does not exist; {nearest_name(name, MODELS)}")
-    return MODELS[name]
+    known = [field.name for field in fields(HQVAEConfig)]
+    for field in changes:
+        if field not in known:
+            raise InputError(f"HQVAEConfig has no field {field!r}; {nearest_name(field, known)}")
+    return replace(MODELS[name], **changes)

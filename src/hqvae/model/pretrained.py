@@ -43,15 +43,25 @@ def load_weights(model: "HQVAE", folder: Path) -> None:
     path = str(folder / WEIGHTS)
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
+        saved = set(file.keys())
     if metadata.get("posterior") == "nearest_code":
         model.use_nearest()
+    unknown = sorted(saved - model.state_dict().keys())
+    if unknown:
+        raise _misfit(folder, f"this model has no {unknown[0]}")
     try:
-        load_model(model, path)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights in {folder} do not fit its config.json: {summary_of(error)}; "
-            "a model with networks of your own needs them again (encoder=…, decoder=…)"
-        ) from error
+        missing, _ = load_model(model, path, strict=False)
+    except RuntimeError as error:  # of the same names, but other shapes: a line for each
+        raise _misfit(folder, str(error).splitlines()[1].strip()) from error
+    if missing:
+        raise _misfit(folder, f"{min(missing)} is missing")
+
+
+def _misfit(folder: Path, why: str) -> ValueError:
+    return ValueError(
+        f"the weights in {folder} do not fit its config.json: {why.rstrip('.')}; "
+        "a model with networks of your own needs them again (encoder=…, decoder=…)"
+    )
 
 
 def find_folder(source: str) -> Path:
