@@ -1,7 +1,8 @@
-"""PSNR of a run's test split as a published table has it: 8-bit pictures enlarged to 256×256 (bicubic) before they are compared.
+"""PSNR of a run's test split as a published table has it: of 8-bit images enlarged to 256×256.
 
-So the code published with the VQ-WAE paper evaluates (evaluations/evaluation.py there; it names Pillow 8.2, whose default is
-bicubic). Enlarging smooths: the same pictures have a higher PSNR than at their own size, which is printed beside it.
+So the code published with the VQ-WAE paper evaluates (evaluations/evaluation.py there; it names
+Pillow 8.2, whose default is bicubic). Enlarging smooths: the same images have a higher PSNR than at
+their own size, which is printed beside it.
 
 python experiments/enlarged.py RUN experiments/calibration/sqvae.enlarged.json
 """
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hqvae.data import open_data, sequential_batches
+from hqvae.data import in_order, open_data
 from hqvae.metrics import psnr
 from hqvae.run import Run
 
@@ -36,7 +37,7 @@ def main(path: Path, out: Path) -> None:
     model = run.load_model()
     items = open_data(run.config.data, run.config.model.channels, ("test",))[1]["test"]
     found = []
-    for batch in sequential_batches(items, 100):
+    for batch in in_order(items, 100):
         x = items.signal(batch)
         pictures = [
             ((y.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).numpy()
@@ -50,7 +51,8 @@ def main(path: Path, out: Path) -> None:
     figures = {"images": len(found), "psnr": float(own), f"psnr_at_{_SIDE}": float(large)}
     out.write_text(json.dumps(figures, indent=1) + "\n")
     print(
-        f"{len(found)} images: PSNR {own:.2f} dB at their own size, {large:.2f} dB enlarged to {_SIDE}×{_SIDE}"
+        f"{len(found)} images: PSNR {own:.2f} dB at their own size, "
+        f"{large:.2f} dB enlarged to {_SIDE}×{_SIDE}"
     )
 
 

@@ -1,6 +1,9 @@
-"""A run's model of waveforms beside Opus, on whole files of a test folder; with pystoi installed, intelligibility too.
+"""A run's model of waveforms beside Opus, on whole files of a test folder.
 
-python experiments/opus.py RUN DATA PREFIX          DATA/test has the files; writes PREFIX.opus.json and PREFIX.opus.png
+With pystoi installed, intelligibility too. DATA/test has the files; writes PREFIX.opus.json and
+PREFIX.opus.png.
+
+python experiments/opus.py RUN DATA PREFIX
 """
 
 import io

@@ -1,8 +1,11 @@
-"""Lay a kept report's results where `hqvae compare --out OUT` finds them, so that only what is new is trained.
+"""Lay a kept report's results where `hqvae compare --out OUT` finds them.
 
-python experiments/restore.py experiments/results/depth/report.json runs/depth "RQ-VAE, restart" …   # systems; all where none is named
+So only what is new is trained. Systems may be named; all where none is:
 
-Results of another config than the spec's are refused by `hqvae compare`, not here. Training curves are not in a report.
+python experiments/restore.py experiments/results/depth/report.json runs/depth "RQ-VAE, restart" …
+
+Results of another config than the spec's are refused by `hqvae compare`, not here. Training curves
+are not in a report.
 """
 
 import json

@@ -14,11 +14,15 @@ def main(run: Path, prefix: Path) -> None:
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     curve = [
         {
-            "step": entry["step"], "psnr": round(entry["psnr"], 3), "bits_per_dim": round(entry["bits_per_dim"], 4),
-            "perplexity": [round(layer["perplexity"], 1) for layer in entry["layers"]], "s2": [layer["s2"] for layer in entry["layers"]],
+            "step": entry["step"],
+            "psnr": round(entry["psnr"], 3),
+            "bits_per_dim": round(entry["bits_per_dim"], 4),
+            "perplexity": [round(layer["perplexity"], 1) for layer in entry["layers"]],
+            "s2": [layer["s2"] for layer in entry["layers"]],
         }
-        for entry in entries if entry["kind"] == "validation"
-    ]  # fmt: skip
+        for entry in entries
+        if entry["kind"] == "validation"
+    ]
     summary = {"validation": curve, "config": json.loads((run / "config.json").read_text())}
     prefix.with_name(prefix.name + ".log.json").write_text(json.dumps(summary, indent=1) + "\n")
     for name, target in {

@@ -1,6 +1,7 @@
-"""The tables of comparisons' report.json in Markdown: each system's figures, and what is said of them.
+"""The tables of comparisons' report.json in Markdown: figures, and what is said of them.
 
-Of several reports, each with the command that makes it, and which of its rows have another config than that command has today.
+Of several reports, each with the command that makes it, and which of its rows have another config
+than that command has today.
 
 python experiments/table.py runs/residual/report.json
 python experiments/table.py experiments/results/*/*.json > experiments/results/README.md
@@ -18,9 +19,12 @@ from hqvae.errors import InputError
 
 EXPERIMENTS = Path(__file__).resolve().parent
 FIGURES = {
-    "rmse": ("RMSE", 2), "psnr": ("PSNR dB", 2), "ssim": ("SSIM", 4), "bits_per_dim": ("−ELBO bits/dim", 3),
+    "rmse": ("RMSE", 2),
+    "psnr": ("PSNR dB", 2),
+    "ssim": ("SSIM", 4),
+    "bits_per_dim": ("−ELBO bits/dim", 3),
     "bits_per_dim_nearest": ("by nearest", 3),
-}  # fmt: skip
+}
 
 
 def estimate(value: dict[str, Any] | None, digits: int, sign: str = "") -> str:
@@ -42,28 +46,45 @@ def lost_if_shuffled(row: dict[str, Any], results: list[dict[str, Any]]) -> str:
 
 def table(report: dict[str, Any]) -> str:
     cased = any(row["case"] for row in report["rows"])
-    shown = {
-        key: kind
-        for key, kind in FIGURES.items()
+    figures = {
+        key: column
+        for key, column in FIGURES.items()
         if all(key in row["figures"] for row in report["rows"])
     }
-    names = [*(["case"] if cased else []), "system", "seeds", *(name for name, _ in shown.values()),
-             f"Δ RMSE to {report['reference']}", "perplexity of each layer", "lost if shuffled, dB",
-             "least used layer: codes ever chosen", "images/s"]  # fmt: skip
+    names = [
+        *(["case"] if cased else []),
+        "system",
+        "seeds",
+        *(name for name, _ in figures.values()),
+        f"Δ RMSE to {report['reference']}",
+        "perplexity of each layer",
+        "lost if shuffled, dB",
+        "least used layer: codes ever chosen",
+        "images/s",
+    ]
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for row in report["rows"]:
         finer = row["figures"]["rmse"]["mean"] < 2  # of log magnitudes
-        figures = [
-            estimate(row["figures"][key], digits + (finer and key == "rmse"))
-            for key, (_, digits) in shown.items()
+        cells = [
+            *([row["case"]] if cased else []),
+            row["system"],
+            str(len(row["seeds"])),
+            *(
+                estimate(row["figures"][key], digits + (finer and key == "rmse"))
+                for key, (_, digits) in figures.items()
+            ),
+            estimate(row["difference"], 2 + finer, "+"),
+            " ".join(map(perplexity, row["layers"])),
+            lost_if_shuffled(row, report["results"]),
+            f"{row['figures']['used_share']['mean']:.0%}",
+            f"{row['figures']['images_per_second']['mean']:.0f}",
         ]
-        cells = [*([row["case"]] if cased else []), row["system"], str(len(row["seeds"])), *figures,
-                 estimate(row["difference"], 2 + finer, "+"),
-                 " ".join(f"{layer['perplexity']['mean']:.{int(layer['codebook_size'] < 16)}f}" for layer in row["layers"]),
-                 lost_if_shuffled(row, report["results"]), f"{row['figures']['used_share']['mean']:.0%}",
-                 f"{row['figures']['images_per_second']['mean']:.0f}"]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {verdict}" for verdict in report["verdicts"])])
+
+
+def perplexity(layer: dict[str, Any]) -> str:
+    return f"{layer['perplexity']['mean']:.{int(layer['codebook_size'] < 16)}f}"
 
 
 def command(path: Path, report: dict[str, Any], spec_path: Path, spec: Spec) -> str:
@@ -89,7 +110,10 @@ def since(saved: dict[str, Any], today: Config) -> str | None:
 
 
 def changed(report: dict[str, Any], spec: Spec) -> list[str]:
-    """A line that names the systems whose rows are of another config than the spec and its presets make today, if there are any."""
+    """A line that names the systems whose rows are of another config than the spec makes today.
+
+    No line where there are none.
+    """
     today = {
         (entry.case, entry.system, entry.seed): entry.config
         for entry in run_specs(spec, report["data"])
@@ -99,14 +123,13 @@ def changed(report: dict[str, Any], spec: Spec) -> list[str]:
         change = since(result["config"], today[result["case"], result["system"], result["seed"]])
         if change:
             found.setdefault(result["system"], change)
+    if not found:
+        return []
     rows = "; ".join(f"{system} ({change})" for system, change in found.items())
-    return (
-        [
-            f"- *Rows of another config* than this command has today, *there* being the report's: {rows}."
-        ]
-        if rows
-        else []
-    )
+    return [
+        "- *Rows of another config* than this command has today, *there* being the report's: "
+        f"{rows}."
+    ]
 
 
 def section(path: Path) -> str:
@@ -127,8 +150,11 @@ def main(paths: list[Path]) -> None:
     if len(paths) == 1:
         print(table(json.loads(paths[0].read_text())))
         return
-    print("# Tables of all reports\n\n`python experiments/table.py experiments/results/*/*.json` prints this page; "
-          "[docs/results.md](../../docs/results.md) tells what it says.")  # fmt: skip
+    print(
+        "# Tables of all reports\n\n"
+        "`python experiments/table.py experiments/results/*/*.json` prints this page; "
+        "[docs/results.md](../../docs/results.md) tells what it says."
+    )
     for path in sorted(paths):
         print("\n" + section(path))
 

@@ -1,4 +1,7 @@
-"""The door: a person's mistake ends in one sentence and exit code 2, and leaves nothing behind; a full disk leaves a usable run."""
+"""The command: a person's mistake ends in one sentence and exit code 2, and leaves nothing behind.
+
+A full disk leaves a usable run.
+"""
 
 import errno
 import os
@@ -15,8 +18,16 @@ import hqvae
 from hqvae.cli import main
 from hqvae.config import PRESETS, override
 
-TINY = ["model.levels.0.codebook_size=8", "model.levels.0.dim=4", "model.net.widths=[8]", "model.net.blocks=0", "data.size=8",
-        "train.steps=1", "train.batch_size=4", "train.precision=32-true"]  # fmt: skip
+TINY = [
+    "model.levels.0.codebook_size=8",
+    "model.levels.0.dim=4",
+    "model.net.widths=[8]",
+    "model.net.blocks=0",
+    "data.size=8",
+    "train.steps=1",
+    "train.batch_size=4",
+    "train.precision=32-true",
+]
 
 
 def train(*more, data="{data}", out="{out}", preset="sqvae"):
@@ -49,7 +60,10 @@ def places(tmp_path_factory):
 
 @pytest.fixture
 def call(places, tmp_path, capsys):
-    """Run a command with `{data}`, `{run}`, `{out}` … put in: (exit code, standard output, lines of standard error)."""
+    """Run a command with `{data}`, `{run}`, `{out}` … put in.
+
+    Gives (exit code, standard output, lines of standard error).
+    """
 
     def command(words):
         capsys.readouterr()
@@ -66,29 +80,44 @@ def call(places, tmp_path, capsys):
 
 
 REFUSED = {
-    "unknown preset": (["train", "sqvea", "--out", "{out}"], ["preset 'sqvea'", "did you mean 'sqvae'"]),
+    "unknown preset": (
+        ["train", "sqvea", "--out", "{out}"],
+        ["preset 'sqvea'", "did you mean 'sqvae'"],
+    ),
     "misspelt key": (train("train.stepz=3"), ["train.stepz", "did you mean 'steps'"]),
     "misspelt group": (train("trian.steps=3"), ["trian", "did you mean 'train'"]),
     "wrong type": (train("train.steps=many"), ["train.steps", "many", "integer"]),
     "no value": (train("train.steps"), ["'train.steps'", "key=value"]),
     "unreadable value": (train("train.lr=[1"), ["train.lr", "[1"]),
-    "strides that are not nested": (train("model.levels.0.stride=6", preset="sqvae2"), ["model.levels", "4 follows 6"]),
+    "strides that are not nested": (
+        train("model.levels.0.stride=6", preset="sqvae2"),
+        ["model.levels", "4 follows 6"],
+    ),
     "one code": (train("model.levels.0.codebook_size=1"), ["model.levels.0.codebook_size=1", "2"]),
     "no such layer": (train("model.levels.3.dim=4"), ["model.levels.3.dim", "0 to 0"]),
     "negative seed of the data": (train("data.seed=-1"), ["data.seed=-1"]),
     "two channels": (train("model.channels=2"), ["model.channels=2"]),
     "one axis": (train("model.axes=1"), ["model.axes=1"]),
     "missing data": (train(data="{missing}"), ["missing' does not exist"]),
-    "unknown hub data set": (train(data="nobody/nothing-at-all"), ["'nobody/nothing-at-all'", "no file or folder"]),
+    "unknown hub data set": (
+        train(data="nobody/nothing-at-all"),
+        ["'nobody/nothing-at-all'", "no file or folder"],
+    ),
     "empty folder": (train(data="{empty}"), ["empty' holds no image"]),
     "torn data": (train(data="{torn}"), ["torn.npz cannot be read"]),
     "images too small": (train("data.size=64"), ["8×8", "data.size=64"]),
     "folder in use": (train(out="{run}"), ["run' already holds a run", "--resume"]),
     "folder that is a file": (train(out="{data}"), ["toy.npz' is a file"]),
     "folder in a file": (train(out="{data}/run"), ["toy.npz/run' cannot be made"]),
-    "resume with another config": (train("train.lr=0.5", "--resume", out="{run}"), ["train.lr is 0.001 there and 0.5 here"]),
+    "resume with another config": (
+        train("train.lr=0.5", "--resume", out="{run}"),
+        ["train.lr is 0.001 there and 0.5 here"],
+    ),
     "resume of nothing": (train("--resume"), ["out' is no run"]),
-    "batch that cannot be divided": (train("train.accumulate=3"), ["train.batch_size=4", "3 accumulated"]),
+    "batch that cannot be divided": (
+        train("train.accumulate=3"),
+        ["train.batch_size=4", "3 accumulated"],
+    ),
     "unknown accelerator": (train("--accelerator", "cudda"), ["accelerator", "cudda"]),
     "no devices": (train("--devices", "0"), ["--devices 0"]),
     "devices that are no number": (train("--devices", "many"), ["--devices", "many"]),
@@ -98,9 +127,18 @@ REFUSED = {
     "unknown option": (train("--devicse", "1"), ["--devicse", "--devices"]),
     "evaluate no run": (["evaluate", "{empty}"], ["empty' is no run", "config.json"]),
     "evaluate nothing": (["evaluate", "{missing}"], ["missing' is no run"]),
-    "evaluate an unknown split": (["evaluate", "{run}", "--split", "tset"], ["split 'tset'", "did you mean 'test'"]),
-    "evaluate missing data": (["evaluate", "{run}", "--data", "{missing}"], ["missing' does not exist"]),
-    "evaluate on an unknown accelerator": (["evaluate", "{run}", "--accelerator", "cudda"], ["cudda", "did you mean 'cuda'"]),
+    "evaluate an unknown split": (
+        ["evaluate", "{run}", "--split", "tset"],
+        ["split 'tset'", "did you mean 'test'"],
+    ),
+    "evaluate missing data": (
+        ["evaluate", "{run}", "--data", "{missing}"],
+        ["missing' does not exist"],
+    ),
+    "evaluate on an unknown accelerator": (
+        ["evaluate", "{run}", "--accelerator", "cudda"],
+        ["cudda", "did you mean 'cuda'"],
+    ),
     "evaluate batches of none": (["evaluate", "{run}", "--batch-size", "0"], ["batch", "0"]),
     "evaluate no images": (["evaluate", "{run}", "--limit", "0"], ["limit", "0"]),
     "evaluate less than no images": (["evaluate", "{run}", "--limit", "-1"], ["limit", "-1"]),
@@ -108,7 +146,7 @@ REFUSED = {
     "diagnose no run": (["doctor", "{empty}"], ["empty' is no run"]),
     "diagnose an unknown split": (["doctor", "{run}", "--split", "all"], ["split 'all'"]),
     "unknown preset to list": (["presets", "sqvea"], ["preset 'sqvea'", "did you mean 'sqvae'"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -143,7 +181,7 @@ def test_a_process_of_its_own_says_one_line_and_exits_with_2(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# ---------------------------------------------------------------------------------------------------- what goes well
+# ------------------------------------------------------------------------------ what goes well
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "doctor", "presets"])
@@ -212,7 +250,7 @@ def test_resuming_a_finished_run_changes_nothing(call, places):
     assert weights_of(places["run"]) == weights
 
 
-# ---------------------------------------------------------------------------------------------------- a full disk
+# ------------------------------------------------------------------------------ a full disk
 
 
 FILES = [
@@ -225,7 +263,10 @@ FILES = [
 
 
 def full(monkeypatch, owner, name, culprit):
-    """Let one writing step fail as on a full disk, once, when it is about the file named `culprit` (any when it is empty)."""
+    """Let one writing step fail as on a full disk, once.
+
+    It fails when it is about the file named `culprit`, any when that is empty.
+    """
     real, spent = getattr(owner, name), []
 
     def fails(*arguments, **options):
@@ -253,7 +294,7 @@ CASES = [
 def test_a_full_disk_leaves_a_run_that_goes_on(
     owner, name, culprit, call, places, tmp_path, monkeypatch
 ):
-    """Once there is space the same command with --resume ends with the weights of a run that never stopped."""
+    """Once there is space, the same command with --resume ends as a run that never stopped."""
     if name == "fsync" and not os.path.isdir("/proc/self/fd"):
         pytest.skip("needs /proc to know which file is flushed")
     with monkeypatch.context() as patch:

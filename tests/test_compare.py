@@ -27,8 +27,17 @@ from hqvae.model import HQVAE
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 SPECS = sorted(EXPERIMENTS.rglob("*.yaml"))
-SETTINGS = {"train.steps": 4, "train.batch_size": 8, "train.log_every": 1, "train.validate_every": 2, "train.precision": "32-true",
-            "model.net.widths": [8], "model.net.blocks": 0, "model.levels.0.codebook_size": 8, "model.levels.0.dim": 4}  # fmt: skip
+SETTINGS = {
+    "train.steps": 4,
+    "train.batch_size": 8,
+    "train.log_every": 1,
+    "train.validate_every": 2,
+    "train.precision": "32-true",
+    "model.net.widths": [8],
+    "model.net.blocks": 0,
+    "model.levels.0.codebook_size": 8,
+    "model.levels.0.dim": 4,
+}
 SYSTEMS = {"SQ": {"preset": "sqvae"}, "VQ": {"preset": "vqvae"}}
 
 
@@ -56,35 +65,55 @@ def written(folder, **changes):
     return str(path)
 
 
+def beside_sq(**settings):
+    """The system SQ, and VQ with these settings (`__` for dots)."""
+    named = {key.replace("__", "."): value for key, value in settings.items()}
+    return {"systems": {**SYSTEMS, "VQ": {"preset": "vqvae", "settings": named}}}
+
+
+FSQ = {
+    "model.quantizer.kind": "other",
+    "model.quantizer.name": "fsq",
+    "model.levels.0.codebook_size": 12,
+}
+SAME_NAME = {"SQ!": {"preset": "sqvae"}, "sq": {"preset": "sqvae"}}
 REFUSED = {
     "unknown field": ({"sistems": {}}, ["sistems", "unexpected"]),
-    "unknown preset": ({"systems": {"SQ": {"preset": "sqvea"}}}, ["SQ: preset 'sqvea'", "did you mean 'sqvae'"]),
+    "unknown preset": (
+        {"systems": {"SQ": {"preset": "sqvea"}}},
+        ["SQ: preset 'sqvea'", "did you mean 'sqvae'"],
+    ),
     "unknown key": ({"settings": {"train.stepz": 3}}, ["train.stepz", "did you mean 'steps'"]),
     "no system": ({"systems": {}}, ["systems"]),
     "same seed twice": ({"seeds": [0, 0]}, ["seeds", "[0, 0]"]),
     "unknown reference": ({"reference": "SQVAE"}, ["reference 'SQVAE'", "did you mean 'SQ'"]),
     "another rate": (
-        {"systems": {"SQ": {"preset": "sqvae"}, "VQ": {"preset": "vqvae", "settings": {"model.levels.0.codebook_size": 16}}}},
+        beside_sq(model__levels__0__codebook_size=16),
         ["0.1875 bits per sample point", "0.25", "equal rates"],
     ),
     "another net": (
-        {"systems": {"SQ": {"preset": "sqvae"}, "VQ": {"preset": "vqvae", "settings": {"model.net.widths": [16]}}}},
+        beside_sq(model__net__widths=[16]),
         ["model.net.widths.0=8", "VQ, seed 0 has 16", "no comparison"],
     ),
     "another length": (
-        {"systems": {"SQ": {"preset": "sqvae"}, "VQ": {"preset": "vqvae", "settings": {"train.steps": 5}}}},
+        beside_sq(train__steps=5),
         ["train.steps=4", "VQ, seed 0 has 5", "no comparison"],
     ),
     "a codebook that a quantizer cannot have": (
-        {"systems": {"FSQ": {"preset": "vqvae", "settings": {
-            "model.quantizer.kind": "other", "model.quantizer.name": "fsq", "model.levels.0.codebook_size": 12}}}},
+        {"systems": {"FSQ": {"preset": "vqvae", "settings": FSQ}}},
         ["FSQ", "codebook_size=12", "powers of two"],
     ),
-    "two of one name": ({"systems": {"SQ!": {"preset": "sqvae"}, "sq": {"preset": "sqvae"}}}, ["'sq-seed0'", "rename"]),
+    "two of one name": ({"systems": SAME_NAME}, ["'sq-seed0'", "rename"]),
     "no such split": ({"split": "tets"}, ["split", "tets"]),
-    "settings that contradict each other": ({"settings": {**SETTINGS, "train.hard": 0.5}}, ["VQ: train.hard=0.5", "kind=ema"]),
-    "data of its own, in a mapping": ({"settings": {**SETTINGS, "data": {"kind": "images", "size": 8}}}, ["data.source", "--data ..."]),
-}  # fmt: skip
+    "settings that contradict each other": (
+        {"settings": {**SETTINGS, "train.hard": 0.5}},
+        ["VQ: train.hard=0.5", "kind=ema"],
+    ),
+    "data of its own, in a mapping": (
+        {"settings": {**SETTINGS, "data": {"kind": "images", "size": 8}}},
+        ["data.source", "--data ..."],
+    ),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -265,7 +294,7 @@ def result(system, seed, rmse, perplexity=4.0):
 
 
 def test_differences_are_paired_by_seed(tmp_path):
-    """Seeds differ by ten, systems by 0.5 within every seed: the pairing sees the half, to the digit."""
+    """Seeds differ by ten, systems by 0.5 within every seed: the pairing sees the half."""
     spec = read_spec(written(tmp_path, seeds=[0, 1, 2]))
     results = [
         result(system, seed, 10.0 * seed + (system == "VQ") / 2)
@@ -431,7 +460,7 @@ def test_what_is_done_is_not_done_again_and_more_seeds_are_added(finished, data,
 def test_a_system_joins_a_kept_report_without_training_the_others_again(
     finished, data, tmp_path, capsys
 ):
-    """`experiments/restore.py` lays down the kept results; their runs' folders, and with them training curves, are gone."""
+    """`experiments/restore.py` lays down the kept results; folders of their runs are gone."""
     spec, kept = finished
     out = tmp_path / "c"
     narrowed = ["--data", data, "--seeds", "1", "--accelerator", "cpu"]
@@ -441,9 +470,9 @@ def test_a_system_joins_a_kept_report_without_training_the_others_again(
     script("restore").main(kept / "report.json", str(out), ["VQ"])
     old = {key: rmse for key, rmse in figures(kept).items() if key[1] == "VQ"}
     assert main(["compare", spec, *narrowed, "--out", str(out)]) == 0
-    assert "VQ, seed 0: begins" not in capsys.readouterr().out and {path.name for path in (out / "runs").glob("*/")} == {
-        "l-1-sq-seed0", "l-2-sq-seed0"
-    }  # fmt: skip
+    assert "VQ, seed 0: begins" not in capsys.readouterr().err
+    folders = {path.name for path in (out / "runs").glob("*/")}
+    assert folders == {"l-1-sq-seed0", "l-2-sq-seed0"}
     assert len(old) == 2 and old.items() <= figures(out).items() and len(figures(out)) == 4
     assert len(list((out / "pictures").glob("*.png"))) == 9
 
@@ -495,7 +524,7 @@ def test_a_run_that_another_process_has_claimed_is_left_to_it(data, tmp_path, ca
 
 
 def test_what_goes_wrong_in_one_run_of_ours_stops_the_others_at_once(data, tmp_path, monkeypatch):
-    """An error of the program itself is not swallowed, and does not wait for hours of other runs."""
+    """An error of the program itself is not swallowed, and waits for no other runs."""
     begun = []
 
     def broken(pool, run, progress):
