@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hqvae.run import Run
 
 
+@runtime_checkable
 class Terms(Protocol):
     """What a step's objective is made of: at least the loss, a mean over the batch."""
 
