@@ -10,6 +10,7 @@ python experiments/table.py experiments/results/*/*.json > experiments/results/R
 import json
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -141,14 +142,19 @@ def with_beta(config: Config) -> Config:
     return replace(config, model=replace(config.model, quantizer=quantizer))
 
 
-def changed(report: dict[str, Any], spec: Spec) -> list[str]:
+@cache
+def configs_today(spec_path: Path, data: str) -> dict[tuple[str, str, int], Config]:
+    """What the spec and its presets make of every run today."""
+    runs = run_specs(read_spec(str(spec_path)), data)
+    return {(run.case, run.system, run.seed): run.config for run in runs}
+
+
+def changed(report: dict[str, Any], spec_path: Path) -> list[str]:
     """A line that names the systems whose rows are of another config than the spec makes today.
 
     No line where there are none.
     """
-    today = {
-        (run.case, run.system, run.seed): run.config for run in run_specs(spec, report["data"])
-    }
+    today = configs_today(spec_path, report["data"])
     changes: dict[str, str] = {}
     for result in report["results"]:
         key = (result["case"], result["system"], result["seed"])
@@ -177,7 +183,7 @@ def section(path: Path) -> str:
         "",
         table(report),
     ]
-    lines += earlier_rows(report) + changed(report, spec)
+    lines += earlier_rows(report) + changed(report, spec_path)
     return "\n".join(lines)
 
 
