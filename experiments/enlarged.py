@@ -22,36 +22,37 @@ from hqvae.run import Run
 _SIDE = 256
 
 
-def apart(one: np.ndarray, other: np.ndarray) -> float:
-    """PSNR of 8-bit pictures, dB."""
+def psnr_of(one: np.ndarray, other: np.ndarray) -> float:
+    """PSNR of 8-bit images, dB."""
     return float(psnr(torch.tensor([np.mean((one / 127.5 - other / 127.5) ** 2)])))
 
 
-def enlarged(picture: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))
+def enlarged(image: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))
 
 
 @torch.no_grad()
 def main(path: Path, out: Path) -> None:
     run = Run.open(path)
     model = run.load_model()
-    items = open_data(run.config.data, run.config.model.channels, ("test",))[1]["test"]
-    found = []
-    for batch in sequential_batches(items, 100):
-        x = items.signal(batch)
-        pictures = [
+    data = open_data(run.config.data, run.config.model.channels, ("test",))[1]["test"]
+    psnrs = []
+    for batch in sequential_batches(data, 100):
+        x = data.signal(batch)
+        images = [
             ((y.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).numpy()
             for y in (x, model(x).reconstruction)
         ]
-        found += [
-            (apart(one, other), apart(enlarged(one), enlarged(other)))
-            for one, other in zip(*pictures)
+        psnrs += [
+            (psnr_of(one, other), psnr_of(enlarged(one), enlarged(other)))
+            for one, other in zip(*images)
         ]
-    own, large = np.mean(found, axis=0)
-    figures = {"images": len(found), "psnr": float(own), f"psnr_at_{_SIDE}": float(large)}
+    own, large = np.mean(psnrs, axis=0)
+    figures = {"items": len(psnrs), "psnr": float(own), f"psnr_at_{_SIDE}": float(large)}
     out.write_text(json.dumps(figures, indent=1) + "\n")
     print(
-        f"{len(found)} images: PSNR {own:.2f} dB at their own size, {large:.2f} dB enlarged to {_SIDE}×{_SIDE}"
+        f"{len(psnrs)} images: PSNR {own:.2f} dB at their own size, "
+        f"{large:.2f} dB enlarged to {_SIDE}×{_SIDE}"
     )
 
 

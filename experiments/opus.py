@@ -16,20 +16,21 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from hqvae.chunks import decode_in_chunks, encode_in_chunks
 
-from hqvae.data import open_data
+from hqvae.data import AudioConfig, open_data
 from hqvae.figures import image_grid
 from hqvae.metrics import AudioQuality
 from hqvae.run import Run
+from hqvae.tiling import decode_chunked, encode_chunked
+
+try:
+    from pystoi import stoi
+except ImportError:
+    stoi = None
 
 CHUNK = 1 << 16
-LEVELS = (
-    1.0,
-    0.98,
-    0.96,
-    0.9,
-)  # libsndfile's, 1 the smallest: bits per second fall nearly linearly with it
+# libsndfile's, 1 the smallest: bits per second fall nearly linearly with it.
+LEVELS = (1.0, 0.98, 0.96, 0.9)
 
 Codec = Callable[[np.ndarray], tuple[np.ndarray, float]]  # samples → (decoded samples, bits)
 
@@ -52,80 +53,71 @@ def ours(run: Run, layers: int) -> Codec:
     model = run.load_model()
 
     def code(samples: np.ndarray) -> tuple[np.ndarray, float]:
-        codes = encode_in_chunks(model, torch.from_numpy(samples)[None, None], CHUNK)
-        decoded = torch.cat(
-            list(decode_in_chunks(model, codes, CHUNK, layers, size=[len(samples)])), -1
-        )[0, 0]
+        codes = encode_chunked(model, torch.from_numpy(samples)[None, None], CHUNK)
+        pieces = decode_chunked(model, codes, CHUNK, layers, size=[len(samples)])
+        decoded = torch.cat(list(pieces), -1)[0, 0]
         bits = sum(
-            c[0].numel() * np.log2(q.quantizer.codebook_size)
-            for c, q in zip(codes[:layers], model.layers)
+            layer[0].numel() * np.log2(place.codebook_size)
+            for layer, place in zip(codes[:layers], model.config.layers)
         )
         return decoded.clamp(-1, 1).numpy(), float(bits)
 
     return code
 
 
-def measured(
-    codec: Codec, sounds: list[np.ndarray], rate: int
+def measure(
+    codec: Codec, recordings: list[np.ndarray], rate: int
 ) -> tuple[dict[str, float | None], np.ndarray]:
     """(figures over all files, the first file decoded)."""
-    quality, bits, intelligible, first = AudioQuality(rate), 0.0, [], np.zeros(0, np.float32)
-    for number, samples in enumerate(sounds):
-        decoded, spent = codec(samples)
+    quality = AudioQuality(rate)
+    total_bits = 0.0
+    intelligibility = []
+    decoded_files = []
+    for samples in recordings:
+        decoded, bits = codec(samples)
         decoded = np.pad(decoded, (0, max(0, len(samples) - len(decoded))))[: len(samples)]
         quality.add(torch.from_numpy(samples)[None, None], torch.from_numpy(decoded)[None, None])
-        bits += spent
-        first = decoded if number == 0 else first
-        try:
-            from pystoi import stoi
-
-            intelligible.append(stoi(samples, decoded, rate))
-        except ImportError:
-            pass
-    seconds = sum(map(len, sounds)) / rate
+        total_bits += bits
+        decoded_files.append(decoded)
+        if stoi is not None:
+            intelligibility.append(stoi(samples, decoded, rate))
+    seconds = sum(map(len, recordings)) / rate
     figures = {
-        "bits_per_second": bits / seconds,
+        "bits_per_second": total_bits / seconds,
         **quality.values(),
-        "stoi": float(np.mean(intelligible)) if intelligible else None,
+        "stoi": float(np.mean(intelligibility)) if intelligibility else None,
     }
-    return figures, first
+    return figures, decoded_files[0]
 
 
 def main(run: Run, source: str, prefix: Path) -> None:
     config = run.config.data
     assert isinstance(config, AudioConfig)
-    items = open_data(replace(config, source=source), 1, ("test",), 1)[1]["test"]
-    left_out = {key for key, _ in items.left_out()}
-    sounds = [
-        items.read(i)[1][0].numpy() for i, key in enumerate(items.keys) if key not in left_out
+    data = open_data(replace(config, source=source), 1, ("test",), 1)[1]["test"]
+    left_out = {key for key, _ in data.left_out()}
+    recordings = [
+        data.read(i)[1][0].numpy() for i, key in enumerate(data.keys) if key not in left_out
     ]
-    depth = sum(level.layers for level in run.config.model.levels)
+    depth = len(run.config.model.layers)
     codecs = {
         f"{run.path.name}, {n} layer{'s' * (n > 1)}": ours(run, n)
         for n in sorted({1, depth // 2, depth})
         if n
     }
     codecs |= {f"Opus, level {level:g}": opus(level, config.rate) for level in LEVELS}
-    rows, shown = {}, [("original", torch.from_numpy(sounds[0])[None, None])]
+    rows = {}
+    pictures = [("original", data.picture(torch.from_numpy(recordings[0])[None, None]))]
     for name, codec in codecs.items():
-        rows[name], first = measured(codec, sounds, config.rate)
-        shown.append(
-            (
-                f"{name}: {rows[name]['bits_per_second']:.0f} bit/s",
-                torch.from_numpy(first)[None, None],
-            )
-        )
-        print(
-            name,
-            {key: None if value is None else round(value, 3) for key, value in rows[name].items()},
-            flush=True,
-        )
-    seconds = sum(map(len, sounds)) / config.rate
-    result = {"files": len(sounds), "seconds": seconds, "rate": config.rate, "rows": rows}
+        rows[name], first = measure(codec, recordings, config.rate)
+        label = f"{name}: {rows[name]['bits_per_second']:.0f} bit/s"
+        pictures.append((label, data.picture(torch.from_numpy(first)[None, None])))
+        rounded = {k: None if v is None else round(v, 3) for k, v in rows[name].items()}
+        print(name, rounded, flush=True)
+    seconds = sum(map(len, recordings)) / config.rate
+    result = {"files": len(recordings), "seconds": seconds, "rate": config.rate, "rows": rows}
     prefix.with_name(prefix.name + ".opus.json").write_text(json.dumps(result, indent=1) + "\n")
-    image_grid([(label, items.picture(signal)) for label, signal in shown], spectra=True).savefig(
-        prefix.with_name(prefix.name + ".opus.png")
-    )
+    figure = image_grid(pictures, spectra=True)
+    figure.savefig(prefix.with_name(prefix.name + ".opus.png"))
 
 
 if __name__ == "__main__":

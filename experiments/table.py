@@ -1,7 +1,7 @@
 """The tables of comparisons' report.json in Markdown: figures, and what is said of them.
 
-Of several reports, each with the command that makes it, and which of its rows have another config
-than that command has today.
+Of several reports, each with the command that makes it, which of its rows are of earlier code, and
+which have another config than that command has today.
 
 python experiments/table.py runs/residual/report.json
 python experiments/table.py experiments/results/*/*.json > experiments/results/README.md
@@ -9,6 +9,8 @@ python experiments/table.py experiments/results/*/*.json > experiments/results/R
 
 import json
 import sys
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,14 +18,17 @@ from typing import Any
 from hqvae.compare import Spec, read_spec, run_specs
 from hqvae.config import Config, difference, from_dict
 from hqvae.errors import InputError
+from hqvae.quantize import GumbelSoftmaxConfig
 
 EXPERIMENTS = Path(__file__).resolve().parent
+MEASURED_WITH = "b560927"  # the last commit with the key names before those of today
+FIRST_BETA = 0.025  # of the nearest-code phase, before stochastic configs said it (e92bf95)
 FIGURES = {
     "rmse": ("RMSE", 2),
     "psnr": ("PSNR dB", 2),
     "ssim": ("SSIM", 4),
     "bits_per_dim": ("−ELBO bits/dim", 3),
-    "bits_per_dim_nearest": ("by nearest", 3),
+    "bits_per_dim_deterministic": ("−ELBO, nearest code", 3),
 }
 
 
@@ -41,31 +46,46 @@ def lost_if_shuffled(row: dict[str, Any], results: list[dict[str, Any]]) -> str:
         for result in results
         if (result["case"], result["system"]) == (row["case"], row["system"])
     ]
-    return " ".join(f"{mean(layer['psnr_loss'] for layer in seeds):.2f}" for seeds in zip(*own))
+    return " ".join(
+        f"{mean(layer['ablation_drop_db'] for layer in seeds):.2f}" for seeds in zip(*own)
+    )
 
 
 def table(report: dict[str, Any]) -> str:
     cased = any(row["case"] for row in report["rows"])
-    shown = {
-        key: kind
-        for key, kind in FIGURES.items()
+    figures = {
+        key: column
+        for key, column in FIGURES.items()
         if all(key in row["figures"] for row in report["rows"])
     }
-    names = [*(["case"] if cased else []), "system", "seeds", *(name for name, _ in shown.values()),
-             f"Δ RMSE to {report['reference']}", "perplexity of each layer", "lost if shuffled, dB",
-             "least used layer: codes ever chosen", "images/s"]  # fmt: skip
+    names = [
+        *(["case"] if cased else []),
+        "system",
+        "seeds",
+        *(name for name, _ in figures.values()),
+        f"Δ RMSE to {report['reference']}",
+        "perplexity of each layer",
+        "lost if shuffled, dB",
+        "least used layer: codes ever chosen",
+        "items/s",
+    ]
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for row in report["rows"]:
         finer = row["figures"]["rmse"]["mean"] < 2  # of log magnitudes
-        figures = [
-            estimate(row["figures"][key], digits + (finer and key == "rmse"))
-            for key, (_, digits) in shown.items()
+        cells = [
+            *([row["case"]] if cased else []),
+            row["system"],
+            str(len(row["seeds"])),
+            *(
+                estimate(row["figures"][key], digits + (finer and key == "rmse"))
+                for key, (_, digits) in figures.items()
+            ),
+            estimate(row["difference"], 2 + finer, "+"),
+            " ".join(map(perplexity, row["layers"])),
+            lost_if_shuffled(row, report["results"]),
+            f"{row['figures']['used_share']['mean']:.0%}",
+            f"{row['figures']['items_per_second']['mean']:.0f}",
         ]
-        cells = [*([row["case"]] if cased else []), row["system"], str(len(row["seeds"])), *figures,
-                 estimate(row["difference"], 2 + finer, "+"),
-                 " ".join(f"{layer['perplexity']['mean']:.{int(layer['codebook_size'] < 16)}f}" for layer in row["layers"]),
-                 lost_if_shuffled(row, report["results"]), f"{row['figures']['used_share']['mean']:.0%}",
-                 f"{row['figures']['images_per_second']['mean']:.0f}"]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {verdict}" for verdict in report["verdicts"])])
 
@@ -79,44 +99,78 @@ def command(path: Path, report: dict[str, Any], spec_path: Path, spec: Spec) -> 
     words = ["hqvae compare", str(spec_path)]
     for key, every in (("case", spec.cases), ("system", spec.systems)):
         chosen = {row[key] for row in report["rows"]}
-        words += (
-            [f'--only "{name}"' for name in every if name in chosen] if chosen < set(every) else []
-        )
+        if not chosen >= set(every):
+            words += [f'--only "{name}"' for name in every if name in chosen]
     seeds = max(len(row["seeds"]) for row in report["rows"])
     words += [f"--seeds {seeds}"] if seeds < len(spec.seeds) else []
     words += [f"--split {report['split']}"] if report["split"] != spec.split else []
     return " ".join([*words, "--data", report["data"], "--out", f"runs/{path.parent.name}"])
 
 
-def since(saved: dict[str, Any], today: Config) -> str | None:
+def earlier_rows(report: dict[str, Any]) -> list[str]:
+    """A line that names the rows whose keys `rename_keys.py` has renamed; none where none are."""
+    systems = list(dict.fromkeys(row["system"] for row in report["rows"]))
+    renamed = {result["system"] for result in report["results"] if "retired" in result}
+    earlier = [system for system in systems if system in renamed]
+    if not earlier:
+        return []
+    which = "all rows" if earlier == systems else "; ".join(earlier)
+    return [f"- *Of commit {MEASURED_WITH} or earlier*: {which}."]
+
+
+def since(saved: dict[str, Any], today: Config | None) -> str | None:
     """What today's config of a run has otherwise than the one it was measured with."""
+    if today is None:
+        return "no longer in the spec"
+    quantizer = saved["model"]["quantizer"]
+    if quantizer["kind"] == "stochastic":
+        quantizer = {"beta": FIRST_BETA, **quantizer}
+        saved = {**saved, "model": {**saved["model"], "quantizer": quantizer}}
     try:
-        return difference(from_dict(saved), today)
+        return difference(with_beta(from_dict(saved)), with_beta(today))
     except InputError as error:  # a setting that is gone
         return str(error)
 
 
-def changed(report: dict[str, Any], spec: Spec) -> list[str]:
-    """A line that names the systems whose rows are of another config than the spec and its presets make today, if there are any."""
-    today = {
-        (entry.case, entry.system, entry.seed): entry.config
-        for entry in run_specs(spec, report["data"])
-    }
-    found: dict[str, str] = {}
+def with_beta(config: Config) -> Config:
+    """The config with β of the nearest-code phase as a number, where it goes by the layers."""
+    quantizer = config.model.quantizer
+    if not isinstance(quantizer, GumbelSoftmaxConfig):
+        return config
+    beta = quantizer.nearest(len(config.model.layers)).beta
+    quantizer = replace(quantizer, beta=beta if config.phases.nearest_fraction else None)
+    return replace(config, model=replace(config.model, quantizer=quantizer))
+
+
+@cache
+def configs_today(spec_path: Path, data: str) -> dict[tuple[str, str, int], Config]:
+    """What the spec and its presets make of every run today."""
+    runs = run_specs(read_spec(str(spec_path)), data)
+    return {(run.case, run.system, run.seed): run.config for run in runs}
+
+
+def changed(report: dict[str, Any], spec_path: Path) -> list[str]:
+    """A line that names the systems whose rows are of another config than the spec makes today.
+
+    No line where there are none.
+    """
+    today = configs_today(spec_path, report["data"])
+    changes: dict[str, str] = {}
     for result in report["results"]:
-        change = since(result["config"], today[result["case"], result["system"], result["seed"]])
+        key = (result["case"], result["system"], result["seed"])
+        change = since(result["config"], today.get(key))
         if change:
-            found.setdefault(result["system"], change)
-    if not found:
+            changes.setdefault(result["system"], change)
+    if not changes:
         return []
-    rows = "; ".join(f"{system} ({change})" for system, change in found.items())
-    return (
-        [
-            f"- *Rows of another config* than this command has today, *there* being the report's: {rows}."
-        ]
-        if rows
-        else []
-    )
+    parts = []
+    for change in dict.fromkeys(changes.values()):
+        systems = [system for system in changes if changes[system] == change]
+        parts.append(f"{'; '.join(systems)} ({change})")
+    return [
+        "- *Rows of another config* than this command has today, *there* being the report's: "
+        f"{'. '.join(parts)}."
+    ]
 
 
 def section(path: Path) -> str:
@@ -129,7 +183,7 @@ def section(path: Path) -> str:
         "",
         table(report),
     ]
-    lines += changed(report, spec)
+    lines += earlier_rows(report) + changed(report, spec_path)
     return "\n".join(lines)
 
 
@@ -140,7 +194,10 @@ def main(paths: list[Path]) -> None:
     print(
         "# Tables of all reports\n\n"
         "`python experiments/table.py experiments/results/*/*.json` prints this page; "
-        "[docs/results.md](../../docs/results.md) tells what it says."
+        "[docs/results.md](../../docs/results.md) tells what it says. Rows *of commit "
+        f"{MEASURED_WITH} or earlier* were measured with the code of that commit or an earlier "
+        "one; [rename_keys.py](../rename_keys.py) has renamed their keys since, and changed no "
+        "number."
     )
     for path in sorted(paths):
         print("\n" + section(path))

@@ -16,7 +16,8 @@ from PIL import Image
 
 import hqvae
 from hqvae.cli import main
-from hqvae.config import PRESETS, override
+from hqvae.config import override
+from hqvae.presets import PRESETS
 
 TINY = [
     "model.levels.0.codebook_size=8",
@@ -142,7 +143,7 @@ REFUSED = {
     "evaluate batches of none": (["evaluate", "{run}", "--batch-size", "0"], ["batch", "0"]),
     "evaluate no images": (["evaluate", "{run}", "--limit", "0"], ["limit", "0"]),
     "evaluate less than no images": (["evaluate", "{run}", "--limit", "-1"], ["limit", "-1"]),
-    "evaluate without ablation": (["evaluate", "{run}", "--shuffle-images", "0"], ["shuffle", "0"]),
+    "evaluate without ablation": (["evaluate", "{run}", "--shuffle-items", "0"], ["shuffle", "0"]),
     "diagnose no run": (["doctor", "{empty}"], ["empty' is no run"]),
     "diagnose an unknown split": (["doctor", "{run}", "--split", "all"], ["split 'all'"]),
     "unknown preset to list": (["presets", "sqvea"], ["preset 'sqvea'", "did you mean 'sqvae'"]),
@@ -294,7 +295,7 @@ CASES = [
 def test_a_full_disk_leaves_a_run_that_goes_on(
     owner, name, culprit, call, places, tmp_path, monkeypatch
 ):
-    """Once there is space the same command with --resume ends with the weights of a run that never stopped."""
+    """Once there is space, the same command with --resume ends as a run that never stopped."""
     if name == "fsync" and not os.path.isdir("/proc/self/fd"):
         pytest.skip("needs /proc to know which file is flushed")
     with monkeypatch.context() as patch:

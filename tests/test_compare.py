@@ -3,7 +3,6 @@
 Runs are done once, go on where they were cut off, and are shared among processes.
 """
 
-import importlib.util
 import json
 import re
 import signal
@@ -16,6 +15,7 @@ import pytest
 import torch
 import yaml
 from processes import Command, start
+from scripts import script
 
 from hqvae.cli import main
 from hqvae.compare import read_spec, run_specs
@@ -23,10 +23,7 @@ from hqvae.compare.jobs import HQVAE_COMMAND, ComparisonDir
 from hqvae.compare.summary import Estimate, format_difference, format_estimate, summarise, verdicts
 from hqvae.errors import InputError
 from hqvae.files import lock
-from hqvae.model import HQVAE
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-SPECS = sorted(EXPERIMENTS.rglob("*.yaml"))
 SETTINGS = {
     "train.steps": 4,
     "train.batch_size": 8,
@@ -77,6 +74,18 @@ FSQ = {
     "model.levels.0.codebook_size": 12,
 }
 SAME_NAME = {"SQ!": {"preset": "sqvae"}, "sq": {"preset": "sqvae"}}
+
+
+def compare(spec, data, out, *more):
+    """The exit code of `hqvae compare`, on the CPU."""
+    return main(["compare", spec, "--data", data, "--out", str(out), "--accelerator", "cpu", *more])
+
+
+def beside(**settings):
+    """SQ, and a VQ with other settings."""
+    return {"systems": {**SYSTEMS, "VQ": {"preset": "vqvae", "settings": settings}}}
+
+
 REFUSED = {
     "unknown field": ({"sistems": {}}, ["sistems", "unexpected"]),
     "unknown preset": (
@@ -88,26 +97,37 @@ REFUSED = {
     "same seed twice": ({"seeds": [0, 0]}, ["seeds", "[0, 0]"]),
     "unknown reference": ({"reference": "SQVAE"}, ["reference 'SQVAE'", "did you mean 'SQ'"]),
     "another rate": (
-        beside_sq(model__levels__0__codebook_size=16),
+        beside(**{"model.levels.0.codebook_size": 16}),
         ["0.1875 bits per sample point", "0.25", "equal rates"],
     ),
     "another net": (
-        beside_sq(model__net__widths=[16]),
+        beside(**{"model.net.widths": [16]}),
         ["model.net.widths.0=8", "VQ, seed 0 has 16", "no comparison"],
     ),
     "another length": (
-        beside_sq(train__steps=5),
+        beside(**{"train.steps": 5}),
         ["train.steps=4", "VQ, seed 0 has 5", "no comparison"],
     ),
     "a codebook that a quantizer cannot have": (
-        {"systems": {"FSQ": {"preset": "vqvae", "settings": FSQ}}},
+        {
+            "systems": {"FSQ": {"preset": "vqvae"}},
+            "settings": {
+                **SETTINGS,
+                "model.quantizer.kind": "external",
+                "model.quantizer.name": "fsq",
+                "model.levels.0.codebook_size": 12,
+            },
+        },
         ["FSQ", "codebook_size=12", "powers of two"],
     ),
-    "two of one name": ({"systems": SAME_NAME}, ["'sq-seed0'", "rename"]),
+    "two of one name": (
+        {"systems": {"SQ!": {"preset": "sqvae"}, "sq": {"preset": "sqvae"}}},
+        ["'sq-seed0'", "rename"],
+    ),
     "no such split": ({"split": "tets"}, ["split", "tets"]),
     "settings that contradict each other": (
-        {"settings": {**SETTINGS, "train.hard": 0.5}},
-        ["VQ: train.hard=0.5", "kind=ema"],
+        {"settings": {**SETTINGS, "phases.nearest_fraction": 0.5}},
+        ["VQ: phases.nearest_fraction=0.5", "kind=deterministic"],
     ),
     "data of its own, in a mapping": (
         {"settings": {**SETTINGS, "data": {"kind": "images", "size": 8}}},
@@ -119,19 +139,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_comparison_is_refused_before_anything_is_written(case, data, tmp_path, capsys):
     changes, words = REFUSED[case]
-    assert (
-        main(
-            [
-                "compare",
-                written(tmp_path, **changes),
-                "--data",
-                data,
-                "--out",
-                str(tmp_path / "out"),
-            ]
-        )
-        == 2
-    )
+    assert compare(written(tmp_path, **changes), data, tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert all(word in said for word in words), said
     assert said.count("\n") == 1 and not (tmp_path / "out").exists()
@@ -171,19 +179,9 @@ def test_what_is_no_comparison_is_refused_before_anything_is_written(case, data,
 )
 def test_bad_arguments_are_refused(arguments, words, data, tmp_path, capsys):
     spec = written(tmp_path)
-    assert (
-        main(
-            [
-                "compare",
-                *[a.format(spec=spec) for a in arguments],
-                "--data",
-                data,
-                "--out",
-                str(tmp_path / "out"),
-            ]
-        )
-        == 2
-    )
+    words_given = [word.format(spec=spec) for word in arguments]
+    out = ["--data", data, "--out", str(tmp_path / "out")]
+    assert main(["compare", *words_given, *out]) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -273,14 +271,14 @@ def result(system, seed, rmse, perplexity=4.0):
         "codebook_size": 8,
         "used": 6,
         "perplexity": perplexity,
-        "psnr_after": 20.0,
+        "psnr_cumulative": 20.0,
     }
     measures = {
         "rmse": rmse,
         "psnr": 20.0,
         "ssim": None,
         "bits_per_dim": 5.0,
-        "bits_per_pixel": 0.5,
+        "bits_per_point": 0.5,
         "layers": [layer, {**layer, "layer": 1, "perplexity": 7.0}],
     }
     return {
@@ -288,7 +286,7 @@ def result(system, seed, rmse, perplexity=4.0):
         "system": system,
         "seed": seed,
         "measures": measures,
-        "images_per_second": 100.0,
+        "items_per_second": 100.0,
         "protocol": {"unit": "0–255"},
     }
 
@@ -346,70 +344,27 @@ def finished(data, tmp_path_factory):
         systems=systems,
         title="A <b>",
     )
-    assert (
-        main(
-            [
-                "compare",
-                spec,
-                "--data",
-                data,
-                "--out",
-                str(out / "c"),
-                "--seeds",
-                "1",
-                "--jobs",
-                "2",
-                "--accelerator",
-                "cpu",
-            ]
-        )
-        == 0
-    )
+    assert compare(spec, data, out / "c", "--seeds", "1", "--jobs", "2") == 0
     return spec, out / "c"
 
 
 def test_a_comparison_leaves_tables_and_a_page_that_opens_offline(finished, data, capsys):
     spec, out = finished
-    assert (
-        main(
-            [
-                "compare",
-                spec,
-                "--data",
-                data,
-                "--out",
-                str(out),
-                "--seeds",
-                "1",
-                "--accelerator",
-                "cpu",
-            ]
-        )
-        == 0
-    )
+    assert compare(spec, data, out, "--seeds", "1") == 0
     shown = capsys.readouterr().out
-    assert (
-        "L = 1 (test split, 0.1875 bits per pixel)" in shown
-        and "Δ RMSE to SQ" in shown
-        and "use of the codebooks" in shown
-    )
+    heading = "L = 1 (test split, 0.1875 bits per pixel)"
+    assert all(words in shown for words in (heading, "Δ RMSE to SQ", "use of the codebooks"))
     page = (out / "report.html").read_text()
     assert "<h1>A &lt;b&gt;</h1>" in page
-    assert (
-        page.count('src="data:image/png;base64,')
-        == 9
-        == len(list((out / "pictures").glob("*.png")))
-    )  # 4 a case, 1 over the cases
-    assert (
-        not re.search(r'(src|href)="(?!data:)', page)
-        and "http" not in page
-        and "<script" not in page
-    )
+    pictures = list((out / "pictures").glob("*.png"))
+    # 4 a case, 1 over the cases.
+    assert page.count('src="data:image/png;base64,') == 9 == len(pictures)
+    assert not re.search(r'(src|href)="(?!data:)|http|<script', page)
     report = json.loads((out / "report.json").read_text())
     assert len(report["rows"]) == 4 and len(report["results"]) == 4 and report["missing"] == []
     for row, rate in zip(report["results"], (3, 3, 6, 6)):
-        assert row["measures"]["bits_per_pixel"] == rate / 16
-        assert row["protocol"]["split"] == "test" and row["protocol"]["images"] == 8
+        assert row["measures"]["bits_per_point"] == rate / 16
+        assert row["protocol"]["split"] == "test" and row["protocol"]["items"] == 8
 
 
 def test_what_is_done_is_not_done_again_and_more_seeds_are_added(finished, data, tmp_path, capsys):
@@ -419,41 +374,12 @@ def test_what_is_done_is_not_done_again_and_more_seeds_are_added(finished, data,
     narrower = yaml.safe_load(Path(spec).read_text())
     narrower["cases"].pop("L = 2")
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(narrower))
-    assert (
-        main(
-            [
-                "compare",
-                str(tmp_path / "one.yaml"),
-                "--data",
-                data,
-                "--out",
-                str(out),
-                "--accelerator",
-                "cpu",
-            ]
-        )
-        == 0
-    )
+    assert compare(str(tmp_path / "one.yaml"), data, out) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     new = figures(out)
     assert len(new) == 4 and all(new[key] == rmse for key, rmse in old.items() if key[0] == "L = 1")
     assert "± " in capsys.readouterr().out
-    assert (
-        main(
-            [
-                "compare",
-                spec,
-                "train.lr=0.5",
-                "--data",
-                data,
-                "--out",
-                str(out),
-                "--accelerator",
-                "cpu",
-            ]
-        )
-        == 2
-    )
+    assert compare(spec, data, out, "train.lr=0.5") == 2
     assert "of another config: train.lr is 0.001 there and 0.5 here" in capsys.readouterr().err
 
 
@@ -463,13 +389,11 @@ def test_a_system_joins_a_kept_report_without_training_the_others_again(
     """`experiments/restore.py` lays down the kept results; folders of their runs are gone."""
     spec, kept = finished
     out = tmp_path / "c"
-    narrowed = ["--data", data, "--seeds", "1", "--accelerator", "cpu"]
-    assert (
-        main(["compare", spec, *narrowed, "--out", str(kept)]) == 0
-    )  # the report anew, whatever other tests have added
+    # The report anew, whatever other tests have added.
+    assert compare(spec, data, kept, "--seeds", "1") == 0
     script("restore").main(kept / "report.json", str(out), ["VQ"])
     old = {key: rmse for key, rmse in figures(kept).items() if key[1] == "VQ"}
-    assert main(["compare", spec, *narrowed, "--out", str(out)]) == 0
+    assert compare(spec, data, out, "--seeds", "1") == 0
     assert "VQ, seed 0: begins" not in capsys.readouterr().err
     folders = {path.name for path in (out / "runs").glob("*/")}
     assert folders == {"l-1-sq-seed0", "l-2-sq-seed0"}
@@ -483,12 +407,7 @@ def test_a_run_that_fails_is_named_and_the_others_count(data, tmp_path, capsys):
         "wild": {"preset": "vqvae", "settings": {"train.lr": 1e30}},
     }
     spec = written(tmp_path, systems=systems, seeds=[0])
-    assert (
-        main(
-            ["compare", spec, "--data", data, "--out", str(tmp_path / "c"), "--accelerator", "cpu"]
-        )
-        == 1
-    )
+    assert compare(spec, data, tmp_path / "c") == 1
     shown = capsys.readouterr().out
     assert "! wild, seed 0 failed with code 2: " in shown and "lower train.lr" in shown
     assert (
@@ -504,21 +423,7 @@ def test_a_run_that_another_process_has_claimed_is_left_to_it(data, tmp_path, ca
     with (tmp_path / "c" / "runs" / "vq-seed0.log").open("ab") as held:
         assert lock(held)
         spec = written(tmp_path, seeds=[0])
-        assert (
-            main(
-                [
-                    "compare",
-                    spec,
-                    "--data",
-                    data,
-                    "--out",
-                    str(tmp_path / "c"),
-                    "--accelerator",
-                    "cpu",
-                ]
-            )
-            == 1
-        )
+        assert compare(spec, data, tmp_path / "c") == 1
     assert "! VQ, seed 0: another process is at it" in capsys.readouterr().out
     assert list(figures(tmp_path / "c")) == [("", "SQ", 0)]
 
@@ -536,27 +441,8 @@ def test_what_goes_wrong_in_one_run_of_ours_stops_the_others_at_once(data, tmp_p
 
     monkeypatch.setattr("hqvae.compare.jobs.JobPool._train_and_evaluate", broken)
     with pytest.raises(RuntimeError, match="no such thing"):
-        main(
-            [
-                "compare",
-                written(tmp_path, seeds=list(range(9))),
-                "--data",
-                data,
-                "--out",
-                str(tmp_path / "c"),
-                "--accelerator",
-                "cpu",
-            ]
-        )
+        compare(written(tmp_path, seeds=list(range(9))), data, tmp_path / "c")
     assert len(begun) == 1
-
-
-def script(name):
-    """A script of `experiments/`, as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def newest_step(folder):
@@ -568,7 +454,7 @@ def test_a_comparison_that_is_stopped_goes_on_and_ends_the_same(data, tmp_path):
     settings = {**SETTINGS, "train.steps": 90, "train.validate_every": 15, "train.log_every": 5}
     spec = written(tmp_path, seeds=[0], settings=settings, systems={"SQ": SYSTEMS["SQ"]})
     arguments = ["compare", spec, "--data", data, "--accelerator", "cpu"]
-    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    assert compare(spec, data, tmp_path / "whole") == 0
     cut, log = tmp_path / "cut", tmp_path / "cut.log"
     for how, least in ((signal.SIGINT, 1), (signal.SIGKILL, 45)):
         process = start(*arguments, "--out", cut, log=log)
@@ -580,7 +466,7 @@ def test_a_comparison_that_is_stopped_goes_on_and_ends_the_same(data, tmp_path):
         assert not list((cut / "results").glob("*"))  # stopped in the middle, not after the end
     assert "--resume" in (cut / "runs" / "sq-seed0.log").read_text()
     deadline = time.time() + 100
-    while main([*arguments, "--out", str(cut)]) == 1 and time.time() < deadline:
+    while compare(spec, data, cut) == 1 and time.time() < deadline:
         time.sleep(0.2)
     assert figures(cut) == figures(tmp_path / "whole")
 
@@ -594,74 +480,3 @@ def test_results_of_settings_that_are_gone_are_of_another_config(data, tmp_path)
     folder.save_result("test", {"case": "", "system": "SQ", "seed": 0, "config": old})
     with pytest.raises(InputError, match=r"sq-seed0\.test\.json is of another config: .*unquant"):
         folder.result(run, "test")
-
-
-# ------------------------------------------------------------------------------ experiments/
-
-
-def test_the_page_of_all_tables_is_what_its_command_prints(capsys):
-    reports = sorted((EXPERIMENTS / "results").glob("*/*.json"))
-    script("table").main(reports)
-    page = (EXPERIMENTS / "results" / "README.md").read_text(encoding="utf-8")
-    assert len(reports) > 20 and capsys.readouterr().out == page
-
-
-@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
-def test_the_specs_of_experiments_are_comparisons_at_equal_rate(path):
-    spec = read_spec(str(path))
-    grid = run_specs(spec, "photos")
-    assert len(grid) == len(spec.systems) * len(spec.cases) * len(spec.seeds)
-    for case in spec.cases:
-        assert len({round(entry.bits_per_point, 9) for entry in grid if entry.case == case}) == 1
-    kinds = {entry.config.model.quantizer.kind for entry in grid}
-    if path.parent.name == "levers":
-        assert (
-            kinds == {"stochastic"} and spec.split == "validation"
-        )  # the test split is not for tuning
-    else:
-        assert (
-            kinds > {"stochastic"}
-            and spec.reference_system == grid[0].system
-            and grid[0].config.model.quantizer.kind == "stochastic"
-        )
-
-
-LATENTS = {  # published sizes of the latents
-    "celebahq256": [(32, 32), (64, 64)],
-    "ffhq256": [(8, 8)] * 4,
-    "ffhq1024": [(32, 32), (64, 64), (128, 128)],
-    "imagenet256": [(32, 32), (64, 64)],
-}
-
-
-@pytest.mark.parametrize("name", LATENTS)
-def test_large_specs_have_the_published_latents(name):
-    path = next(path for path in SPECS if path.stem == name)
-    for entry in run_specs(read_spec(str(path)), "photos"):
-        with torch.device("meta"):  # shapes without weights
-            model = HQVAE(entry.config.model)
-            side = entry.config.data.size
-            features = model.features(torch.zeros(1, 3, side, side))
-        assert [tuple(features[layer.level].shape[2:]) for layer in model.layers] == LATENTS[
-            name
-        ], entry.title
-
-
-@pytest.mark.parametrize("name", LATENTS)
-def test_large_specs_train_on_a_small_folder(name, tmp_path):
-    """The loader's part: pictures of other sizes in sub-folders, brought to the published side."""
-    from PIL import Image
-
-    from hqvae.data import open_data
-
-    path = next(path for path in SPECS if path.stem == name)
-    entry = run_specs(read_spec(str(path)), str(tmp_path / "pictures"))[0]
-    side = entry.config.data.size
-    for index in range(4):
-        place = tmp_path / "pictures" / f"class{index % 2}" / f"{index}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (side + 7 * index, side + 3), (index * 40, 9, 9)).save(place)
-    _, images = open_data(entry.config.data, 3, ("train",))
-    assert [tuple(batch.shape) for batch in in_order(images["train"], 1, 2)] == [
-        (1, 3, side, side)
-    ] * 2

@@ -1,8 +1,12 @@
-"""Config: presets, overrides and their round trips; what a wrong key or value is told; no field that nobody reads."""
+"""Config: presets, overrides and their round trips; no field that nobody reads.
+
+What a wrong key or value is told; what an old key is told.
+"""
 
 import ast
 import dataclasses
 import json
+import math
 import typing
 from pathlib import Path
 
@@ -10,22 +14,24 @@ import pytest
 
 import hqvae
 from hqvae.config import (
-    PRESETS,
     Config,
+    PhaseConfig,
     TemperatureConfig,
+    TrainConfig,
+    check_together,
     difference,
     flatten,
     from_dict,
     override,
-    preset,
     to_dict,
 )
 from hqvae.errors import InputError
+from hqvae.presets import PRESETS, preset
 
 SQVAE, SQVAE2, VQVAE = (PRESETS[name] for name in ("sqvae", "sqvae2", "vqvae"))
 
 
-# ---------------------------------------------------------------------------------------------------- round trips
+# ------------------------------------------------------------------------------ round trips
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -53,9 +59,11 @@ SETTINGS = {
     "train.lr=1e-3": ("train.lr", 1e-3),
     "train.steps=1e3": ("train.steps", 1000),
     "train.clip=1": ("train.clip", 1.0),
-    "train.ema=null": ("train.ema", None),
+    "train.weight_ema=null": ("train.weight_ema", None),
     "train.compile=true": ("train.compile", True),
-    "train.temperature.end=0.1": ("train.temperature.end", 0.1),
+    "phases.temperature.end=0.1": ("phases.temperature.end", 0.1),
+    "phases.temperature.decay=1e-5": ("phases.temperature.decay", 1e-5),
+    "model.quantizer.beta=0": ("model.quantizer.beta", 0.0),
     "model.net.widths=[8,16]": ("model.net.widths.1", 16),
     "model.levels.0.codebook_size=1024": ("model.levels.0.codebook_size", 1024),
     "model.levels.-1.layers=3": ("model.levels.1.layers", 3),
@@ -80,8 +88,8 @@ def test_a_setting_changes_its_key_and_no_other(setting):
 def test_a_later_setting_wins_over_an_earlier_one():
     assert override(SQVAE, ["train.lr=1", "train.lr=2"]).train.lr == 2
     assert override(
-        SQVAE, ["train.temperature={start: 2}", "train.temperature.end=0.5"]
-    ).train.temperature == TemperatureConfig(2, 0.5)
+        SQVAE, ["phases.temperature={start: 2}", "phases.temperature.end=0.5"]
+    ).phases.temperature == TemperatureConfig(2, 0.5)
     levels = override(
         SQVAE, ["model.levels=[{stride: 8}, {stride: 4}]", "model.levels.1.layers=3"]
     ).model.levels
@@ -94,7 +102,7 @@ def test_override_leaves_the_given_config_alone():
     assert to_dict(SQVAE) == before
 
 
-# ---------------------------------------------------------------------------------------------------- kinds
+# ------------------------------------------------------------------------------ kinds
 
 
 @pytest.mark.parametrize(
@@ -102,36 +110,48 @@ def test_override_leaves_the_given_config_alone():
     [
         (
             SQVAE,
-            ["model.quantizer.kind=ema", "model.quantizer.decay=0.9"],
+            ["model.quantizer.kind=deterministic", "model.quantizer.decay=0.9"],
             "model.quantizer.decay",
             0.9,
         ),
         (
             SQVAE,
-            ["model.quantizer.kind=ema", "model.quantizer.restart=true"],
+            ["model.quantizer.kind=deterministic", "model.quantizer.restart=true"],
             "model.quantizer.restart",
             True,
         ),
         (
             SQVAE,
-            ["model.quantizer.start.kind=normal", "model.quantizer.start.s2=3"],
-            "model.quantizer.start.s2",
+            ["model.quantizer.init.kind=random", "model.quantizer.init.s2=3"],
+            "model.quantizer.init.s2",
             3.0,
         ),
         (
             VQVAE,
-            ["model.quantizer.start.kind=data", "model.quantizer.start.jitter=0"],
-            "model.quantizer.start.jitter",
-            0.0,
+            ["model.quantizer.init.kind=kmeans", "model.quantizer.init.sharpness=4"],
+            "model.quantizer.init.sharpness",
+            4.0,
         ),
         (
             VQVAE,
-            ["model.quantizer.kind=stochastic", "model.quantizer.start.jitter=1"],
-            "model.quantizer.start.jitter",
-            1.0,
+            ["model.quantizer.kind=stochastic", "model.quantizer.variance=one_plus_exp"],
+            "model.quantizer.variance",
+            "one_plus_exp",
+        ),
+        (
+            VQVAE,
+            ["model.quantizer.kind=external", "model.quantizer.name=lfq"],
+            "model.quantizer.name",
+            "lfq",
+        ),
+        (
+            preset("rsqvae-audio"),
+            ["data.frontend.kind=mel", "data.frontend.mels=40"],
+            "data.frontend.mels",
+            40,
         ),
     ],
-    ids=["ema decay", "ema restart", "normal", "data", "stochastic"],
+    ids=["decay", "restart", "random", "kmeans", "stochastic", "external", "mel"],
 )
 def test_another_kind_brings_its_own_keys(config, settings, key, value):
     changed = override(config, settings)
@@ -142,7 +162,7 @@ def test_another_kind_brings_its_own_keys(config, settings, key, value):
 
 
 def test_naming_the_kind_that_is_there_keeps_its_values():
-    changed = override(VQVAE, ["model.quantizer.decay=0.9", "model.quantizer.kind=ema"])
+    changed = override(VQVAE, ["model.quantizer.decay=0.9", "model.quantizer.kind=deterministic"])
     assert changed.model.quantizer.decay == 0.9
 
 
@@ -151,7 +171,7 @@ def test_the_old_kinds_keys_are_gone():
         override(VQVAE, ["model.quantizer.kind=stochastic", "model.quantizer.decay=0.9"])
 
 
-# ---------------------------------------------------------------------------------------------------- what cannot be used
+# ------------------------------------------------------------------------------ what cannot be used
 
 
 @pytest.mark.parametrize(
@@ -188,10 +208,14 @@ def test_a_wrong_key_is_named_with_the_nearest_right_one(setting, message):
         ("train.lr=fast", ['train.lr="fast"', "number"]),
         ("train.lr=-1", ["train.lr=-1", "greater than 0"]),
         ("train.lr=.nan", ["train.lr", "greater than 0"]),
-        ("train.ema=1", ["train.ema=1", "less than 1"]),
+        ("train.weight_ema=1", ["train.weight_ema=1", "less than 1"]),
         ("train.compile=maybe", ['train.compile="maybe"', "boolean"]),
         ("train.schedule=cosin", ["cosin", "'cosine', 'constant' or 'plateau'"]),
-        ("train.temperature.over=2", ["train.temperature.over=2", "less than or equal to 1"]),
+        (
+            "phases.pretrain_fraction=0.6",
+            ["phases.pretrain_fraction=0.6", "less than or equal to 0.5"],
+        ),
+        ("phases.nearest_fraction=1", ["phases.nearest_fraction=1", "less than 1"]),
         ("train.seed=-1", ["train.seed=-1", "greater than or equal to 0"]),
         ("data.seed=-1", ["data.seed=-1", "greater than or equal to 0"]),
         ("data.size=1", ["data.size=1", "greater than or equal to 2"]),
@@ -202,10 +226,10 @@ def test_a_wrong_key_is_named_with_the_nearest_right_one(setting, message):
             "model.levels.0.codebook_size=1",
             ["model.levels.0.codebook_size=1", "greater than or equal to 2"],
         ),
-        ("model.quantizer.kind=emma", ["model.quantizer", "emma", "'stochastic', 'ema'"]),
+        ("model.quantizer.kind=emma", ["model.quantizer", "emma", "'stochastic', 'deterministic'"]),
         (
-            "model.quantizer.start.jitter=-1",
-            ["model.quantizer.start.jitter=-1", "greater than or equal to 0"],
+            "model.quantizer.init.sharpness=0",
+            ["model.quantizer.init.sharpness=0", "greater than 0"],
         ),
         ("model.net.widths=[8,x]", ["model.net.widths.1", '"x"', "integer"]),
     ],
@@ -215,6 +239,59 @@ def test_a_wrong_value_is_named_with_what_was_expected(setting, words):
         override(SQVAE, [setting])
     assert all(word in str(refused.value) for word in words), str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+CONTRADICTIONS = {
+    "phases that leave no step": (
+        SQVAE,
+        ["phases.pretrain_fraction=0.3", "phases.nearest_fraction=0.7"],
+        ["phases: pretrain_fraction=0.3", "nearest_fraction=0.7", "less than 1 together"],
+    ),
+    "plateau with warmup": (
+        SQVAE,
+        ["train.schedule=plateau", "train.warmup=10"],
+        ["train: schedule=plateau", "which is 10", "warmup=0"],
+    ),
+    "nats with mean squared errors": (
+        SQVAE,
+        ["model.likelihood=mse"],
+        ["likelihood=mse", "quantizer.kind=deterministic"],
+    ),
+    "spectra of images": (
+        SQVAE,
+        ["model.spectral.weight=1"],
+        ["spectral.weight=1", "axes=2", "channels=3", "expected weight=0"],
+    ),
+    "pretraining for codebooks from nothing": (
+        VQVAE,
+        ["phases.pretrain_fraction=0.1"],
+        ["phases.pretrain_fraction=0.1", "init.kind=random", "init.kind=kmeans"],
+    ),
+    "nearest codes in place of nearest codes": (
+        VQVAE,
+        ["phases.nearest_fraction=0.5"],
+        ["phases.nearest_fraction=0.5", "kind=deterministic", "phases.nearest_fraction=0"],
+    ),
+    "accumulated batches that move codes": (
+        VQVAE,
+        ["model.quantizer.kind=external", "model.quantizer.name=rotation", "train.accumulate=2"],
+        ["train.accumulate=2", "model.quantizer.name=rotation", "train.accumulate=1"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_settings_that_contradict_each_other_are_both_named(case):
+    config, settings, words = CONTRADICTIONS[case]
+    with pytest.raises(InputError) as refused:
+        check_together(override(config, settings))
+    assert all(word in str(refused.value) for word in words), str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_preset_contradicts_itself(name):
+    check_together(preset(name))
 
 
 @pytest.mark.parametrize(("coarse", "fine"), [(4, 8), (4, 4), (6, 4)])
@@ -241,7 +318,7 @@ def test_an_unknown_preset_is_named():
         preset("sqvea")
 
 
-# ---------------------------------------------------------------------------------------------------- difference
+# ------------------------------------------------------------------------------ difference
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -273,14 +350,45 @@ def test_no_two_presets_are_equal():
     ] == []
 
 
-# ---------------------------------------------------------------------------------------------------- values and fields
+# ------------------------------------------------------------------------------ values and fields
+
+
+TOTAL = 8
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 2.0), (2, 2**0.5), (4, 1.0), (8, 0.5)])
+def test_temperature_falls_exponentially_over_the_run(step, expected):
+    temperature = TemperatureConfig(start=2.0, end=0.5)
+    assert temperature.at(step, TOTAL) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("total", [8, 1000])
+def test_a_temperature_that_decays_by_the_step_knows_no_end(total):
+    temperature = TemperatureConfig(start=2.0, end=0.5, decay=0.25)
+    assert temperature.at(0, total) == 2.0
+    assert temperature.at(4, total) == pytest.approx(2 / math.e)
 
 
 @pytest.mark.parametrize(
-    ("progress", "expected"), [(0.0, 2.0), (0.25, 1.0), (0.5, 0.5), (0.75, 0.5), (1.0, 0.5)]
+    ("pretrain", "nearest", "steps"), [(0, 0, (0, 8)), (0.25, 0.5, (2, 4)), (0.1, 0.75, (1, 2))]
 )
-def test_temperature_falls_exponentially_and_then_stays(progress, expected):
-    assert TemperatureConfig(start=2.0, end=0.5, over=0.5).at(progress) == pytest.approx(expected)
+def test_phases_begin_at_their_shares_of_the_run(pretrain, nearest, steps):
+    phases = PhaseConfig(pretrain_fraction=pretrain, nearest_fraction=nearest)
+    assert (phases.quantize_from(TOTAL), phases.nearest_from(TOTAL)) == steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "interval"),
+    [
+        ({}, 7, 5),
+        ({"epochs": 2.0}, 20, 5),
+        ({"epochs": 0.01}, 1, 5),
+        ({"epochs": 2.0, "validate_epochs": 1.0}, 20, 10),
+    ],
+)
+def test_epochs_take_the_place_of_steps(changes, steps, interval):
+    train = TrainConfig(steps=7, validate_every=5, batch_size=10, **changes)
+    assert (train.total_steps(100), train.validation_interval(100)) == (steps, interval)
 
 
 def config_classes(kind):
@@ -298,7 +406,7 @@ FIELDS = sorted(
 
 
 def names_read():
-    """Every name that the package reads as an attribute: `x.name`, not `x.name = …`, not in a comment or a text."""
+    """Every name that the package reads as an attribute, not in a comment or a text."""
     sources = [path.read_text() for path in Path(hqvae.__file__).parent.rglob("*.py")]
     nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
     return {
@@ -309,8 +417,26 @@ def names_read():
 
 
 def test_all_config_classes_are_looked_at():
-    expected = {"Config", "ImageConfig", "DataStart", "EMAConfig", "HQVAEConfig", "Level", "NetConfig", "NormalStart", "StochasticConfig",
-                "TemperatureConfig", "TrainConfig"}  # fmt: skip
+    expected = {
+        "AudioConfig",
+        "Config",
+        "ConvConfig",
+        "ExternalConfig",
+        "GumbelSoftmaxConfig",
+        "HQVAEConfig",
+        "ImageConfig",
+        "KMeansInit",
+        "LevelConfig",
+        "MelConfig",
+        "NearestCodeConfig",
+        "PhaseConfig",
+        "RandomInit",
+        "SpectralConfig",
+        "TemperatureConfig",
+        "TrainConfig",
+        "WaveConfig",
+        "WaveConvConfig",
+    }
     assert {kind for kind, _ in FIELDS} >= expected
 
 

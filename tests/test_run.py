@@ -7,11 +7,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from hqvae.config import PRESETS, override
+from hqvae.config import override
 from hqvae.errors import InputError
 from hqvae.files import atomic_write
-from hqvae.model import HQVAE, HQVAEConfig, Level
-from hqvae.nets import NetConfig
+from hqvae.model import HQVAE, HQVAEConfig, LevelConfig
+from hqvae.nets import ConvConfig
+from hqvae.presets import PRESETS
 from hqvae.run import FORMAT, KEPT_CHECKPOINTS, Run
 
 TINY = override(
@@ -208,7 +209,8 @@ def test_a_write_that_the_system_refuses_is_its_error_and_leaves_the_run_usable(
     assert failed.value.errno == errno.EFBIG
     assert files(run) == before
     assert run.load_checkpoint()["step"] == 1
-    assert torch.equal(run.load_model().settle.draw.weight, tiny_model(1).settle.draw.weight)
+    expected = tiny_model(1).levels[0].project.weight
+    assert torch.equal(run.load_model().levels[0].project.weight, expected)
     assert json.loads((run.path / "report" / "x.json").read_text()) == "old"
 
 
@@ -220,12 +222,16 @@ def test_lines_are_json_objects_and_replace_those_before(run):
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows
 
 
-def test_a_model_comes_back_as_it_was_saved(run):
+@pytest.mark.parametrize("posterior", ["gumbel_softmax", "nearest_code"])
+def test_a_model_comes_back_as_it_was_saved(posterior, run):
     model = tiny_model()
+    if posterior == "nearest_code":
+        model.use_nearest()
     run.save_model(model)
     loaded = run.load_model()
     assert not loaded.training
     assert loaded.config == model.config
+    assert loaded.posterior == model.posterior == posterior
     assert all(
         torch.equal(a, b)
         for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
@@ -242,7 +248,9 @@ def test_weights_that_cannot_be_read_are_named(content, run):
 
 def test_weights_of_another_model_are_named(run):
     run.save_model(
-        HQVAE(HQVAEConfig(levels=(Level(4, 1, 16, 4),), net=NetConfig(widths=(8,), blocks=0)))
+        HQVAE(
+            HQVAEConfig(levels=(LevelConfig(4, 1, 16, 4),), net=ConvConfig(widths=(8,), blocks=0))
+        )
     )
     with pytest.raises(InputError, match=r"run' cannot be read: .*do not fit"):
         run.load_model()
