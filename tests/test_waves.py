@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from conftest import FAMILY, build, signals
+from processes import Command
 
 from hqvae.cli import main
 from hqvae.config import PRESETS, override, preset
@@ -382,7 +383,8 @@ def test_a_codec_stands_beside_opus(tmp_path, capsys):
     ).stat().st_size > 1000 and "Opus, level 1" in capsys.readouterr().out
 
 
-def test_waveforms_are_compared(tmp_path):
+def test_waveforms_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr("hqvae.compare.jobs.Popen", Command)  # forks
     for split, seconds in (("train", 2.0), ("validation", 1.0), ("test", 1.0)):
         (tmp_path / split).mkdir()
         soundfile.write(tmp_path / split / "a.wav", noise(seconds, 1)[0].numpy(), RATE)
