@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from conftest import LEVELS, SMALL, signals
 
+from conftest import LEVELS, SMALL, signals
 from hqvae.errors import InputError
 from hqvae.model import HQVAE, HQVAEConfig
 from hqvae.quantize import ExternalConfig, Noise, ResidualQuantizer

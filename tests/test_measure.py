@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from conftest import build, signals
 
+from conftest import build, signals
 from hqvae.data import PIXEL_UNIT, SignalUnit
 from hqvae.measure import measure
 from hqvae.metrics import SSIM, Distortion, Metric

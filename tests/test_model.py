@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from conftest import FAMILY, LEVELS, STOCHASTIC, build, signals
 
+from conftest import FAMILY, LEVELS, STOCHASTIC, build, signals
 from hqvae.likelihood import FittedGaussian
 from hqvae.model import HQVAE, HQVAEConfig
 from hqvae.quantize import GumbelSoftmaxConfig, NearestCodeConfig, Noise, ResidualQuantizer

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import QUANTIZERS, signals
 from torch import nn
 
+from conftest import QUANTIZERS, signals
 from hqvae import HQVAE, HQVAEConfig, LevelConfig
 from hqvae.quantize import Noise
 

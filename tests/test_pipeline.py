@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import IMAGE_PRESETS
 from PIL import Image
 
+from conftest import IMAGE_PRESETS
 from hqvae.cli import main
 from hqvae.config import PRESETS
 

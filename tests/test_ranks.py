@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import build, signals
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+from conftest import build, signals
 from hqvae.errors import InputError
 from hqvae.metrics import SSIM, AudioQuality, Distortion, Mean, Perceptual, Usage
 from hqvae.quantize import Noise

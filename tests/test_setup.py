@@ -8,10 +8,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE_PRESETS
 from data_files import solid, torn_png, write
 from training import ROTATION, SETTINGS, level_settings, same, tiny, trained, weights
 
+from conftest import IMAGE_PRESETS
 from hqvae.compare.jobs import HQVAE_COMMAND
 from hqvae.config import from_dict, override
 from hqvae.data import Splits, open_data

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import FAMILY, build, signals
 
+from conftest import FAMILY, build, signals
 from hqvae.tiling import (
     decode_chunked,
     decode_padded,

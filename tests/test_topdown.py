@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import FAMILY, LEVELS, SMALL, build, signals
 from torch import nn
 
+from conftest import FAMILY, LEVELS, SMALL, build, signals
 from hqvae.errors import DegenerateFeatures
 from hqvae.model import HQVAE, HQVAEConfig
 from hqvae.quantize import ExternalConfig, Noise, ResidualQuantizer, Stream

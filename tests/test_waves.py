@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import FAMILY, build, signals
 from processes import Command
 
+from conftest import FAMILY, build, signals
 from hqvae.cli import main
 from hqvae.config import PRESETS, override, preset
 from hqvae.likelihood import FittedGaussian, SpectralConfig

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from hqvae.config import to_dict
 from hqvae.console import print_table, scan_bars
 from hqvae.data import (
     SPLITS,

@@ -31,11 +31,11 @@ from hqvae.topdown import (
 )
 
 from . import pretrained
-from .build import as_features, make_levels
+from .build import make_levels
 from .config import HQVAEConfig
 from .cost import Objective, square_error
 from .presets import model_preset
-from .probe import as_features, check_decoder, feature_widths
+from .probe import as_features, check_decoder
 
 
 class HQVAE(nn.Module):
@@ -74,9 +74,7 @@ class HQVAE(nn.Module):
         if decoder is None:
             decoder = net.init(Decoder(axes, channels, finest.dim, finest.stride, net))
         self.encoder = encoder
-        widths = feature_widths(config, encoder)
-        levels = [_make_level(config, r, width) for r, width in enumerate(widths)]
-        self.levels = nn.ModuleList(map(net.init, levels))  # type: ignore[assignment]
+        self.levels = nn.ModuleList(make_levels(config, encoder))  # type: ignore[assignment]
         check_decoder(config, decoder)
         self.decoder = decoder
         self.objective = Objective(config)
@@ -252,13 +250,6 @@ class HQVAE(nn.Module):
     def _features_of(self, x: Tensor, at_once: int) -> list[Tensor]:
         parts = [self.features(part) for part in x.split(at_once)]
         return [torch.cat(of_level) for of_level in zip(*parts)]
-
-    def _uniform_rate_nats(self, codes: Sequence[Tensor]) -> float:
-        """Σ_l |S_l| log K_l: what the codes of one signal could carry."""
-        return sum(
-            layer[0].numel() * math.log(place.codebook_size)
-            for place, layer in zip(self.config.layers, codes)
-        )
 
     def _by_level(self, codes: Sequence[Tensor]) -> list[Int[Tensor, "B _ ..."]]:
         """Codes of the first layers `[B, *S_l]`, those of one level together as [B, k, *S_r]."""
