@@ -65,9 +65,10 @@ class Level(nn.Module):
 
     def latent(self, prediction: Tensor | None, z: Tensor | None) -> Tensor:
         """prediction + z; the prediction alone for a level that is left out."""
-        parts = [part for part in (prediction, z) if part is not None]
-        assert parts  # only levels below a decoded one are left out
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        if prediction is None:
+            assert z is not None  # only levels below a decoded one are left out
+            return z
+        return prediction if z is None else prediction + z
 
     @torch.no_grad()
     def init_scale(self, z_e: Float[Tensor, "B D *S"]) -> Tensor:
