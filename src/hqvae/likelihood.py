@@ -119,7 +119,7 @@ class SpectralConfig:
                 )
         return spectra
 
-    def check_fits(self, rate: float | None, samples: int) -> None:
+    def check_fits(self, rate: int | None, samples: int) -> None:
         """Raises InputError where signals of that rate and length have no such spectra."""
         if not self.weight:
             return

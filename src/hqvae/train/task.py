@@ -104,7 +104,7 @@ class Task(ABC, Generic[TermsT]):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside weights, optimiser and schedule; asked in every process."""
+        """What a checkpoint keeps beside weights and optimiser; asked in every process."""
 
     @abstractmethod
     def load_state(self, state: dict[str, Any], average: nn.Module | None) -> None:
