@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from hqvae.metrics import SSIM, Distortion, Mean, Metric, Usage, psnr, ssim
+from hqvae.metrics import SSIM, AudioQuality, Distortion, Mean, Metric, Usage, psnr, ssim
+from hqvae.metrics.audio import stft_distance
 
 
 @pytest.mark.parametrize(
@@ -141,3 +142,71 @@ def test_perplexity_is_of_the_split_not_the_mean_of_batches():
     for code in range(8):
         usage.add(torch.full((3,), code))  # every batch alone has perplexity 1
     assert usage.perplexity() == pytest.approx(8.0, rel=1e-9)
+
+
+# ----------------------------------------------------------------------------------- audio
+
+RATE = 8000
+
+
+def waveforms(seconds: float = 0.5, count: int = 2, seed: int = 0) -> torch.Tensor:
+    """Noise [B, T]."""
+    generator = torch.Generator().manual_seed(seed)
+    return 0.1 * torch.randn(count, round(seconds * RATE), generator=generator)
+
+
+def audio_figures(x: torch.Tensor, x_hat: torch.Tensor) -> dict[str, float]:
+    """In batches of two."""
+    quality = AudioQuality(RATE)
+    for one, other in zip(x.split(2), x_hat.split(2)):
+        quality.add(one[:, None], other[:, None])
+    return quality.values()
+
+
+@pytest.mark.parametrize("decibel", [-10.0, 0.0, 20.0])
+def test_si_sdr_is_the_ratio_of_what_is_alike_to_what_is_not(decibel):
+    """Noise at right angles to the waveform, and any factor on the sum."""
+    x, other = waveforms(count=3), waveforms(count=3, seed=1)
+    other -= (other * x).sum(1, keepdim=True) / x.square().sum(1, keepdim=True) * x
+    other *= x.norm(dim=1, keepdim=True) / other.norm(dim=1, keepdim=True) * 10 ** (-decibel / 20)
+    assert audio_figures(x, 3.0 * (x + other))["si_sdr"] == pytest.approx(decibel, abs=1e-3)
+
+
+def test_a_gain_moves_log_spectra_by_its_logarithm():
+    x = waveforms(count=3)
+    figures = audio_figures(x, x * math.e**0.5)
+    assert figures["mel_distance"] == pytest.approx(0.5, abs=1e-4)
+    assert figures["log_mel_rmse"] == pytest.approx(0.5, abs=1e-4)
+    assert figures["stft_distance"] == pytest.approx(0.5 + math.e**0.5 - 1, abs=1e-3)
+
+
+def test_identical_waveforms_have_no_distance():
+    x = waveforms(count=3)
+    figures = audio_figures(x, x)
+    assert figures.pop("si_sdr") > 60
+    assert set(figures.values()) == {0.0} and len(figures) == 3
+
+
+def test_audio_figures_are_means_over_segments_not_over_batches():
+    x = waveforms(count=3)
+    x_hat = x * torch.tensor([1.0, 1.0, math.e])[:, None]
+    assert audio_figures(x, x_hat)["mel_distance"] == pytest.approx(1 / 3, abs=1e-4)
+    assert float(stft_distance(x, x_hat, RATE)[2]) == pytest.approx(math.e, abs=1e-3)
+
+
+def test_figures_that_a_waveform_cannot_have_are_left_out():
+    silent = audio_figures(torch.zeros(2, 4000), waveforms())
+    assert silent.keys() == {"mel_distance", "log_mel_rmse"} and silent["mel_distance"] > 1
+    assert audio_figures(waveforms(0.01), waveforms(0.01, seed=1)).keys() == {"si_sdr"}
+
+
+def test_one_silent_segment_does_not_rule_the_others():
+    x, x_hat = waveforms(count=4), waveforms(count=4) * 0.9
+    expected = audio_figures(x[:3], x_hat[:3])["stft_distance"]
+    x[3] = 0
+    assert audio_figures(x, x_hat)["stft_distance"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_silent_reconstruction_is_the_worst():
+    assert audio_figures(waveforms(), torch.zeros(2, 4000))["si_sdr"] == -100
+    assert audio_figures(waveforms(), waveforms(seed=1))["si_sdr"] > -60
