@@ -16,8 +16,9 @@ from statistics import mean
 from typing import Any
 
 from hqvae.compare import Spec, read_spec, run_specs
-from hqvae.config import Config, difference, from_dict
+from hqvae.config import Config
 from hqvae.errors import InputError
+from hqvae.overrides import difference, from_dict
 from hqvae.quantize import GumbelSoftmaxConfig
 
 EXPERIMENTS = Path(__file__).resolve().parent

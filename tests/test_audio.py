@@ -9,7 +9,6 @@ import soundfile
 import torch
 
 from hqvae.cli import main
-from hqvae.config import PRESETS, override, preset
 from hqvae.data import (
     AudioConfig,
     BrokenItem,
@@ -23,6 +22,8 @@ from hqvae.data import (
 )
 from hqvae.errors import InputError
 from hqvae.model import HQVAE
+from hqvae.overrides import override
+from hqvae.presets import PRESETS, preset
 
 RATE = 8000
 WAVE = {"rate": RATE, "seconds": 0.1, "frontend": WaveConfig()}  # segments of 800 samples

@@ -13,9 +13,9 @@ from torch.optim.optimizer import (
 )
 from training import NO_PHASES, SETTINGS, level_settings, same, tiny, trained, weights
 
-from hqvae.config import override
 from hqvae.data import ShuffledBatches, open_data, sequential_batches
 from hqvae.model import HQVAE
+from hqvae.overrides import override
 from hqvae.presets import preset
 from hqvae.train.autoencoder import Autoencoder
 

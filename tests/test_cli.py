@@ -16,7 +16,7 @@ from PIL import Image
 
 import hqvae
 from hqvae.cli import main
-from hqvae.config import override
+from hqvae.overrides import override
 from hqvae.presets import PRESETS
 
 TINY = [

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from hqvae.config import Config, check_together, override
+from hqvae.config import Config, check_together
 from hqvae.doctor import diagnose, findings
 from hqvae.measure import LayerMeasures, Measures
+from hqvae.overrides import override
 from hqvae.presets import PRESETS, preset
 
 STOCHASTIC, DETERMINISTIC = preset("sqvae"), preset("vqvae")

@@ -12,9 +12,9 @@ from PIL import Image
 from scripts import EXPERIMENTS, ROOT, script
 
 from hqvae.compare import read_spec, run_specs
-from hqvae.config import from_dict
 from hqvae.data import open_data, sequential_batches
 from hqvae.model import HQVAE
+from hqvae.overrides import from_dict
 
 SPECS = sorted(EXPERIMENTS.rglob("*.yaml"))
 TUNING = {"ablations", "levers"}  # folders of specs that are read on the validation split only

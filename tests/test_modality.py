@@ -29,6 +29,7 @@ from hqvae.data import (
     training_batches,
 )
 from hqvae.errors import InputError
+from hqvae.metrics import Distortion, Metric
 
 WAVES = AudioConfig(rate=8000, frontend=WaveConfig())
 CONFIGS = {"images": ImageConfig(), "spectra": AudioConfig(), "waveforms": WAVES}
@@ -73,6 +74,19 @@ def test_an_error_of_one_unit_is_what_the_unit_says(name):
         assert unit.per_second == pytest.approx(MelConfig().mels * 22050 / MelConfig().hop)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_modality_brings_the_metrics_of_its_signals(name):
+    """RMSE in its unit for all; SSIM where signals are pictures, SI-SDR where they are heard."""
+    config = CONFIGS[name]
+    metrics = config.modality.metrics(config)
+    x = torch.rand(2, 1, 16, 16) if config.modality.axes(config) == 2 else torch.rand(2, 1, 64)
+    for metric in metrics:
+        metric.add(x, x + 0.1)
+    figures = {key: value for metric in metrics for key, value in metric.values().items()}
+    assert figures["rmse"] == pytest.approx(0.1 * config.modality.unit(config).scale, rel=1e-4)
+    assert ("ssim" in figures) == (x.ndim == 4) and ("si_sdr" in figures) == (x.ndim == 3)
+
+
 # -------------------------------------------------------------------------------- a kind of its own
 
 
@@ -98,6 +112,9 @@ class VectorModality(Modality[VectorConfig]):
 
     def unit(self, config: VectorConfig) -> SignalUnit:
         return SignalUnit(1.0, "", 0.0)
+
+    def metrics(self, config: VectorConfig, device="cpu", thorough=False) -> list[Metric]:
+        return [Distortion()]
 
     def examples(self, config: VectorConfig) -> str:
         return "vectors"

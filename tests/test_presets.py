@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import hqvae
-from hqvae.config import Config, check_together, from_dict, to_dict
+from hqvae.config import Config, check_together
 from hqvae.errors import InputError
 from hqvae.model import HQVAE
 from hqvae.model.presets import MODELS
+from hqvae.overrides import from_dict, to_dict
 from hqvae.presets import PRESETS, preset
 from hqvae.quantize import GumbelSoftmaxConfig, KMeansInit, NearestCodeConfig, Noise, RandomInit
 from hqvae.topdown import ConcatLevel

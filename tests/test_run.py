@@ -7,11 +7,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from hqvae.config import override
 from hqvae.errors import InputError
 from hqvae.files import atomic_write
 from hqvae.model import HQVAE, HQVAEConfig, LevelConfig
 from hqvae.nets import ConvConfig
+from hqvae.overrides import override
 from hqvae.presets import PRESETS
 from hqvae.run import FORMAT, KEPT_CHECKPOINTS, Run
 

@@ -12,9 +12,9 @@ from training import ROTATION, SETTINGS, level_settings, same, tiny, trained, we
 
 from conftest import IMAGE_PRESETS
 from hqvae.compare.jobs import HQVAE_COMMAND
-from hqvae.config import from_dict, override
 from hqvae.data import Splits, open_data
 from hqvae.errors import InputError
+from hqvae.overrides import from_dict, override
 from hqvae.presets import preset
 from hqvae.run import Run
 from hqvae.train import rank_slices, train

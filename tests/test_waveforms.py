@@ -12,7 +12,7 @@ import torch
 from processes import Command
 
 from hqvae.cli import main
-from hqvae.config import override
+from hqvae.overrides import override
 from hqvae.presets import PRESETS, preset
 from hqvae.run import Run
 

@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import load_file
 
-from hqvae.config import override
+from hqvae.overrides import override
 from hqvae.presets import preset
 from hqvae.train import train
 

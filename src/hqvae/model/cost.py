@@ -1,7 +1,7 @@
 """What a batch costs: the objective's terms, from reconstructions and a walk's outputs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -68,7 +68,7 @@ class Objective:
         x_hat: Float[Tensor, "B C *S"],
         distortions: Float[Tensor, "P V1 B"],
         sigma2: Float[Tensor, "P V1"],
-        levels: Sequence[Level],
+        levels: Iterable[Level],
         outputs: Sequence[LevelOutput],
     ) -> Losses:
         """The terms of one batch, σ² held constant."""
@@ -76,11 +76,12 @@ class Objective:
         quantized = [output.quantized for output in outputs]
         latent_loss = torch.stack([q.latent_loss for q in quantized], 1)
         entropy = torch.cat([q.entropy for q in quantized], 1)
-        in_nats = levels[0].quantizer.posterior.in_nats
+        posteriors = [level.quantizer.posterior for level in levels]
+        in_nats = posteriors[0].in_nats
         weight = 1.0 if in_nats else self.likelihood.commitment_weight(size, sigma2[0, 0])
         latent = weight * latent_loss.sum(1).mean() - entropy.sum(1).mean()
         codes = tuple(layer for q in quantized for layer in q.codes.unbind(1))
-        variance = torch.cat([level.quantizer.posterior.variance for level in levels])
+        variance = torch.cat([posterior.variance for posterior in posteriors])
         return Losses(
             loss=self._reconstruction_cost(distortions, size, sigma2) + latent,
             distortion=distortions[0, 0].detach(),
