@@ -5,16 +5,16 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from pydantic.dataclasses import dataclass as config
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from hqvae.config_class import config_class
 from hqvae.data import AudioConfig, ImageConfig
 from hqvae.errors import InputError, nearest_name
 from hqvae.model import HQVAEConfig
 from hqvae.quantize import ExternalConfig, GumbelSoftmaxConfig, RandomInit
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class TemperatureConfig:
     """τ of the relaxed samples: falls exponentially over the run, or by the step."""
 
@@ -32,7 +32,7 @@ class TemperatureConfig:
         return self.start * (self.end / self.start) ** (step / total)
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class PhaseConfig:
     """The phases of an autoencoder's training: pretraining, relaxed samples, nearest codes.
 
@@ -67,7 +67,7 @@ class PhaseConfig:
         return total - round(self.nearest_fraction * total)
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class TrainConfig:
     """How long and how training goes, whatever is trained."""
 
@@ -138,7 +138,7 @@ class TrainConfig:
 ModelConfig = HQVAEConfig  # a union by `kind` as soon as there is another
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Config:
     """Everything a run depends on."""
 

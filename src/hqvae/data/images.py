@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as config
+from pydantic import Field
 from torch import Tensor
 
+from hqvae.config_class import config_class
 from hqvae.errors import InputError
 from hqvae.metrics import SSIM, Distortion, Metric, Perceptual
 
@@ -28,7 +28,7 @@ _LARGEST_OWN_SIZE = 256  # images that agree on a larger size are resized to the
 _SIZED = 16  # images that are looked at to find their own size
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class ImageConfig(SourceConfig):
     """Images, and how they are prepared.
 

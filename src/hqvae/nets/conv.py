@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar
 
 from jaxtyping import Float
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as config
+from pydantic import Field
 from torch import Tensor, nn
+
+from hqvae.config_class import config_class
 
 from .masks import CONVOLUTIONS
 
@@ -27,7 +28,7 @@ def conv(axes: int, channels: int, width: int, kernel: int) -> nn.Module:
 # --------------------------------------------------------------------------------- configs
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class ConvConfig:
     """The SQ-VAE paper's small CIFAR-10 net, with ReLU, and `ChannelNorm` for batch norm."""
 
@@ -58,7 +59,7 @@ class ConvConfig:
         return self.widths[min(max(reductions, 1), len(self.widths)) - 1]
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class WaveConvConfig(ConvConfig):
     """Dilated nets for waveforms, with ELU, without norm, that start nearly linear.
 
