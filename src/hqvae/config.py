@@ -157,7 +157,8 @@ _CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
 
 def check_together(config: Config) -> None:
     """Raises InputError where two settings, each good by itself, cannot go together."""
-    phases, quantizer = config.phases, config.model.quantizer
+    phases = config.phases
+    quantizer = config.model.quantizer
     init = None if isinstance(quantizer, ExternalConfig) else quantizer.init
     if phases.pretrain_fraction and isinstance(init, RandomInit):
         raise InputError(
