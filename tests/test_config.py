@@ -13,10 +13,21 @@ from pathlib import Path
 import pytest
 
 import hqvae
-from hqvae.config import Config, PhaseConfig, TemperatureConfig, TrainConfig, check_together
+from hqvae.config import (
+    Config,
+    PhaseConfig,
+    TemperatureConfig,
+    TrainConfig,
+    check_together,
+    difference,
+    flatten,
+    from_dict,
+    override,
+    to_dict,
+)
+from hqvae.config_class import field_docs
 from hqvae.errors import InputError
-from hqvae.overrides import difference, flatten, from_dict, override, to_dict
-from hqvae.presets import PRESETS, preset
+from hqvae.presets import PRESETS, describe, preset
 
 SQVAE, SQVAE2, VQVAE = (PRESETS[name] for name in ("sqvae", "sqvae2", "vqvae"))
 
@@ -42,6 +53,27 @@ def test_every_key_can_be_set_to_what_it_is(name):
         )
         == config
     )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_listed_as_settings_that_can_be_copied(name):
+    """Each below a comment that says what it is, at most 80 columns wide."""
+    config = preset(name)
+    lines = list(describe(config))
+    assert max(map(len, lines)) <= 80
+    given = [line for line in lines if line and not line.startswith("#")]
+    assert override(config, given) == config
+    keys = [line.split("=")[0] for line in given]
+    flat = flatten(to_dict(config))
+    assert all(any((key + ".").startswith(known + ".") for known in keys) for key in flat)
+    below = [lines[lines.index(line) - 1] for line in given]
+    assert all(line.startswith("# ") and len(line) > 2 for line in below)
+
+
+def test_a_kind_is_listed_with_the_kinds_that_there_are():
+    lines = list(describe(preset("vqvae")))
+    before = lines[lines.index("model.quantizer.kind=deterministic") - 1]
+    assert before == "# how codes are chosen (stochastic, deterministic, external)"
 
 
 SETTINGS = {
@@ -433,6 +465,13 @@ def test_all_config_classes_are_looked_at():
 @pytest.mark.parametrize(("kind", "name"), FIELDS, ids=".".join)
 def test_no_field_that_nobody_reads(kind, name):
     assert name in names_read(), f"{kind}.{name} is never read in src"
+
+
+@pytest.mark.parametrize("kind", sorted(config_classes(Config), key=lambda kind: kind.__name__))
+def test_every_field_says_what_it_is(kind):
+    names = {field.name for field in dataclasses.fields(kind)} - {"kind"}
+    docs = field_docs(kind)
+    assert names <= docs.keys() and all(docs.values())
 
 
 @pytest.mark.parametrize(("kind", "name"), FIELDS, ids=".".join)

@@ -218,7 +218,7 @@ def compare(
 
 @app.command
 def presets(name: str | None = None) -> int:
-    """List the presets, or every key of one with its value.
+    """List the presets, or every key of one with its value and what it is.
 
     **Examples**
 
@@ -232,13 +232,11 @@ def presets(name: str | None = None) -> int:
         A preset; all of them in a table when not given.
     """
     from hqvae.console import print_table
-    from hqvae.overrides import flatten, setting, to_dict
-    from hqvae.presets import PRESETS
+    from hqvae.presets import PRESETS, describe
     from hqvae.presets import preset as preset_named
 
     if name is not None:
-        for key, value in flatten(to_dict(preset_named(name))).items():
-            print(setting(key, value))
+        print("\n".join(describe(preset_named(name))))
         return 0
     rows = []
     for title, config in PRESETS.items():

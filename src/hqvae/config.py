@@ -3,16 +3,17 @@
 import math
 from typing import Literal
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass as config
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from hqvae.config_class import config_class
 from hqvae.data import AudioConfig, ImageConfig
 from hqvae.errors import InputError
 from hqvae.model import HQVAEConfig
 from hqvae.quantize import ExternalConfig, GumbelSoftmaxConfig, RandomInit
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class TemperatureConfig:
     """τ of the relaxed samples: falls exponentially over the run, or by the step."""
 
@@ -30,7 +31,7 @@ class TemperatureConfig:
         return self.start * (self.end / self.start) ** (step / total)
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class PhaseConfig:
     """The phases of an autoencoder's training: pretraining, relaxed samples, nearest codes.
 
@@ -65,7 +66,7 @@ class PhaseConfig:
         return total - round(self.nearest_fraction * total)
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class TrainConfig:
     """How long and how training goes, whatever is trained."""
 
@@ -136,7 +137,7 @@ class TrainConfig:
 ModelConfig = HQVAEConfig  # a union by `kind` as soon as there is another
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Config:
     """Everything a run depends on."""
 
@@ -152,7 +153,8 @@ class Config:
 
 def check_together(config: Config) -> None:
     """Raises InputError where two settings, each good by itself, cannot go together."""
-    phases, quantizer = config.phases, config.model.quantizer
+    phases = config.phases
+    quantizer = config.model.quantizer
     init = None if isinstance(quantizer, ExternalConfig) else quantizer.init
     if phases.pretrain_fraction and isinstance(init, RandomInit):
         raise InputError(

@@ -165,7 +165,8 @@ def _fold(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> l
 
     Heads and the first column, which holds names, break between words; figures do not.
     """
-    widths, least = [], []
+    widths = []
+    least = []
     for index, (head, *cells) in enumerate(zip(columns, *rows)):
         lines = [line for cell in cells for line in cell.split("\n")]
         widths.append(max(map(cell_len, [head, *lines])))

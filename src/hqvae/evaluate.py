@@ -25,7 +25,8 @@ from hqvae.measure import LayerMeasures, Measures, measure
 from hqvae.model import HQVAE
 from hqvae.overrides import to_dict
 from hqvae.ranks import pick_device
-from hqvae.run import Run, versions
+from hqvae.run import Run
+from hqvae.versions import versions
 
 log = logging.getLogger("hqvae")
 

@@ -12,10 +12,10 @@ from typing import Protocol
 
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict, Field, field_validator
-from pydantic.dataclasses import dataclass as config
+from pydantic import Field, field_validator
 from torch import Tensor
 
+from hqvae.config_class import config_class
 from hqvae.errors import InputError
 from hqvae.ranks import all_mean
 from hqvae.spectra import log_mel, log_spectrum
@@ -73,7 +73,7 @@ class MSE:
 LIKELIHOODS: dict[str, type[FittedGaussian] | type[MSE]] = {"gaussian": FittedGaussian, "mse": MSE}
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class SpectralConfig:
     """Log spectra of a waveform, compared beside its samples: STFT magnitudes and mel bands.
 

@@ -1,8 +1,12 @@
 """The presets: a model of `hqvae.model.presets`, its data, its phases and its training."""
 
+import json
+import textwrap
+from collections.abc import Iterator
 from dataclasses import replace
 
 from hqvae.config import Config, PhaseConfig, TemperatureConfig, TrainConfig
+from hqvae.config_class import settings
 from hqvae.data import AudioConfig, ImageConfig, WaveConfig
 from hqvae.errors import InputError, nearest_name
 from hqvae.model.presets import MODELS
@@ -64,3 +68,21 @@ def preset(name: str) -> Config:
     if name not in PRESETS:
         raise InputError(f"preset {name!r} does not exist; {nearest_name(name, PRESETS)}")
     return PRESETS[name]
+
+
+def describe(config: Config, width: int = 80) -> Iterator[str]:
+    """Every setting as a line `key=value`, below a comment that says what it is.
+
+    Comments are at most `width` columns wide. Blank lines part model, data, phases and training.
+
+    >>> list(describe(preset("sqvae")))[-2:]
+    ['# of weights, noise and data order', 'train.seed=0']
+    """
+    group = ""
+    for key, doc, value in settings(config):
+        if group and not key.startswith(group):
+            yield ""
+        group = key[: key.index(".") + 1]
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        yield from textwrap.wrap(f"# {doc}", width, subsequent_indent="# ")
+        yield f"{key}={text}"

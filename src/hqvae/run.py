@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import pickle
-import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -35,7 +34,7 @@ from hqvae.errors import InputError, summary_of
 from hqvae.files import atomic_write, lock
 from hqvae.model import HQVAE
 from hqvae.model.pretrained import save_weights
-from hqvae.overrides import difference, from_dict, to_dict
+from hqvae.versions import versions
 
 logger = logging.getLogger("hqvae")
 FORMAT = 2  # of the folder; 1 was that of hqvae 0.1 before its layers became levels
@@ -298,9 +297,3 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(saved, dict):
         raise InputError(f"{config_path} is no config: it holds {saved!r}")
     return saved
-
-
-def versions() -> dict[str, str]:
-    """Versions of what figures may depend on."""
-    packages = ("hqvae", "torch", "numpy", "pillow")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -58,8 +58,8 @@ def _first(runs: list[RunSpec], case: str) -> RunSpec:
 
 def _open_dataset(run: RunSpec, split: str) -> Dataset:
     """The signals of a case, whose systems all have the same data."""
-    data, model = run.config.data, run.config.model
-    dataset = open_data(data, model.channels, (split,), model.axes)[1][split]
+    model = run.config.model
+    dataset = open_data(run.config.data, model.channels, (split,), model.axes)[1][split]
     stride = model.levels[0].stride
     shortest = min(dataset.shape[1:], default=stride)
     if stride > shortest:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from hqvae.console import print_table
 from hqvae.data import Dataset
 from hqvae.files import atomic_write
-from hqvae.run import versions
+from hqvae.versions import versions
 
 from .figures import (
     annealing_history,

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
-from pydantic.dataclasses import dataclass as config
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from hqvae.config import Config, check_together
+from hqvae.config import Config, check_together, explain, flatten, override, setting, to_dict
+from hqvae.config_class import config_class
 from hqvae.data import SPLITS
 from hqvae.errors import InputError, nearest_name
 from hqvae.model import HQVAE
@@ -45,7 +45,7 @@ _SAME = (
 _SET_ELSEWHERE = {"data.source": "data=... for all runs", "train.seed": "seeds"}
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class System:
     """A preset, and what is set on top of it."""
 
@@ -53,7 +53,7 @@ class System:
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Spec:
     """What a comparison is made of.
 

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int16
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as config
+from pydantic import Field
 from torch import Tensor
 
+from hqvae.config_class import config_class
 from hqvae.errors import InputError
 from hqvae.metrics import Distortion, Metric
 
@@ -24,7 +24,7 @@ from .sources import FileIndex, SourceConfig
 _ROUNDING = 1  # samples by which a resampled length may differ from what the header promises
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class AudioConfig(SourceConfig):
     """Audio files, and how they are prepared.
 

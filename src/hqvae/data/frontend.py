@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as config
+from pydantic import Field
 from torch import Tensor
 
+from hqvae.config_class import config_class
 from hqvae.errors import InputError
 from hqvae.metrics import SSIM, AudioQuality, Metric
 from hqvae.spectra import default_mel, griffin_lim, log_mel, mel_filters, mel_to_linear
@@ -53,7 +53,7 @@ class Frontend(ABC):
 # ------------------------------------------------------------------------------------------ log-mel
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class MelConfig:
     """Log-mel spectra, brought to [−1, 1] by the range that magnitudes can have."""
 
@@ -152,7 +152,7 @@ def _check_mel(config: MelConfig, rate: int) -> None:
 # ----------------------------------------------------------------------------------------- waveform
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class WaveConfig:
     """The waveform as it is."""
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as config
+from pydantic import Field
 from torch import Tensor
 
+from hqvae.config_class import config_class
 from hqvae.errors import InputError
 from hqvae.metrics import SSIM, Distortion, Metric, Perceptual
 
@@ -28,7 +28,7 @@ _LARGEST_OWN_SIZE = 256  # images that agree on a larger size are resized to the
 _SIZED = 16  # images that are looked at to find their own size
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class ImageConfig(SourceConfig):
     """Images, and how they are prepared.
 
@@ -190,11 +190,11 @@ class ImageDataset(Dataset):
 
     def _crop(self, image: np.ndarray, crop_noise: float | None) -> np.ndarray:
         """A square of the longer side: its middle, rounded down, or where the noise says."""
-        spare_rows, spare_columns = image.shape[1] - self.size, image.shape[2] - self.size
+        spare = [side - self.size for side in image.shape[1:]]
         if crop_noise is None:
-            top, left = spare_rows // 2, spare_columns // 2
+            top, left = [room // 2 for room in spare]
         else:
-            top, left = int(crop_noise * (spare_rows + 1)), int(crop_noise * (spare_columns + 1))
+            top, left = [int(crop_noise * (room + 1)) for room in spare]
         return image[:, top : top + self.size, left : left + self.size]
 
     # -------------------------------------------------------------------------------------- batches

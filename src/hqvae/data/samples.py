@@ -41,7 +41,8 @@ def decode_segment(file: Any, rate: int, start: int, count: int) -> Int16[np.nda
     both rates coincide.
     """
     common = math.gcd(file.samplerate, rate)
-    file_step, step = file.samplerate // common, rate // common
+    file_step = file.samplerate // common
+    step = rate // common
     margin = max(rate // 20, math.ceil(_FILTER_REACH * max(1.0, rate / file.samplerate)))
     first = max(0, start - margin) // step * step  # at `rate`; a whole number of steps
     frames = math.ceil((start + count + margin - first) * file_step / step)

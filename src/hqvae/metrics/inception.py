@@ -89,7 +89,8 @@ def _mixed_b(width: int) -> _Mixed:
 
 
 def _mixed_c(width: int, inner: int) -> _Mixed:
-    (row, row_padding), (column, column_padding) = _ROW, _COLUMN
+    row, row_padding = _ROW
+    column, column_padding = _COLUMN
     seven = [
         ("branch7x7_1", width, inner, 1),
         ("branch7x7_2", inner, inner, row, 1, row_padding),
@@ -107,7 +108,8 @@ def _mixed_c(width: int, inner: int) -> _Mixed:
 
 
 def _mixed_d(width: int) -> _Mixed:
-    (row, row_padding), (column, column_padding) = _ROW, _COLUMN
+    row, row_padding = _ROW
+    column, column_padding = _COLUMN
     seven = [
         ("branch7x7x3_1", width, 192, 1),
         ("branch7x7x3_2", 192, 192, row, 1, row_padding),

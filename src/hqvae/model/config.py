@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
-from pydantic.dataclasses import dataclass as config
+from pydantic import Field, field_validator, model_validator
 
+from hqvae.config_class import config_class
 from hqvae.likelihood import SpectralConfig
 from hqvae.nets import ConvConfig, WaveConvConfig
 from hqvae.quantize import ExternalConfig, GumbelSoftmaxConfig, NearestCodeConfig
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class LevelConfig:
     """One resolution of the hierarchy: an injected layer and `layers` − 1 residual ones."""
 
@@ -43,7 +43,7 @@ class LayerPlace:
         return f"level {self.level} layer {self.layer}"
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class HQVAEConfig:
     """A member of the family: what is quantized, how, and with which networks."""
 

@@ -15,7 +15,8 @@ from .config import HQVAEConfig
 if TYPE_CHECKING:
     from .hqvae import HQVAE
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 
 
 def save(model: "HQVAE", folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Networks between signals, features and latents."""
 
-from .conv import ConvConfig, Decoder, Encoder, NetConfig, TopDown, WaveConvConfig, conv
+from .conv import Decoder, Encoder, TopDown
+from .layers import ConvConfig, NetConfig, WaveConvConfig, conv
 from .masks import CONVOLUTIONS, length_mask, mask_padding
 
 __all__ = [

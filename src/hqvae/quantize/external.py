@@ -17,10 +17,9 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass as config
 from torch import Tensor, nn
 
+from hqvae.config_class import config_class
 from hqvae.errors import InputError
 
 from .codebook import check_codes, check_size
@@ -28,7 +27,7 @@ from .noise import Noise
 from .posterior import Choice, InitPlace, Posterior
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class ExternalConfig:
     """A quantizer of vector-quantize-pytorch."""
 

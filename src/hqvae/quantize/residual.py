@@ -185,7 +185,8 @@ class ResidualQuantizer(nn.Module):
         self._check(z_e)
 
         def start(layer: int, residual: Tensor) -> Choice:
-            codebook, stream = self.codebooks[layer], noise.fold(layer)
+            codebook = self.codebooks[layer]
+            stream = noise.fold(layer)
             place = InitPlace(stream, self.shared_codebook and layer > 0, steps)
             self.posterior.init(layer, residual, codebook, place)
             return self.posterior.relax(layer, residual, codebook, 1.0, stream)
@@ -223,9 +224,10 @@ class ResidualQuantizer(nn.Module):
 
         Returns how many codes were restarted. Codebooks that learn by gradient stay.
         """
-        posterior, given = self.posterior, codes.unbind(1)
+        posterior = self.posterior
         if posterior.gradient_moves_codes:
             return 0
+        given = codes.unbind(1)
         residuals: list[Tensor] = []
 
         def as_given(layer: int, residual: Tensor) -> Choice:

@@ -8,9 +8,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as config
+from pydantic import Field
 
+from hqvae.config_class import config_class
 from hqvae.errors import InputError, nearest_name
 
 from ..modality import Modality
@@ -24,7 +24,7 @@ __all__ = ["SPLITS", "SPLIT_NAMES", "FileIndex", "SourceConfig", "cut_splits", "
 _PHOTO_SIZE = 64  # side of the crops of built-in photographs where the config names none
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class SourceConfig(ABC):
     """Where a data set comes from, and how it is kept."""
 

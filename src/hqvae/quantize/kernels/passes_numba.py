@@ -18,7 +18,9 @@ from torch import Tensor
 from ..noise import LARGEST, MUL1, MUL2, SMALLEST
 from .passes_torch import MIN_LOGIT
 
-_f32, _i32, _u32 = np.float32, np.int32, np.uint32
+_f32 = np.float32
+_i32 = np.int32
+_u32 = np.uint32
 _LN2 = _f32(math.log(2))
 _LOG2E = _f32(1 / math.log(2))
 _SMALLEST = _f32(SMALLEST)
