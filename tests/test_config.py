@@ -13,20 +13,10 @@ from pathlib import Path
 import pytest
 
 import hqvae
-from hqvae.config import (
-    Config,
-    PhaseConfig,
-    TemperatureConfig,
-    TrainConfig,
-    check_together,
-    difference,
-    flatten,
-    from_dict,
-    override,
-    to_dict,
-)
+from hqvae.config import Config, PhaseConfig, TemperatureConfig, TrainConfig, check_together
 from hqvae.config_class import field_docs
 from hqvae.errors import InputError
+from hqvae.overrides import difference, flatten, from_dict, override, to_dict
 from hqvae.presets import PRESETS, describe, preset
 
 SQVAE, SQVAE2, VQVAE = (PRESETS[name] for name in ("sqvae", "sqvae2", "vqvae"))

@@ -3,8 +3,7 @@
 import math
 from typing import Literal
 
-import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from hqvae.config_class import config_class
 from hqvae.data import AudioConfig, ImageConfig

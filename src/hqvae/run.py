@@ -34,6 +34,7 @@ from hqvae.errors import InputError, summary_of
 from hqvae.files import atomic_write, lock
 from hqvae.model import HQVAE
 from hqvae.model.pretrained import save_weights
+from hqvae.overrides import difference, from_dict, to_dict
 from hqvae.versions import versions
 
 logger = logging.getLogger("hqvae")

@@ -22,7 +22,7 @@ from typing import Any, Literal, cast
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from hqvae.config import Config, check_together, explain, flatten, override, setting, to_dict
+from hqvae.config import Config, check_together
 from hqvae.config_class import config_class
 from hqvae.data import SPLITS
 from hqvae.errors import InputError, nearest_name
