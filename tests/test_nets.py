@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hqvae.nets import ConvConfig, Decoder, Encoder, TopDown, WaveConvConfig
-from hqvae.nets.conv import ChannelNorm, ResBlock, downsample, factor_stride, res_blocks, upsample
+from hqvae.nets.layers import ChannelNorm, ResBlock, downsample, factor_stride, res_blocks, upsample
 
 SMALL = ConvConfig(widths=(8, 12), blocks=1)
 WAVE = WaveConvConfig(widths=(8, 12), blocks=2, inner_blocks=1, dilations=(1, 3), factor=4)
