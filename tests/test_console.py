@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from hqvae import console
-from hqvae.console import ProgressBar, print_table
+from hqvae.console import ProgressBar, print_table, scan_bars
 
 LAYER_COLUMNS = ["layer", "stride", "codes", "K", "perplexity", "used", "H(P̂) bits", "s²"]
 LAYER_COLUMNS += ["PSNR so far", "if shuffled"]
@@ -101,6 +101,41 @@ def test_all_processes_but_the_first_are_silent(capsys):
         progress_bar.update(4, STATUS)
         progress_bar.print("stopped")
     assert capsys.readouterr().err == ""
+
+
+def test_every_scan_has_a_bar_of_its_own(monkeypatch):
+    stream = terminal(monkeypatch, 80, io.StringIO())
+    with scan_bars() as show:
+        for total in (400, 300):
+            for done in (100, 200, total):
+                show(done, total)
+    screen = stream.getvalue()
+    assert "reading 400 items" in screen and "reading 300 items" in screen
+    assert "400/400" in screen and "300/300" in screen
+
+
+def test_a_scan_that_is_cut_off_leaves_no_bar_running(monkeypatch):
+    bars = []
+    stop = ProgressBar.__exit__
+
+    def stopped(bar, *error):
+        bars.append(bar)
+        stop(bar, *error)
+
+    monkeypatch.setattr(ProgressBar, "__exit__", stopped)
+    terminal(monkeypatch, 80, io.StringIO())
+    with pytest.raises(KeyboardInterrupt), scan_bars() as show:
+        show(1, 400)
+        raise KeyboardInterrupt
+    assert [bar.total for bar in bars] == [400]
+
+
+def test_piped_scans_are_one_line_each_and_silent_in_other_processes(capsys):
+    for quiet in (False, True):
+        with scan_bars(quiet) as show:
+            for done in (1, 2, 400):
+                show(done, 400)
+    assert capsys.readouterr().err == "reading 400 items\n"
 
 
 def test_a_paragraph_breaks_between_words(capsys):

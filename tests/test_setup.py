@@ -204,7 +204,10 @@ def test_two_processes_cannot_train_into_one_folder(image_file, tmp_path):
 
 
 def test_two_processes_train_as_one(image_file, tmp_path):
-    """Through pretraining, samples and nearest codes: each leaves others without a gradient."""
+    """Through pretraining, samples and nearest codes: each leaves others without a gradient.
+
+    Theirs are accumulated besides.
+    """
     settings = [
         "phases.pretrain_fraction=0.25",
         "phases.nearest_fraction=0.5",
@@ -215,6 +218,7 @@ def test_two_processes_train_as_one(image_file, tmp_path):
     one = trained(tiny("rsqvae", image_file, *settings), tmp_path)
     words = ["train", "rsqvae", "--data", image_file, "--out", str(tmp_path / "two")]
     words += ["--accelerator", "cpu", "--devices", "2", *SETTINGS, *level_settings(1), *settings]
+    words += ["train.accumulate=2"]
     done = subprocess.run([*HQVAE_COMMAND, *words], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     of_one, of_two = weights(one), weights(Run.open(tmp_path / "two"))
