@@ -138,7 +138,7 @@ def with_beta(config: Config) -> Config:
     quantizer = config.model.quantizer
     if not isinstance(quantizer, GumbelSoftmaxConfig):
         return config
-    beta = quantizer.nearest(len(config.model.layers)).beta
+    beta = quantizer.nearest([level.layers for level in config.model.levels]).beta
     quantizer = replace(quantizer, beta=beta if config.phases.nearest_fraction else None)
     return replace(config, model=replace(config.model, quantizer=quantizer))
 

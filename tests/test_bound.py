@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from conftest import SMALL, build, signals
 
+from conftest import SMALL, build, signals
 from hqvae.model import HQVAE, HQVAEConfig, LevelConfig
 from hqvae.quantize import GumbelSoftmaxConfig, Noise, RandomInit
 

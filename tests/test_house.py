@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+from unicodedata import combining
 
 import pytest
 
@@ -69,9 +70,14 @@ def arguments(function: Function) -> list[str]:
 
 
 def long_lines(path: Path) -> list[int]:
-    """Numbers of the lines that are too long."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [number for number, line in enumerate(lines, 1) if len(line) > LONGEST_LINE]
+    """Numbers of the lines that are too long, as ruff counts.
+
+    A letter and its tilde are one column; a comment for a linter has none.
+    """
+    text = path.read_text(encoding="utf-8")
+    lines = [re.sub(r"  # (noqa|type: ignore).*", "", line) for line in text.splitlines()]
+    widths = [sum(not combining(letter) for letter in line) for line in lines]
+    return [number for number, width in enumerate(widths, 1) if width > LONGEST_LINE]
 
 
 def packed_assignments(path: Path) -> list[str]:
@@ -136,14 +142,13 @@ def test_no_code_rides_in_a_file(path):
 
 
 def test_one_loop_over_levels_turns_features_into_codes():
-    """Only `walk` and what it calls ask a level for its prediction, its Z̃ and its latent."""
+    """Only `walk` and its sources ask a level for its prediction, its Z̃ and its latent."""
     callers: dict[str, set[str]] = {}
     for path in FILES:
         for call in nodes(path, ast.Call):
-            if isinstance(call.func, ast.Attribute):
-                callers.setdefault(call.func.attr, set()).add(path.name)
+            callers.setdefault(ast.unparse(call.func), set()).add(path.name)
     for verb in ("predict", "project_in", "latent"):
-        assert callers[verb] == {"topdown.py"}, verb
+        assert callers[f"level.{verb}"] == {"topdown.py"}, verb
 
 
 # ------------------------------------------------------------------------------ figures

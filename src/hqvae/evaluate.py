@@ -118,9 +118,10 @@ def evaluate(
     device = pick_device(accelerator)
     model = opened.load_model().to(device)
     config = options.data(opened.config.data, source, run)
-    channels, axes = model.config.channels, model.config.axes
     with scan_bars() as progress:
-        resolved, splits = open_data(config, channels, (options.split,), axes, progress)
+        resolved, splits = open_data(
+            config, model.config.channels, (options.split,), model.config.axes, progress
+        )
     data = splits[options.split]
     if config == opened.config.data:
         warn_of_change(opened, options.split, splits.fingerprints)
@@ -140,17 +141,24 @@ def evaluate(
         "items": measures.items,
         "unit": data.unit.name,
         "broken": len(data.broken),
-        "device": str(device),
-        "dtype": "float32",
-        "posterior": model.posterior,
-        "model_sha256": opened.weights_sha256(),
-        "versions": versions(),
+        **_model_protocol(opened, model, device),
     }
     report = Report(measures, findings(measures, opened.config), protocol)
     opened.write_json("report/report.json", report.entry())
     opened.write_lines("report/left-out.jsonl", splits.left_out())
     save_reconstructions(opened, model, data, device)
     return report
+
+
+def _model_protocol(run: Run, model: HQVAE, device: torch.device) -> dict[str, Any]:
+    """What of the model, the machine and the programs figures depend on."""
+    return {
+        "device": str(device),
+        "dtype": "float32",
+        "posterior": model.posterior,
+        "model_sha256": run.weights_sha256(),
+        "versions": versions(),
+    }
 
 
 def warn_of_change(run: Run, split: str, fingerprints: Mapping[str, str]) -> None:
@@ -210,7 +218,8 @@ _COLUMNS = {
 
 def print_report(report: Report, title: str) -> None:
     """The measures as two tables on standard output."""
-    measures, protocol = report.measures, report.protocol
+    measures = report.measures
+    protocol = report.protocol
     cells = _figures(measures, protocol["unit"])
     noun = "images" if measures.bits_per_second is None else "segments"
     where = f"{protocol['split']} split of {protocol['data']['source']}"

@@ -55,7 +55,8 @@ def from_dict(tree: dict[str, Any]) -> Config:
 def explain(error: ValidationError, root: type = Config) -> str:
     """A validation error in one sentence: which key, what it got, what it expected."""
     first = error.errors()[0]
-    tags, path = _union_tags(root), first["loc"]
+    tags = _union_tags(root)
+    path = first["loc"]
     keys = [str(part) for before, part in zip(("", *path), path) if (before, part) not in tags]
     where = ".".join(keys)
     message = first["msg"].removeprefix("Value error, ")
@@ -80,7 +81,8 @@ def _union_tags(root: type) -> set[tuple[str, str]]:
 
 def difference(one: Config, other: Config) -> str | None:
     """The first key in which two configs differ, with both values; None when they agree."""
-    flat_one, flat_other = flatten(to_dict(one)), flatten(to_dict(other))
+    flat_one = flatten(to_dict(one))
+    flat_other = flatten(to_dict(other))
     for key in sorted(flat_one | flat_other):
         if flat_one.get(key) != flat_other.get(key):
             return f"{key} is {flat_one.get(key)} there and {flat_other.get(key)} here"

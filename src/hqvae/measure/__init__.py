@@ -96,6 +96,17 @@ def measure(
     ablation.finish()
     if not bound.size:
         raise ValueError("no signal to measure on")
+    return _measures(bound, layers, metrics, unit, points)
+
+
+def _measures(
+    bound: Bound,
+    layers: Sequence[LayerSums],
+    metrics: Sequence[Metric],
+    unit: SignalUnit,
+    points: int,
+) -> Measures:
+    """What was summed up; `points` are those of one signal."""
     rate = bound.uniform_rate_nats / math.log(2) / points
     return Measures(
         items=bound.mse.global_count(),

@@ -49,7 +49,8 @@ class Bound:
 
     def loss(self) -> float:
         """The objective with σ² of the whole split."""
-        likelihood, size = self.model.objective.likelihood, self.size
+        likelihood = self.model.objective.likelihood
+        size = self.size
         total = 0.0
         weights = [1.0, *self.model.config.spectral.weights]
         for weight, mean in zip(weights, [self.mse, *self.spectral_mse]):

@@ -68,11 +68,12 @@ class HQVAE(nn.Module):
         self.config = config
         strides = [level.stride for level in config.levels]
         finest = config.levels[-1]
-        axes, net, channels = config.axes, config.net, config.channels
+        net = config.net
+        sides = (config.axes, config.channels)
         if encoder is None:
-            encoder = net.init(Encoder(axes, channels, strides, net))
+            encoder = net.init(Encoder(*sides, strides, net))
         if decoder is None:
-            decoder = net.init(Decoder(axes, channels, finest.dim, finest.stride, net))
+            decoder = net.init(Decoder(*sides, finest.dim, finest.stride, net))
         self.encoder = encoder
         self.levels = nn.ModuleList(make_levels(config, encoder))  # type: ignore[assignment]
         check_decoder(config, decoder)
@@ -108,7 +109,8 @@ class HQVAE(nn.Module):
         source = RelaxedSample(features, noise, temperature) if quantize else Continuous(features)
         latent, outputs = walk(self.levels, source)
         x_hat = self._reconstruct(latent, x.shape[2:])
-        objective, spectra = self.objective, self.objective.spectra(x)
+        objective = self.objective
+        spectra = objective.spectra(x)
         errors = [objective.distortions(x, spectra, x_hat)]
         for kept in objective.prefixes(noise, x.device) if self.training else []:
             coarser, _ = walk(self.levels, FirstLayers(outputs, kept))

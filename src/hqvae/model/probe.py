@@ -49,7 +49,8 @@ def feature_widths(config: HQVAEConfig, encoder: nn.Module) -> list[int]:
 @torch.no_grad()
 def check_decoder(config: HQVAEConfig, decoder: nn.Module) -> None:
     """Raises ValueError for a decoder that makes no signal of the finest level's latent."""
-    coarsest, finest = config.levels[0], config.levels[-1]
+    coarsest = config.levels[0]
+    finest = config.levels[-1]
     shape = [1, finest.dim, *[coarsest.stride // finest.stride] * config.axes]
     expected = [1, config.channels, *[coarsest.stride] * config.axes]
     signal = _probe("decoder", decoder, shape)

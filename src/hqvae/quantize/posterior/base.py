@@ -6,9 +6,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as config
+from pydantic import Field
 from torch import Tensor, nn
+
+from hqvae.config_class import config_class
 
 from ..codebook import Codebook
 from ..noise import Noise
@@ -108,7 +109,7 @@ class Posterior(nn.Module):
 # -------------------------------------------------------------------------- initialisation
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class RandomInit:
     """Codes ~ N(0, I), as in the official single-layer code."""
 
@@ -117,7 +118,7 @@ class RandomInit:
     """s² at the start, of stochastic quantizers"""
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class KMeansInit:
     """Codes are the k-means of the features, and s² = mean ‖z̃ − b‖² / (2 · sharpness).
 

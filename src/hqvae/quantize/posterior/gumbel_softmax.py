@@ -6,9 +6,10 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as config
+from pydantic import Field
 from torch import Tensor, nn
+
+from hqvae.config_class import config_class
 
 from ..codebook import Codebook, flatten_positions, unflatten_positions
 from ..kernels import LOG_S2_RANGE, assign, quantize, sample
@@ -17,7 +18,7 @@ from .base import Choice, Init, InitPlace, KMeansInit, Posterior, RandomInit
 from .nearest_code import NearestCodeConfig
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class GumbelSoftmaxConfig:
     """Stochastic quantization, of SQ-VAE, SQ-VAE-2, RSQ-VAE and HQ-VAE."""
 
@@ -117,7 +118,8 @@ class GumbelSoftmax(Posterior):
 
     @torch.no_grad()
     def sample(self, layer: int, z_e: Tensor, codebook: Codebook, noise: Noise) -> Choice:
-        rows, first_row = flatten_positions(z_e), _first_row(z_e, noise)
+        rows = flatten_positions(z_e)
+        first_row = _first_row(z_e, noise)
         drawn = sample(rows, codebook.vectors, self.log_s2[layer], noise.seed, first_row)
         return self.nearest(layer, z_e, codebook, drawn.reshape(z_e.shape[0], *z_e.shape[2:]))
 
@@ -139,7 +141,8 @@ class GumbelSoftmax(Posterior):
             return
         if not place.keep_vectors:
             codebook.init_kmeans(z_e, place.noise)
-        rows, vectors = flatten_positions(z_e).float(), codebook.vectors
+        rows = flatten_positions(z_e).float()
+        vectors = codebook.vectors
         offset = rows.mean(0) - vectors.mean(0)
         spread = rows.var(0, correction=0) + vectors.var(0, correction=0) + offset.square()
         self._set_variance(layer, spread.sum() / (2 * self.config.init.sharpness))

@@ -5,16 +5,17 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as config
+from pydantic import Field
 from torch import Tensor
+
+from hqvae.config_class import config_class
 
 from ..codebook import Codebook
 from ..noise import Noise
 from .base import Choice, Init, InitPlace, KMeansInit, Posterior, RandomInit
 
 
-@config(frozen=True, config=ConfigDict(extra="forbid"))
+@config_class
 class NearestCodeConfig:
     """Deterministic quantization with codebooks by moving averages: VQ-VAE, VQ-VAE-2, RQ-VAE."""
 
