@@ -17,16 +17,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from hqvae.config import Config
-from hqvae.data import (
-    ShuffledBatches,
-    Splits,
-    examples_for_figure,
-    sequential_batches,
-    training_batches,
-)
+from hqvae.data import ShuffledBatches, Splits, sequential_batches, training_batches
 from hqvae.doctor import findings
 from hqvae.errors import DegenerateFeatures, InputError
-from hqvae.figures import image_grid, layer_history
 from hqvae.measure import measure
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE, Losses
@@ -34,6 +27,7 @@ from hqvae.quantize import Noise, Stream
 from hqvae.ranks import all_sum, broadcast
 from hqvae.run import Run
 
+from .pictures import before_and_after, layers_figure
 from .task import Task, Validation
 
 _ROWS_PER_CODE = 64  # features that codebooks start from, where there are so many
@@ -228,13 +222,14 @@ class Autoencoder(Task[Losses]):
         assert isinstance(model, HQVAE)
         if not self.can_save(step):
             return None
-        data, fabric = self.validation_data, self.fabric
-        at_once = max(1, self.config.train.batch_size // fabric.world_size)
-        batches = sequential_batches(
-            data, at_once, self.config.train.validation_items, fabric.global_rank, fabric.world_size
-        )
-        signals = (data.signal(batch, fabric.device) for batch in batches)
-        metrics = data.modality.metrics(data.config, fabric.device)
+        data = self.validation_data
+        world_size = self.fabric.world_size
+        at_once = max(1, self.config.train.batch_size // world_size)
+        limit = self.config.train.validation_items
+        batches = sequential_batches(data, at_once, limit, self.fabric.global_rank, world_size)
+        device = self.fabric.device
+        signals = (data.signal(batch, device) for batch in batches)
+        metrics = data.modality.metrics(data.config, device)
         measures = measure(model, signals, data.unit, metrics, _SHUFFLED_ITEMS)
         perplexities = [
             f"{layer.perplexity:.0f}/{layer.codebook_size}" for layer in measures.layers
@@ -247,31 +242,16 @@ class Autoencoder(Task[Losses]):
                 f"perplexity {' '.join(perplexities)}"
             ),
             alarms=[finding.entry() for finding in findings(measures, self.config)],
-            figures={"training-reconstructions.png": self._reconstructions(model, step)},
+            figures={"training-reconstructions.png": before_and_after(model, data, step, device)},
         )
         self.model.train()
         return validation
-
-    @torch.no_grad()
-    def _reconstructions(self, model: HQVAE, step: int) -> Figure:
-        data = self.validation_data
-        count = data.modality.figure_columns
-        x = data.signal(examples_for_figure(data, count), self.fabric.device)
-        x_hat = model(x).reconstruction
-        rows = [("original", data.picture(x)), (f"step {step}", data.picture(x_hat))]
-        return image_grid(rows, spectra=data.modality.spectra)
 
     def history(self, entries: Sequence[dict[str, Any]]) -> dict[str, Figure]:
         """How every layer fared so far."""
         if not entries:
             return {}
-        places = self.config.model.layers
-        figure = layer_history(
-            entries,
-            [place.name for place in places],
-            [place.codebook_size for place in places],
-            [self._positions()[place.level] for place in places],
-        )
+        figure = layers_figure(self.config.model.layers, self._positions(), entries)
         return {"training-layers.png": figure}
 
     # ---------------------------------------------------------------------- checkpoints

@@ -33,12 +33,11 @@ def loop(task: Task, state: TrainState, config: TrainConfig, run: Run, interval:
 
     `interval` is the number of steps between validations.
     """
-    fabric, total = state.fabric, state.total
     batches = task.batches(state.step)
     with interruptible() as stop, Monitor(run, state, config) as monitor:
         monitor.say(f"{task.describe()} → {run.path}")
         state.timer.restart(state.step)
-        while state.step < total:
+        while state.step < state.total:
             try:
                 entered = _timed(state, lambda: task.enter(state.step, state.average_module))
                 if entered:
@@ -52,7 +51,7 @@ def loop(task: Task, state: TrainState, config: TrainConfig, run: Run, interval:
             state.advance()
             monitor.advance()
 
-            last = state.step == total
+            last = state.step == state.total
             validates = last or state.step % interval == 0
             logs = last or state.step % config.log_every == 0
             if logs or validates:
@@ -62,13 +61,9 @@ def loop(task: Task, state: TrainState, config: TrainConfig, run: Run, interval:
                 task.clear_counters()
                 state.timer.restart(state.step)
             if validates:
-                validation = _timed(state, lambda: task.validate(state.eval_model, state.step))
-                if validation is not None:
-                    state.watch_loss(validation.loss)
-                    monitor.validation(validation)
-                    state.validated = state.step
+                _timed(state, lambda: validate(task, state, monitor))
                 _timed(state, lambda: state.save(run))
-            if not last and stop.requested_on_any_rank(fabric):
+            if not last and stop.requested_on_any_rank(state.fabric):
                 check_finite(task, terms, state.step)
                 state.save(run)
                 monitor.stopped(task.can_save(state.step))
@@ -76,14 +71,23 @@ def loop(task: Task, state: TrainState, config: TrainConfig, run: Run, interval:
     return True
 
 
+def validate(task: Task, state: TrainState, monitor: Monitor) -> None:
+    """Measure the weights that would be saved; tell the schedule and the monitor."""
+    validation = task.validate(state.eval_model, state.step)
+    if validation is not None:
+        state.watch_loss(validation.loss)
+        monitor.validation(validation)
+        state.validated = state.step
+
+
 def backward(task: Task, state: TrainState, batches: Sequence[Tensor]) -> list[Any]:
     """Gradients of the global batch's objective, over all processes and accumulated batches."""
-    step, count = state.step, len(batches)
-    shared = task.share(state.model, batches, step)
+    count = len(batches)
+    shared = task.share(state.model, batches, state.step)
     terms = []
     for part in range(count):
         with state.fabric.no_backward_sync(state.model, enabled=part < count - 1):
-            of_part = task.loss(state.model, batches, part, step, shared)
+            of_part = task.loss(state.model, batches, part, state.step, shared)
             state.fabric.backward(of_part.loss / count)
         terms.append(of_part)
     return terms

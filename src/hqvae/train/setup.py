@@ -133,7 +133,8 @@ def check_data(config: Config, splits: Splits, processes: int) -> None:
     """Raises InputError where model, data and processes do not go together."""
     train, validation = splits["train"], splits["validation"]
     examples = train.modality.examples(config.data)
-    stride, space = config.model.levels[0].stride, train.shape[1:]
+    stride = config.model.levels[0].stride
+    space = train.shape[1:]
     if space and stride > min(space):
         sides = "×".join(map(str, space))
         raise InputError(
