@@ -1,10 +1,11 @@
-# make demo: train on built-in photographs, print a table, draw a picture.   make test: lint, types, floors, tests.
+# make demo: train on built-in photographs, print a table, draw a picture.
+# make test: lint, types, floors, doctests, tests.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 DEMO_READY := .venv/demo-installed
 TEST_READY := .venv/test-installed
-# One thread: with two, OpenMP's threads wait for each other by spinning, and anything else that runs slows them a hundredfold.
+# One thread: with two, OpenMP waits by spinning, and anything else that runs slows it a hundredfold.
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test clean
@@ -27,7 +28,7 @@ test: $(TEST_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 --durations=25 --cov=hqvae --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage

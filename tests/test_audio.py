@@ -443,11 +443,11 @@ def test_train_evaluate_and_resume_from_the_command(name, folder, capsys):
     assert measures["bits_per_second"] == pytest.approx(
         codes * math.log2(config.levels[0].codebook_size) / (frames * 256 / 22050)
     )
-    sounds = sorted(path.name for path in (run / "report" / "sounds").iterdir())
+    sounds = sorted(path.name for path in (run / "report" / "audio").iterdir())
     assert (
         sum(path.startswith("0-") for path in sounds) == layers + 1 and "0-original.wav" in sounds
     )
-    samples, rate = soundfile.read(run / "report" / "sounds" / "0-original.wav")
+    samples, rate = soundfile.read(run / "report" / "audio" / "0-original.wav")
     assert (
         rate == 22050
         and len(samples) == int(0.4 * 22050) // 256 * 256
@@ -455,7 +455,7 @@ def test_train_evaluate_and_resume_from_the_command(name, folder, capsys):
     )
     assert (run / "report" / "reconstructions.png").stat().st_size > 1000
     assert main(["doctor", str(run), "--accelerator", "cpu"]) == 0
-    assert "segments of sound at" in capsys.readouterr().out
+    assert "segments of audio at" in capsys.readouterr().out
     assert main(["evaluate", str(run), "--size", "9", "--accelerator", "cpu"]) == 2
     assert "is of audio files, which have none" in capsys.readouterr().err
 

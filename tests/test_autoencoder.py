@@ -188,7 +188,7 @@ def across(request, image_file, tmp_path, monkeypatch):
     x = items.signal(next(sequential_batches(items, 8, 8)))
 
     def parts(model):
-        return [model.config, model.likelihood, model.encoder, model.decoder, *codebooks_of(model)]
+        return [model.config, model.objective, model.encoder, model.decoder, *codebooks_of(model)]
 
     def watched_verb(model):
         before, codes = [*map(id, parts(model))], model.encode(x)
