@@ -19,7 +19,7 @@ class TemperatureConfig:
     start: float = Field(default=1.0, gt=0)
     """τ at the first step"""
     end: float = Field(default=0.3, gt=0)
-    """τ at the last step"""
+    """τ at the last step of the run, were there no nearest codes before it"""
     decay: float | None = Field(default=None, gt=0)
     """in place of `end`: τ = start · exp(−decay · step), as in the official code (1e-5)"""
 

@@ -74,7 +74,8 @@ def measure(
         shuffle_items: limits the ablation, which costs one decoding per layer
         seed: of the posterior's draws and of the ablation
 
-    Nothing depends on how the signals are cut into batches, beyond rounding. Raises ValueError
+    Nothing depends on how the signals are cut into batches, beyond rounding; each process draws
+    from a stream of its own. Raises ValueError
     where there is no signal.
     """
     model.eval()

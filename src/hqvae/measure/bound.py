@@ -10,6 +10,7 @@ from hqvae.data import SignalUnit
 from hqvae.metrics import Mean
 from hqvae.model import HQVAE, Losses
 from hqvae.quantize import Noise
+from hqvae.ranks import rank
 
 
 class Bound:
@@ -17,11 +18,12 @@ class Bound:
 
     def __init__(self, model: HQVAE, seed: int):
         self.model = model
-        self.noise = Noise.of(seed, 0)
+        self.noise = Noise.of(seed, rank())
         self.seen = 0
         self.size = 0
         self.uniform_rate_nats = 0.0
         self.mse = Mean()
+        self.train_mse = Mean()
         self.drawn_mse = Mean()
         self.latent = Mean()
         self.latent_loss = Mean()
@@ -32,6 +34,7 @@ class Bound:
         self.size = losses.size
         self.uniform_rate_nats = losses.uniform_rate_nats
         self.mse.add(error)
+        self.train_mse.add(losses.distortion / losses.size)  # not clamped
         self.latent_loss.add(losses.latent_loss.sum(1))
         self.entropy.add(losses.entropy.sum(1))
         for mean, spectral in zip(self.spectral_mse, losses.spectral_mse.T):
@@ -48,15 +51,15 @@ class Bound:
         return (gaussian + nats) / (self.size * math.log(2)) + math.log2(unit.per_unit)
 
     def loss(self) -> float:
-        """The objective with σ² of the whole split."""
+        """The objective with σ² of the whole split, without progressive reconstructions."""
         likelihood = self.model.objective.likelihood
         size = self.size
         total = 0.0
         weights = [1.0, *self.model.config.spectral.weights]
-        for weight, mean in zip(weights, [self.mse, *self.spectral_mse]):
+        for weight, mean in zip(weights, [self.train_mse, *self.spectral_mse]):
             mse = torch.tensor(mean.value()).clamp(min=torch.finfo(torch.float32).tiny)
             total += weight * float(likelihood.cost(mse.view(1) * size, size, mse))
-        sigma2 = torch.tensor(self.mse.value())
+        sigma2 = torch.tensor(self.train_mse.value()).clamp(min=torch.finfo(torch.float32).tiny)
         in_nats = self.model.levels[0].quantizer.posterior.in_nats
         commitment = 1.0 if in_nats else float(likelihood.commitment_weight(size, sigma2))
         return total + commitment * self.latent_loss.value() - self.entropy.value()

@@ -12,6 +12,7 @@ from hqvae.data import SignalUnit
 from hqvae.metrics import Mean, Usage, psnr
 from hqvae.model import HQVAE, LayerPlace, Losses
 from hqvae.quantize import Noise, Stream
+from hqvae.ranks import rank
 
 _BLOCK = 64  # signals among which codes are shuffled, at least where there are so many
 
@@ -133,7 +134,7 @@ class Ablation:
 
     def _shuffle(self, block: Sequence[Tensor]) -> None:
         x, error, *codes = block
-        noise = Noise.of(self.seed, self.blocks).fold(Stream.SHUFFLE)
+        noise = Noise.of(self.seed, self.blocks, rank()).fold(Stream.SHUFFLE)
         self.blocks += 1
         for index, layer in enumerate(self.layers):
             flat = codes[index].flatten()

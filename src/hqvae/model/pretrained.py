@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 
 from hqvae.errors import summary_of
+from hqvae.files import atomic_write
 
 from .config import HQVAEConfig
 
@@ -20,10 +21,14 @@ WEIGHTS = "model.safetensors"
 
 
 def save(model: "HQVAE", folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    """Raises ValueError for a run's folder, whose config says more than a model's."""
+    if (folder / CONFIG).is_file() and "format" in json.loads((folder / CONFIG).read_text()):
+        raise ValueError(f"{folder} is a run's folder; expected another one for a model alone")
     config = TypeAdapter(HQVAEConfig).dump_python(model.config, mode="json")
-    (folder / CONFIG).write_text(json.dumps({"model": config}, indent=2) + "\n")
-    save_weights(model, folder / WEIGHTS)
+    with atomic_write(folder / WEIGHTS) as temporary:
+        save_weights(model, temporary)
+    with atomic_write(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps({"model": config}, indent=2) + "\n")
 
 
 def save_weights(model: "HQVAE", path: Path) -> None:
@@ -32,8 +37,16 @@ def save_weights(model: "HQVAE", path: Path) -> None:
 
 
 def read_config(folder: Path) -> HQVAEConfig:
+    """Raises ValueError for a config of another version, or of something else."""
     saved = json.loads((folder / CONFIG).read_text())
-    return TypeAdapter(HQVAEConfig).validate_python(saved.get("model"))
+    try:
+        return TypeAdapter(HQVAEConfig).validate_python(saved.get("model"))
+    except ValidationError as error:
+        versions = saved.get("versions") or {}
+        raise ValueError(
+            f"{folder / CONFIG} is no config of a model that this version of hqvae can read; "
+            f"it was written by hqvae {versions.get('hqvae', 'of an unknown version')}"
+        ) from error
 
 
 def load_weights(model: "HQVAE", folder: Path) -> None:

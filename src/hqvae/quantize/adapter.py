@@ -20,6 +20,7 @@ class VectorQuantize(nn.Module):
         z [B, *S, D] → quantized [B, *S, D] in the dtype of z, indices [B, *S, L], loss []
 
     >>> quantize = VectorQuantize(ResidualQuantizer(dim=64, codebook_size=512, layers=4))
+    >>> quantize.init(torch.randn(8, 100, 64))  # once, on features as they will be
     >>> quantized, indices, loss = quantize(torch.randn(2, 100, 64))
     >>> quantized.shape, indices.shape
     (torch.Size([2, 100, 64]), torch.Size([2, 100, 4]))
@@ -35,6 +36,15 @@ class VectorQuantize(nn.Module):
         out = self.quantizer(z.movedim(-1, 1), temperature)
         loss = (out.latent_loss - out.entropy.sum(1)).mean()
         return out.z.movedim(1, -1).to(z.dtype), out.codes.movedim(1, -1), loss
+
+    @torch.no_grad()
+    def init(self, z: Float[Tensor, "B *S D"], noise: Noise | None = None) -> None:
+        """Start codebooks and s² from features: `kmeans_init` of vector-quantize-pytorch.
+
+        Without it codes are N(0, I), and s² is made for features of variance one. `noise` is drawn
+        from torch's generator when not given. Changes state.
+        """
+        self.quantizer.init(z.movedim(-1, 1), noise or Noise.draw())
 
     @torch.no_grad()
     def update(

@@ -44,3 +44,9 @@ def sum_layers(parts: list[Tensor]) -> Tensor:
     for part in parts[1:]:
         total = total + part
     return total
+
+
+def check_width(z_e: Tensor, dim: int) -> None:
+    """Raises ValueError for latents of another width."""
+    if z_e.ndim < 2 or z_e.shape[1] != dim:
+        raise ValueError(f"z_e has shape {list(z_e.shape)}; this quantizer expects [B, {dim}, *S]")

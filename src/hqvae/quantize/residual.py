@@ -17,7 +17,7 @@ from .external import ExternalConfig
 from .kernels import beam_search
 from .noise import Noise, Stream
 from .posterior import Choice, GumbelSoftmaxConfig, InitPlace, NearestCodeConfig, Posterior
-from .quantized import Quantized, pool_layers, sum_layers
+from .quantized import Quantized, check_width, pool_layers, sum_layers
 
 QuantizerConfig = GumbelSoftmaxConfig | NearestCodeConfig | ExternalConfig
 
@@ -101,7 +101,7 @@ class ResidualQuantizer(nn.Module):
         `noise` (drawn from torch's generator when not given) matters in training mode only.
         Raises ValueError for a z_e of another width.
         """
-        self._check(z_e)
+        check_width(z_e, self.dim)
         posterior = self.posterior
         if not self.training:
             choices = self._nearest(z_e)
@@ -122,7 +122,7 @@ class ResidualQuantizer(nn.Module):
         The latent loss is then `Posterior.kl_continuous`, a term of the evidence bound. A
         deterministic posterior has one draw: the codes of `encode`.
         """
-        self._check(z_e)
+        check_width(z_e, self.dim)
         posterior = self.posterior
         if not posterior.in_nats:
             choices = self._nearest(z_e)
@@ -143,7 +143,7 @@ class ResidualQuantizer(nn.Module):
 
         `beam_size` in place of the quantizer's own. Raises ValueError for a z_e of another width.
         """
-        self._check(z_e)
+        check_width(z_e, self.dim)
         width = self.beam_size if beam_size is None else beam_size
         if self._searches_sums(width):
             return self._beam(z_e, width)
@@ -182,7 +182,7 @@ class ResidualQuantizer(nn.Module):
         for levels below. Raises DegenerateFeatures for features that are all the same or not
         finite.
         """
-        self._check(z_e)
+        check_width(z_e, self.dim)
 
         def start(layer: int, residual: Tensor) -> Choice:
             codebook = self.codebooks[layer]
@@ -191,7 +191,9 @@ class ResidualQuantizer(nn.Module):
             self.posterior.init(layer, residual, codebook, place)
             return self.posterior.relax(layer, residual, codebook, 1.0, stream)
 
-        return sum_layers([choice.z for choice in self._recursion(z_e, start)])
+        choices = self._recursion(z_e, start)
+        self._count_together(choices, steps)
+        return sum_layers([choice.z for choice in choices])
 
     @torch.no_grad()
     def refine(self, z_e: Float[Tensor, "B D *S"], noise: Noise, steps: int = 1) -> Tensor:
@@ -201,7 +203,7 @@ class ResidualQuantizer(nn.Module):
         shift when codes become the nearest ones. A shared codebook keeps its vectors, for k-means
         would fit the first layer's residuals only. Arguments and result as for `init`.
         """
-        self._check(z_e)
+        check_width(z_e, self.dim)
 
         def refine(layer: int, residual: Tensor) -> Choice:
             codebook = self.codebooks[layer]
@@ -212,8 +214,7 @@ class ResidualQuantizer(nn.Module):
             return choice
 
         choices = self._recursion(z_e, refine)
-        if self.shared_codebook:
-            self.codebooks[0].set_counts(torch.stack([c.codes for c in choices]), steps)
+        self._count_together(choices, steps)
         return sum_layers([choice.z for choice in choices])
 
     @torch.no_grad()
@@ -264,6 +265,11 @@ class ResidualQuantizer(nn.Module):
             choices.append(choice)
         return choices
 
+    def _count_together(self, choices: list[Choice], steps: int) -> None:
+        """Counts of a shared codebook are those of all its layers, as `update` pools them."""
+        if self.shared_codebook and not self.posterior.gradient_moves_codes:
+            self.codebooks[0].set_counts(torch.stack([c.codes for c in choices]), steps)
+
     def _searches_sums(self, beam_size: int) -> bool:
         return beam_size > 1 and len(self.codebooks) > 1 and self.posterior.supports_beam
 
@@ -292,9 +298,3 @@ class ResidualQuantizer(nn.Module):
             latent_loss=latent_loss,
             layers=tuple(choice.z for choice in choices),
         )
-
-    def _check(self, z_e: Tensor) -> None:
-        if z_e.ndim < 2 or z_e.shape[1] != self.dim:
-            raise ValueError(
-                f"z_e has shape {list(z_e.shape)}; this quantizer expects [B, {self.dim}, *S]"
-            )

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from hqvae.config_class import config_class
@@ -29,6 +29,20 @@ class GumbelSoftmaxConfig:
     """s² = exp θ, or 1 + exp θ as in the official single-layer code"""
     beta: float | None = Field(default=None, ge=0)
     """commitment of nearest codes; null: 0.25 for one level of one or two layers, else 0.025"""
+
+    @model_validator(mode="after")
+    def _check_floor(self) -> "GumbelSoftmaxConfig":
+        if self.variance == "one_plus_exp":
+            if isinstance(self.init, KMeansInit):
+                raise ValueError(
+                    "variance=one_plus_exp keeps s² above 1, which k-means of features may ask it "
+                    "to start below; expected init.kind=random, or variance=exp"
+                )
+            if self.init.s2 <= 1:
+                raise ValueError(
+                    f"variance=one_plus_exp keeps s² above 1, but init.s2={self.init.s2:g}"
+                )
+        return self
 
     def make_codebook(self, dim: int, codebook_size: int) -> Codebook:
         return Codebook(dim, codebook_size)
@@ -89,7 +103,7 @@ class GumbelSoftmax(Posterior):
     @torch.no_grad()
     def _set_variance(self, layer: int | slice, s2: Tensor) -> None:
         one_plus = self.config.variance == "one_plus_exp"
-        self.theta[layer] = (s2 - 1).clamp(min=1e-6).log() if one_plus else s2.log()
+        self.theta[layer] = (s2 - 1).log() if one_plus else s2.log()
 
     def relax(
         self, layer: int, z_e: Tensor, codebook: Codebook, temperature: Tensor | float, noise: Noise

@@ -1,0 +1,48 @@
+"""Facts about a model's folder: what is refused, in one sentence, and what is never lost."""
+
+import json
+
+import pytest
+import torch
+
+from conftest import build, signals
+from hqvae.model import HQVAE, HQVAEConfig
+from hqvae.presets import preset
+from hqvae.quantize import GumbelSoftmaxConfig, KMeansInit, RandomInit
+from hqvae.run import Run
+
+
+def test_a_model_does_not_overwrite_a_run(tmp_path):
+    run = Run.create(tmp_path / "run", preset("sqvae"))
+    before = (run.path / "config.json").read_text()
+    with pytest.raises(ValueError, match="is a run's folder; expected another one"):
+        build("ema", "one").save_pretrained(run.path)
+    assert (run.path / "config.json").read_text() == before
+
+
+def test_a_model_is_saved_again_into_its_own_folder(tmp_path):
+    model, x = build("ema", "one").eval(), signals()
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
+    assert torch.equal(HQVAE.from_pretrained(tmp_path)(x).codes[0], model(x).codes[0])
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, "of an unknown version"),
+        ({"model": {"search": 8}, "versions": {"hqvae": "0.1.0"}}, "0.1.0"),
+    ],
+)
+def test_a_config_of_another_version_is_refused_in_one_sentence(config, said, tmp_path):
+    build("ema", "one").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"written by hqvae {said}$") as error:
+        HQVAE.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("init", [KMeansInit(), RandomInit(s2=1.0)])
+def test_a_variance_above_one_cannot_start_below(init):
+    with pytest.raises(ValueError, match="one_plus_exp keeps s² above 1"):
+        HQVAEConfig(quantizer=GumbelSoftmaxConfig(variance="one_plus_exp", init=init))
