@@ -8,7 +8,7 @@ import torch
 from conftest import build, signals
 from hqvae.model import HQVAE, HQVAEConfig
 from hqvae.presets import preset
-from hqvae.quantize import GumbelSoftmaxConfig, KMeansInit, RandomInit
+from hqvae.quantize import GumbelSoftmaxConfig, KMeansInit, Noise, RandomInit, ResidualQuantizer
 from hqvae.run import Run
 
 
@@ -42,7 +42,17 @@ def test_a_config_of_another_version_is_refused_in_one_sentence(config, said, tm
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("init", [KMeansInit(), RandomInit(s2=1.0)])
-def test_a_variance_above_one_cannot_start_below(init):
-    with pytest.raises(ValueError, match="one_plus_exp keeps s² above 1"):
-        HQVAEConfig(quantizer=GumbelSoftmaxConfig(variance="one_plus_exp", init=init))
+def test_a_variance_above_one_cannot_start_below():
+    with pytest.raises(ValueError, match=r"one_plus_exp keeps s² above 1, but init\.s2=0\.5"):
+        HQVAEConfig(quantizer=GumbelSoftmaxConfig(variance="one_plus_exp", init=RandomInit(s2=0.5)))
+
+
+def test_where_features_ask_for_less_it_starts_just_above():
+    """And goes on learning: θ is not at minus infinity."""
+    config = GumbelSoftmaxConfig(variance="one_plus_exp", init=KMeansInit())
+    quantizer = ResidualQuantizer(4, 8, config=config)
+    quantizer.init(0.1 * torch.randn(64, 4), Noise(1))
+    theta = quantizer.posterior.theta
+    torch.testing.assert_close(quantizer.posterior.variance, torch.tensor([1.001]))
+    quantizer(0.1 * torch.randn(64, 4), 1.0, Noise(2)).latent_loss.sum().backward()
+    assert theta.grad.abs() > 1e-6

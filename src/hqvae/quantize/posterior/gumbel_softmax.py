@@ -17,6 +17,8 @@ from ..noise import Noise, Stream
 from .base import Choice, Init, InitPlace, KMeansInit, Posterior, RandomInit
 from .nearest_code import NearestCodeConfig
 
+_ABOVE_FLOOR = 1e-3  # of s² − 1, where features ask a variance of 1 + exp θ to start lower
+
 
 @config_class
 class GumbelSoftmaxConfig:
@@ -26,22 +28,16 @@ class GumbelSoftmaxConfig:
     init: Init = Field(default_factory=KMeansInit, discriminator="kind")
     """how codebooks and s² start"""
     variance: Literal["exp", "one_plus_exp"] = "exp"
-    """s² = exp θ, or 1 + exp θ as in the official single-layer code"""
+    """s² = exp θ, or 1 + exp θ as in the official code; k-means then starts it above 1"""
     beta: float | None = Field(default=None, ge=0)
     """commitment of nearest codes; null: 0.25 for one level of one or two layers, else 0.025"""
 
     @model_validator(mode="after")
     def _check_floor(self) -> "GumbelSoftmaxConfig":
-        if self.variance == "one_plus_exp":
-            if isinstance(self.init, KMeansInit):
-                raise ValueError(
-                    "variance=one_plus_exp keeps s² above 1, which k-means of features may ask it "
-                    "to start below; expected init.kind=random, or variance=exp"
-                )
-            if self.init.s2 <= 1:
-                raise ValueError(
-                    f"variance=one_plus_exp keeps s² above 1, but init.s2={self.init.s2:g}"
-                )
+        init = self.init
+        floor = 1.0 if self.variance == "one_plus_exp" else 0.0
+        if isinstance(init, RandomInit) and init.s2 <= floor:
+            raise ValueError(f"variance=one_plus_exp keeps s² above 1, but init.s2={init.s2:g}")
         return self
 
     def make_codebook(self, dim: int, codebook_size: int) -> Codebook:
@@ -103,7 +99,7 @@ class GumbelSoftmax(Posterior):
     @torch.no_grad()
     def _set_variance(self, layer: int | slice, s2: Tensor) -> None:
         one_plus = self.config.variance == "one_plus_exp"
-        self.theta[layer] = (s2 - 1).log() if one_plus else s2.log()
+        self.theta[layer] = (s2 - 1).clamp(min=_ABOVE_FLOOR).log() if one_plus else s2.log()
 
     def relax(
         self, layer: int, z_e: Tensor, codebook: Codebook, temperature: Tensor | float, noise: Noise
