@@ -1,6 +1,6 @@
 """A stack of layers that quantizes one latent: z̃ ≈ Σ_l z_l, each layer on what those before left.
 
-    z̃_1 = z̃        z̃_l = z̃ − Σ_{l'<l} z_l'             (HQ-VAE, residual top-down layers; RQ-VAE)
+    z̃_1 = z̃        z̃_l = z̃ − Σ_{l'<l} z_l'    (HQ-VAE, residual top-down layers; RQ-VAE)
 
 One layer is plain vector quantization. A level of HQ-VAE has one such stack: its first layer is
 the level's *injected* layer, the further ones are its *residual* layers.
