@@ -185,7 +185,7 @@ def test_refined_codebooks_go_to_what_they_are_nearest_to(shared):
     quantizer, z_e = build("stochastic", shared), features((32, DIM, 4))
     for codebook in quantizer.codebooks:
         codebook.vectors.data.mul_(1.1)
-    quantizer.use_nearest(NEAREST)
+    quantizer.use_nearest()
     before, error = state(quantizer), quantizer.eval()(z_e).latent_loss.sum()
     quantizer.refine(z_e, Noise(1), steps=2)
     for name, values in quantizer.state_dict().items():
@@ -250,7 +250,7 @@ def test_the_nearest_code_phase_is_the_deterministic_system_over_the_same_codebo
     quantizer, z_e = build("stochastic", shared), features((16, DIM, 7))
     codebooks = [id(codebook) for codebook in quantizer.codebooks]
     codes, z = quantizer.encode(z_e), quantizer.eval()(z_e).z
-    quantizer.train().use_nearest(NEAREST)
+    quantizer.train().use_nearest()
     assert [id(codebook) for codebook in quantizer.codebooks] == codebooks
     assert torch.equal(quantizer.encode(z_e), codes) and quantizer.posterior.training
     assert torch.equal(quantizer.eval()(z_e).z, z)

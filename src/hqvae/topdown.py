@@ -195,7 +195,7 @@ class NearestCodes:
     def __call__(self, index: int, level: Level, prediction: Tensor | None) -> LevelOutput:
         z_e = level.project_in(self.features[index], prediction)
         codes = level.quantizer.encode(z_e)
-        return LevelOutput(z_e, _from_codes(level, codes, check=False))
+        return LevelOutput(z_e, level.quantizer.given(codes, check=False))
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class GivenCodes:
     def __call__(self, index: int, level: Level, prediction: Tensor | None) -> LevelOutput | None:
         if index >= len(self.codes):
             return None
-        quantized = _from_codes(level, self.codes[index])
+        quantized = level.quantizer.given(self.codes[index])
         return LevelOutput(quantized.z, quantized)
 
 
@@ -281,12 +281,6 @@ def init_codebooks(
         return output._replace(quantized=replace(output.quantized, z=z))
 
     walk(levels, start)
-
-
-def _from_codes(level: Level, codes: Tensor, check: bool = True) -> Quantized:
-    z = level.quantizer.lookup(codes, check)
-    zeros = z.new_zeros(codes.shape[:2], dtype=torch.float32)
-    return Quantized(z, codes, zeros, zeros[:, 0], (z,))
 
 
 def _continuous(level: Level, z_e: Tensor) -> LevelOutput:

@@ -82,9 +82,7 @@ def annealing_history(runs: Sequence[tuple[str, Run]]) -> Figure | None:
 
     None where there is no such system.
     """
-    stochastic = [
-        (name, run) for name, run in runs if run.config.model.quantizer.kind == "stochastic"
-    ]
+    stochastic = [(name, run) for name, run in runs if run.config.model.quantizer.stochastic]
     if not stochastic:
         return None
     figure = Figure(figsize=(7, 2.3 * len(stochastic)), dpi=_DPI, layout="constrained")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hqvae.nets import Decoder, Encoder
 from hqvae.objective import ElboSample, Losses
-from hqvae.quantize import GumbelSoftmaxConfig, Noise
+from hqvae.quantize import Noise
 from hqvae.topdown import (
     Continuous,
     FirstLayers,
@@ -200,12 +200,9 @@ class HQVAE(nn.Module):
         Codebooks, networks, likelihood and config stay what they are. Nothing happens where codes
         are the nearest ones already.
         """
-        if self.posterior == "gumbel_softmax":
-            assert isinstance(self.config.quantizer, GumbelSoftmaxConfig)
-            depths = [level.layers for level in self.config.levels]
-            nearest = self.config.quantizer.nearest(depths)
-            for level in self.levels:
-                level.quantizer.use_nearest(nearest)
+        depths = [level.layers for level in self.config.levels]
+        for level in self.levels:
+            level.quantizer.use_nearest(depths)
 
     @torch.no_grad()
     def update_codebooks(self, z_e: Sequence[Tensor], codes: Sequence[Tensor], noise: Noise) -> int:

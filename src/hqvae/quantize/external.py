@@ -13,7 +13,7 @@ a mean squared error.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +31,7 @@ from .posterior import Choice, InitPlace, Posterior
 class ExternalConfig:
     """A quantizer of vector-quantize-pytorch."""
 
+    stochastic: ClassVar[bool] = False
     kind: Literal["external"] = "external"
     name: Literal["fsq", "lfq", "simvq", "rotation"] = "fsq"
     """which of the four"""
@@ -155,6 +156,7 @@ class External(Posterior):
     """
 
     name = "external"
+    stochastic = False
     in_nats = False
     gradient_moves_codes = True  # or the module itself does, in `forward`
     detach_residual = True

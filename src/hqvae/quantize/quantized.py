@@ -1,10 +1,13 @@
 """What one quantization by a stack of layers is, and sums and pools over its layers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from .posterior import Choice
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,18 @@ class Quantized:
     latent_loss: Float[Tensor, "B"]
     layers: tuple[Tensor, ...]
 
+    @classmethod
+    def of(cls, choices: Sequence[Choice], latent_loss: Float[Tensor, "B"]) -> "Quantized":
+        """What the layers' choices come to."""
+        entropies = [choice.entropy for choice in choices if choice.entropy is not None]
+        return cls(
+            z=sum_layers([choice.z for choice in choices]),
+            codes=torch.stack([choice.codes for choice in choices], 1),
+            entropy=torch.stack(entropies, 1),
+            latent_loss=latent_loss,
+            layers=tuple(choice.z for choice in choices),
+        )
+
 
 def pool_layers(
     z_e: list[Tensor], codes: tuple[Tensor, ...]
@@ -38,7 +53,7 @@ def pool_layers(
     return rows.flatten(0, 1), torch.cat([c.flatten(1) for c in codes], 1).flatten()
 
 
-def sum_layers(parts: list[Tensor]) -> Tensor:
+def sum_layers(parts: Sequence[Tensor]) -> Tensor:
     """In the order of the layers, so that `lookup` and evaluation agree to the last bit."""
     total = parts[0]
     for part in parts[1:]:

@@ -79,12 +79,12 @@ class ResidualQuantizer(nn.Module):
             for _ in range(1 if shared_codebook else layers)
         ]
         self.codebooks = nn.ModuleList(own * layers if shared_codebook else own)  # type: ignore
-        self._set_posterior(config)
-
-    def _set_posterior(self, config: QuantizerConfig) -> None:
         self.config = config
-        self.posterior = config.make_posterior(self.dim, len(self.codebooks))
-        if not self.posterior.gradient_moves_codes:
+        self._set_posterior(config.make_posterior(dim, layers))
+
+    def _set_posterior(self, posterior: Posterior) -> None:
+        self.posterior = posterior
+        if not posterior.gradient_moves_codes:
             for codebook in self.codebooks:
                 codebook.requires_grad_(False)
 
@@ -105,7 +105,7 @@ class ResidualQuantizer(nn.Module):
         posterior = self.posterior
         if not self.training:
             choices = self._nearest(z_e)
-            return self._quantized(choices, posterior.latent_loss(z_e, choices))
+            return Quantized.of(choices, posterior.latent_loss(z_e, choices))
         stream = noise or Noise.draw()
 
         def relax(layer: int, residual: Tensor) -> Choice:
@@ -113,7 +113,7 @@ class ResidualQuantizer(nn.Module):
             return posterior.relax(layer, residual, codebook, temperature, stream.fold(layer))
 
         choices = self._recursion(z_e, relax)
-        return self._quantized(choices, posterior.latent_loss(z_e, choices))
+        return Quantized.of(choices, posterior.latent_loss(z_e, choices))
 
     @torch.no_grad()
     def sample(self, z_e: Float[Tensor, "B D *S"], noise: Noise) -> Quantized:
@@ -124,16 +124,16 @@ class ResidualQuantizer(nn.Module):
         """
         check_width(z_e, self.dim)
         posterior = self.posterior
-        if not posterior.in_nats:
+        if not posterior.stochastic:
             choices = self._nearest(z_e)
-            return self._quantized(choices, posterior.kl_continuous(z_e, choices))
+            return Quantized.of(choices, posterior.kl_continuous(z_e, choices))
         drawn = posterior.perturb(z_e, noise)
 
         def draw(layer: int, residual: Tensor) -> Choice:
             return posterior.sample(layer, residual, self.codebooks[layer], noise.fold(layer))
 
         choices = self._recursion(drawn, draw)
-        return self._quantized(choices, posterior.kl_continuous(drawn, choices))
+        return Quantized.of(choices, posterior.kl_continuous(drawn, choices))
 
     @torch.no_grad()
     def encode(
@@ -160,16 +160,18 @@ class ResidualQuantizer(nn.Module):
 
         Raises ValueError for more layers than there are, none, or a code outside its codebook.
         """
+        return self.given(codes, check).z
+
+    def given(self, codes: Int[Tensor, "B k *S"], check: bool = True) -> Quantized:
+        """What `lookup` sums, layer by layer; entropy and loss are zero. Raises as it does."""
         if not 1 <= codes.shape[1] <= len(self.codebooks):
             raise ValueError(
                 f"codes of {codes.shape[1]} layers; expected 1 to {len(self.codebooks)}"
             )
-        return sum_layers(
-            [
-                codebook.lookup(of_layer, check)
-                for codebook, of_layer in zip(self.codebooks, codes.unbind(1))
-            ]
-        )
+        none = torch.zeros(len(codes), device=codes.device)
+        given = zip(self.codebooks, codes.unbind(1))
+        choices = [Choice(codebook.lookup(k, check), k, none) for codebook, k in given]
+        return Quantized.of(choices, none)
 
     # ------------------------------------------------------------------------------- verbs
 
@@ -246,11 +248,16 @@ class ResidualQuantizer(nn.Module):
             for layer, (codebook, residual, own) in enumerate(zip(self.codebooks, residuals, given))
         )
 
-    def use_nearest(self, config: NearestCodeConfig) -> None:
-        """Choose nearest codes from here on, the limit s² → 0; codebooks stay. Changes state."""
-        device = self.codebooks[0].vectors.device
-        self._set_posterior(config)
-        self.posterior.to(device).train(self.training)
+    def use_nearest(self, layers_per_level: Sequence[int] = ()) -> None:
+        """Choose nearest codes from here on, the limit s² → 0; codebooks stay. Changes state.
+
+        `layers_per_level` is the model's, where this stack is one of several. Nothing happens where
+        codes are the nearest ones already.
+        """
+        limit = self.posterior.limit(layers_per_level or [len(self.codebooks)])
+        if limit is not None:
+            device = self.codebooks[0].vectors.device
+            self._set_posterior(limit.to(device).train(self.training))
 
     # ------------------------------------------------------------------------------- parts
 
@@ -288,13 +295,3 @@ class ResidualQuantizer(nn.Module):
             return self.posterior.nearest(layer, residual, self.codebooks[layer], given[layer])
 
         return self._recursion(z_e, nearest)
-
-    def _quantized(self, choices: list[Choice], latent_loss: Tensor) -> Quantized:
-        entropies = [choice.entropy for choice in choices if choice.entropy is not None]
-        return Quantized(
-            z=sum_layers([choice.z for choice in choices]),
-            codes=torch.stack([choice.codes for choice in choices], 1),
-            entropy=torch.stack(entropies, 1),
-            latent_loss=latent_loss,
-            layers=tuple(choice.z for choice in choices),
-        )

@@ -49,6 +49,7 @@ class Posterior(nn.Module):
 
     Attributes:
         name: as weights on disk record it
+        stochastic: whether codes have a distribution to draw from; else they are certain
         in_nats: whether the latent loss is in nats per signal; else in mean squared error
         gradient_moves_codes: whether codebooks learn by gradient; else by `Codebook.update`
         detach_residual: whether a layer takes the codes before it as constants
@@ -56,6 +57,7 @@ class Posterior(nn.Module):
     """
 
     name: str
+    stochastic: bool
     in_nats: bool
     gradient_moves_codes: bool
     detach_residual = False
@@ -100,6 +102,10 @@ class Posterior(nn.Module):
     @abstractmethod
     def init(self, layer: int, z_e: Tensor, codebook: Codebook, place: InitPlace) -> None:
         """Give codebook (unless its vectors are kept) and s² their start; changes state."""
+
+    def limit(self, layers_per_level: Sequence[int]) -> "Posterior | None":
+        """The posterior for s² → 0, in a model of such levels; None where codes are certain."""
+        return None
 
     def update(self, codebook: Codebook, rows: Tensor, codes: Tensor, noise: Noise) -> int:
         """Move a codebook of running averages; returns how many codes were restarted."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from ..codebook import Codebook, flatten_positions, unflatten_positions
 from ..kernels import LOG_S2_RANGE, assign, quantize, sample
 from ..noise import Noise, Stream
 from .base import Choice, Init, InitPlace, KMeansInit, Posterior, RandomInit
-from .nearest_code import NearestCodeConfig
+from .nearest_code import NearestCode, NearestCodeConfig
 
 _ABOVE_FLOOR = 1e-3  # of s² − 1, where features ask a variance of 1 + exp θ to start lower
 
@@ -24,6 +24,7 @@ _ABOVE_FLOOR = 1e-3  # of s² − 1, where features ask a variance of 1 + exp θ
 class GumbelSoftmaxConfig:
     """Stochastic quantization, of SQ-VAE, SQ-VAE-2, RSQ-VAE and HQ-VAE."""
 
+    stochastic: ClassVar[bool] = True
     kind: Literal["stochastic"] = "stochastic"
     init: Init = Field(default_factory=KMeansInit, discriminator="kind")
     """how codebooks and s² start"""
@@ -72,6 +73,7 @@ class GumbelSoftmax(Posterior):
     """
 
     name = "gumbel_softmax"
+    stochastic = True
     in_nats = True
     gradient_moves_codes = True
 
@@ -144,6 +146,9 @@ class GumbelSoftmax(Posterior):
     def kl_continuous(self, z_e: Tensor, choices: Sequence[Choice]) -> Float[Tensor, "B"]:
         """The latent loss at a drawn Z̃, less the d|S|/2 that q's own noise accounts for."""
         return self.latent_loss(z_e, choices) - z_e[0].numel() / 2
+
+    def limit(self, layers_per_level: Sequence[int]) -> NearestCode:
+        return NearestCode(len(self.theta), self.config.nearest(layers_per_level))
 
     @torch.no_grad()
     def init(self, layer: int, z_e: Tensor, codebook: Codebook, place: InitPlace) -> None:

@@ -1,7 +1,7 @@
 """The nearest code, with a straight-through gradient: VQ-VAE, VQ-VAE-2, RQ-VAE."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from .base import Choice, Init, InitPlace, KMeansInit, Posterior, RandomInit
 class NearestCodeConfig:
     """Deterministic quantization with codebooks by moving averages: VQ-VAE, VQ-VAE-2, RQ-VAE."""
 
+    stochastic: ClassVar[bool] = False
     kind: Literal["deterministic"] = "deterministic"
     beta: float = Field(default=0.25, ge=0)
     """weight of the commitment"""
@@ -53,6 +54,7 @@ class NearestCode(Posterior):
     """
 
     name = "nearest_code"
+    stochastic = False
     in_nats = False
     gradient_moves_codes = False
 
