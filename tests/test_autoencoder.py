@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from lightning.fabric import Fabric
 from safetensors import safe_open
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -14,6 +15,7 @@ from torch.optim.optimizer import (
 from training import NO_PHASES, SETTINGS, level_settings, same, tiny, trained, weights
 
 from hqvae.data import ShuffledBatches, open_data, sequential_batches
+from hqvae.likelihood import running_variance
 from hqvae.model import HQVAE
 from hqvae.overrides import override
 from hqvae.presets import preset
@@ -64,6 +66,71 @@ def test_accumulated_batches_are_one_batch(name, settings, image_file, tmp_path)
         # Adam's first step is ±lr for every weight: only the signs of tiny gradients can differ.
         assert (one[key] - two[key]).abs().float().mean() < 2e-6, key
         assert (one[key] - eight[key]).abs().float().mean() < 2e-6, key
+
+
+# ----------------------------------------------------------------------- scale of features
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_features_are_scaled_before_the_first_step_where_asked_for(scaled, image_file):
+    config = tiny("rsqvae", image_file, f"phases.init_scale={scaled}".lower())
+    splits = open_data(config.data, 3, ("train", "validation"))[1]
+    task = Autoencoder(config, splits, Fabric(accelerator="cpu"), [slice(0, 8)])
+    torch.manual_seed(config.train.seed)
+    fresh = HQVAE(config.model).state_dict()
+    ours = task.model.state_dict()
+    changed = {key for key, values in fresh.items() if not torch.equal(values, ours[key])}
+    scale = {"levels.0.project.weight", "levels.0.project.bias"}
+    assert changed == (scale if scaled else set())
+    z_e = task.model(coming_batches(config, [0]), quantize=False).z_e[0]
+    assert (abs(float(z_e.var()) - 1) < 0.02) == scaled
+
+
+@pytest.mark.parametrize("name", ["rsqvae", "sqvae-paper"])
+def test_batches_are_weighed_by_the_running_variance_where_presets_say_so(
+    name, image_file, tmp_path, monkeypatch
+):
+    """By the mean of the steps before: the papers' presets take each batch's own."""
+    given = []
+    forward = HQVAE.forward
+
+    def watched(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        if self.training and torch.is_grad_enabled():
+            given.append((kwargs["mean_sigma2"], out.sigma2[0, 0]))
+        return out
+
+    monkeypatch.setattr(HQVAE, "forward", watched)
+    trained(tiny(name, image_file, "train.log_every=1"), tmp_path)
+    if name == "sqvae-paper":
+        assert [mean for mean, _ in given] == [None] * 8
+        return
+    mean = torch.zeros(())
+    for step_mean, own in given:
+        assert float(step_mean) == pytest.approx(float(mean), rel=1e-6)
+        mean = running_variance(mean, own, 0.9)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_signals_are_not_rounded_where_the_networks_are(
+    precision, image_file, tmp_path, monkeypatch
+):
+    """They are the target too: bfloat16 has 256 values between one and two."""
+    seen = []
+    forward = HQVAE.forward
+
+    def watched(self, x, *args, **kwargs):
+        if torch.is_grad_enabled():
+            seen.append((x, args[0], self.encoder(x)[0].dtype))
+        return forward(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(HQVAE, "forward", watched)
+    config = tiny("rsqvae", image_file, "train.steps=1", *NO_PHASES, f"train.precision={precision}")
+    trained(config, tmp_path)
+    x, temperature, features = seen[0]
+    assert torch.equal(x, coming_batches(config, [0]))
+    assert temperature.dtype == torch.float32
+    assert features == (torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
 
 
 # ----------------------------------------------------------------------- pretraining

@@ -114,3 +114,46 @@ def test_the_readme_fits_the_screen():
 def test_sentences_are_told_apart():
     text = "# Title\n\nOne is here. Two\nis too:\n\n- three; and on\n- four 1.5 dB\n\n| no |\n"
     assert sentences(text) == [" One is here", "Two is too:", "three; and on", "four 1.5 dB"]
+
+
+# ------------------------------------------------------------------------ the theory's table
+
+
+def theory_rows():
+    """(sentence, the backticked words of its file cell, those of its test cell)."""
+    text = (ROOT / "docs" / "theory.md").read_text()
+    table = text.split("## Equation by equation")[1].split("## ")[0]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines() if line[:1] == "|"]
+    ticked = re.compile(r"`([^`]+)`")
+    return [
+        pytest.param(ticked.findall(row[2]), ticked.findall(row[3]), id=row[0].strip())
+        for row in rows[2:]
+    ]
+
+
+@pytest.mark.parametrize(("places", "tests"), theory_rows())
+def test_what_theory_names_is_there(places, tests):
+    """Files, classes, methods and functions of the package, and the tests that hold them."""
+    package = ROOT / "src" / "hqvae"
+    files = [package / place for place in places if place.endswith(".py")]
+    names = [name for place in places if not place.endswith(".py") for name in place.split(".")]
+    assert files and files[0].is_file()
+    source = ""
+    for file in files:
+        beside = files[0].parent / file.name
+        assert file.is_file() or beside.is_file(), file
+        source += (file if file.is_file() else beside).read_text()
+    for found in names:
+        assert re.search(rf"(class|def) {found}\b|\"{found}\":", source) is not None, found
+    all_tests = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    for test in tests:
+        known = test in all_tests or any(f"def {test}(" in text for text in all_tests.values())
+        assert known, test
+
+
+def test_the_tests_that_theory_names_in_its_prose_are_there():
+    text = (ROOT / "docs" / "theory.md").read_text()
+    all_tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", text)
+    assert named
+    assert [name for name in named if f"def {name}(" not in all_tests] == []

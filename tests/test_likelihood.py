@@ -6,7 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hqvae.likelihood import LIKELIHOODS, MSE, FittedGaussian, SpectralConfig, fitted_variance
+from hqvae.likelihood import (
+    LIKELIHOODS,
+    MSE,
+    FittedGaussian,
+    SpectralConfig,
+    fitted_variance,
+    running_variance,
+)
 from hqvae.model import HQVAE
 from hqvae.presets import preset
 from hqvae.quantize import Noise
@@ -94,6 +101,14 @@ def test_a_commitment_weighs_the_same_beside_either_cost():
         gradients.append(torch.autograd.grad(loss, (x, z)))
     for in_nats, in_squares in zip(*gradients):
         torch.testing.assert_close(in_nats, in_squares * SIZE / (2 * sigma2))
+
+
+def test_the_running_variance_forgets_and_begins_with_the_first_batch():
+    mean = torch.zeros(())
+    for sigma2, expected in [(4.0, 4.0), (2.0, 3.8), (2.0, 3.62)]:
+        mean = running_variance(mean, torch.tensor(sigma2), 0.9)
+        assert float(mean) == pytest.approx(expected)
+    assert float(running_variance(mean, torch.tensor(7.0), 0.0)) == 7
 
 
 # ---------------------------------------------------------------------------------- spectra

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from training import same
 
 from conftest import FAMILY, LEVELS, STOCHASTIC, build, signals
 from hqvae.likelihood import FittedGaussian
@@ -183,6 +184,33 @@ def test_the_gradients_of_a_deterministic_system_are_those_of_its_paper_times_a_
     scale = x[0].numel() / (2 * out.sigma2[0, 0])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, scale * other, rtol=1e-3, atol=1e-4 * float(scale))
+
+
+@pytest.mark.parametrize("quantizer", ["ema", "stochastic"])
+def test_a_running_mean_of_the_variance_weighs_the_gradient_of_a_batch(quantizer):
+    """∇‖x − x̂‖²/2σ̄² for ∇‖x − x̂‖²/2σ²: a third of it where σ̄² is 3σ², and the same loss.
+
+    A commitment goes with the reconstruction; latent terms in nats stay.
+    """
+    model, x = build(quantizer, "hybrid", progressive=0.5).train(), signals()
+
+    def gradients(mean_sigma2):
+        model.zero_grad()
+        out = model(x, 0.5, Noise(9), mean_sigma2=mean_sigma2)
+        out.loss.backward()
+        return out, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    plain, own = gradients(None)
+    unknown, none_yet = gradients(torch.zeros(()))
+    weighed, third = gradients(3 * plain.sigma2[0, 0])
+    assert unknown.loss == plain.loss == weighed.loss and same(own, none_yet)
+    assert torch.equal(plain.sigma2, weighed.sigma2)
+    decoder = [name for name in own if name.startswith("decoder") or quantizer == "ema"]
+    for name in decoder:
+        torch.testing.assert_close(third[name], own[name] / 3, rtol=1e-3, atol=1e-4)
+    if quantizer == "stochastic":
+        scalars = [name for name in own if name.endswith("theta")]
+        assert scalars and not any(torch.allclose(third[n], own[n] / 3) for n in scalars)
 
 
 def test_one_level_one_layer_is_sq_vae():

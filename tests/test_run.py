@@ -95,6 +95,12 @@ def test_no_run_is_named_with_the_runs_beside_it(verb, run):
         verb(run.path / "config.json")
 
 
+def test_a_models_folder_is_told_from_a_run(tmp_path):
+    HQVAE(TINY.model).save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match=r"model' holds a model and no run.*from_pretrained"):
+        Run.open(tmp_path / "model")
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "3", '{"model": 3}', '{"unknown": 3}', "\x00\x00"], ids=repr
 )

@@ -71,6 +71,7 @@ def test_resuming_is_bitwise(case, image_file, tmp_path, monkeypatch):
     assert same(weights(whole), weights(resumed))
     one, other = whole.load_checkpoint(), resumed.load_checkpoint()
     assert one["task"]["posterior"] == other["task"]["posterior"]
+    assert one["task"]["mean_sigma2"] == other["task"]["mean_sigma2"] > 0
     assert one["optimizer"]["state"].keys() == other["optimizer"]["state"].keys()
     for key, moments in one["optimizer"]["state"].items():
         assert same(moments, other["optimizer"]["state"][key])

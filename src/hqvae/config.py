@@ -34,15 +34,20 @@ class TemperatureConfig:
 class PhaseConfig:
     """The phases of an autoencoder's training: pretraining, relaxed samples, nearest codes.
 
-    Pretraining and the nearest-code phase are ours; without them training is the paper's.
+    Scale, pretraining, nearest codes and the mean of σ² are ours; without them training is the
+    paper's.
     """
 
+    init_scale: bool = True
+    """whether features are first scaled to variance one, on the first batch"""
     pretrain_fraction: float = Field(default=0.0, ge=0, le=0.5)
     """share of the run in which the autoencoder learns by itself; codebooks start after it"""
     nearest_fraction: float = Field(default=0.0, ge=0, lt=1)
     """share of the run, at its end, in which codes are the nearest ones: the limit s² → 0"""
     temperature: TemperatureConfig = TemperatureConfig()
     """τ of the relaxed samples"""
+    sigma2_decay: float = Field(default=0.9, ge=0, lt=1)
+    """of the mean of σ² over batches that weighs each of them; 0: its own σ², as in the papers"""
     lr_log_s2: float = Field(default=1.0, gt=0)
     """learning rate of s² in multiples of `train.lr`: one scalar moves slowly"""
 

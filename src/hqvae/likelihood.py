@@ -33,6 +33,13 @@ def fitted_variance(
     return (mean / size).clamp(min=torch.finfo(torch.float32).tiny)
 
 
+def running_variance(
+    mean: Float[Tensor, ""], sigma2: Float[Tensor, ""], decay: float
+) -> Float[Tensor, ""]:
+    """γ σ̄² + (1 − γ) σ², the mean over recent batches; σ² itself where σ̄² is 0, of none yet."""
+    return torch.where(mean > 0, decay * mean + (1 - decay) * sigma2, sigma2)
+
+
 class Likelihood(Protocol):
     """The contract: both costs in one unit, with σ² held constant for the step."""
 
@@ -41,6 +48,9 @@ class Likelihood(Protocol):
 
     def commitment_weight(self, size: int, sigma2: Tensor) -> Tensor | float:
         """What a latent loss in mean squared error is multiplied by."""
+
+    def batch_weight(self, sigma2: Tensor, mean_sigma2: Tensor) -> Tensor | float:
+        """What gradients are multiplied by, so that batches weigh as their errors do."""
 
 
 class FittedGaussian:
@@ -59,6 +69,13 @@ class FittedGaussian:
         """D/2σ²: a commitment keeps its weight beside the mean squared error ‖x − x̂‖²/D."""
         return size / (2 * sigma2)
 
+    def batch_weight(self, sigma2: Tensor, mean_sigma2: Tensor) -> Tensor | float:
+        """σ²/σ̄²: of ‖x − x̂‖²/2σ̄², σ² as one parameter of the decoder (ours); 1 while σ̄² is 0.
+
+        With a variance fitted to each batch, hard batches count no more than easy ones.
+        """
+        return torch.where(mean_sigma2 > 0, sigma2 / mean_sigma2, 1.0)
+
 
 class MSE:
     """The mean squared error itself, without a variance."""
@@ -67,6 +84,9 @@ class MSE:
         return distortion.mean() / size
 
     def commitment_weight(self, size: int, sigma2: Tensor) -> Tensor | float:
+        return 1.0
+
+    def batch_weight(self, sigma2: Tensor, mean_sigma2: Tensor) -> Tensor | float:
         return 1.0
 
 

@@ -22,7 +22,9 @@ _NEAREST = PhaseConfig(pretrain_fraction=0.1, nearest_fraction=0.75)
 # The noise of the layers adds up: samples that end softer serve stacks better.
 _NEAREST_STACK = replace(_NEAREST, temperature=TemperatureConfig(end=0.6))
 _WAVE_PHASES = PhaseConfig(lr_log_s2=10.0)
-_PAPER_PHASES = PhaseConfig(temperature=TemperatureConfig(decay=1e-5))
+_PAPER_PHASES = PhaseConfig(
+    init_scale=False, temperature=TemperatureConfig(decay=1e-5), sigma2_decay=0.0
+)
 
 _TRAIN = TrainConfig()
 # With β₂ = 0.999 Adam reacts 1,000 steps late to gradients that grow in the nearest-code phase;
@@ -52,7 +54,10 @@ PRESETS: dict[str, Config] = {
     "rsqvae-paper": Config(MODELS["rsqvae-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),
     "hqvae-paper": Config(MODELS["hqvae-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),
     "rqvae-paper": Config(
-        MODELS["rqvae-paper"], _IMAGES, PhaseConfig(), replace(_TRAIN, beta1=0.5, beta2=0.9)
+        MODELS["rqvae-paper"],
+        _IMAGES,
+        PhaseConfig(init_scale=False, sigma2_decay=0.0),
+        replace(_TRAIN, beta1=0.5, beta2=0.9),
     ),
 }
 

@@ -100,6 +100,9 @@ class Run:
         """An existing run. Raises InputError when there is none that this version can read."""
         path = Path(path)
         saved = _read_config(path)
+        if saved.keys() == {"model"} and isinstance(saved["model"], dict):
+            hint = "load it with HQVAE.from_pretrained"
+            raise InputError(f"{str(path)!r} holds a model and no run; {hint}")
         made_with = saved.pop("versions", None)
         made_in = saved.pop("format", 1)
         if made_in != FORMAT:
@@ -121,8 +124,7 @@ class Run:
         Raises InputError when the run was made with another config or other data.
         """
         run = cls.open(path)
-        changed = difference(run.config, config)
-        if changed:
+        if changed := difference(run.config, config):
             raise InputError(f"run {str(path)!r} was made with another config: {changed}")
         for split in ("train", "validation"):
             then, now = run.fingerprints.get(split), fingerprints.get(split)
@@ -181,8 +183,7 @@ class Run:
         """
         if self.log_path.exists():
             entries = self.read_lines(self.log_path.name)
-            kept = [entry for entry in entries if entry["step"] <= step]
-            self.write_lines(self.log_path.name, kept)
+            self.write_lines(self.log_path.name, [e for e in entries if e["step"] <= step])
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
         """One JSON object per line, written atomically."""
@@ -286,8 +287,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     """What config.json holds. Raises InputError when it is missing or no JSON object."""
     config_path = path / "config.json"
     if not config_path.is_file():
-        parent = path.parent
-        siblings = list(parent.iterdir()) if parent.is_dir() else []
+        siblings = list(path.parent.iterdir()) if path.parent.is_dir() else []
         beside = [p.name for p in siblings if (p / "config.json").is_file()]
         hint = f"; runs beside it: {', '.join(beside)}" if beside else ""
         raise InputError(f"{str(path)!r} is no run: it has no config.json{hint}")

@@ -126,8 +126,8 @@ class ConcatLevel(PredictionLevel):
 
         Z̃ = W [h, U(state)]        latent = U(state) + Σ_l Z_l
 
-    with U the upsampled latent above. Arguments as for `PredictionLevel`; `project_in` takes W + D
-    channels.
+    with U the upsampled latent above: a learned network here (ours), as E is. Arguments as for
+    `PredictionLevel`; `project_in` takes W + D channels.
     """
 
     def project_in(self, features: Tensor, prediction: Tensor | None) -> Tensor:

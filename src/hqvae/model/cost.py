@@ -70,20 +70,30 @@ class Objective:
         sigma2: Float[Tensor, "P V1"],
         levels: Iterable[Level],
         outputs: Sequence[LevelOutput],
+        mean_sigma2: Float[Tensor, ""] | None = None,
     ) -> Losses:
-        """The terms of one batch, σ² held constant."""
+        """The terms of one batch, σ² held constant.
+
+        With `mean_sigma2` gradients are of ‖x − x̂‖² / 2σ̄² in place of the batch's own σ².
+        """
         size = x_hat[0].numel()
+        own = sigma2[0, 0]
+        likelihood = self.likelihood
+        weight = 1.0 if mean_sigma2 is None else likelihood.batch_weight(own, mean_sigma2)
         quantized = [output.quantized for output in outputs]
         latent_loss = torch.stack([q.latent_loss for q in quantized], 1)
         entropy = torch.cat([q.entropy for q in quantized], 1)
         posteriors = [level.quantizer.posterior for level in levels]
         in_nats = posteriors[0].in_nats
-        weight = 1.0 if in_nats else self.likelihood.commitment_weight(size, sigma2[0, 0])
-        latent = weight * latent_loss.sum(1).mean() - entropy.sum(1).mean()
+        latent = latent_loss.sum(1).mean() - entropy.sum(1).mean()
+        errors = self._reconstruction_cost(distortions, size, sigma2)
+        if not in_nats:  # a squared error too, and a deterministic choice has no entropy
+            errors = errors + likelihood.commitment_weight(size, own) * latent
+            latent = torch.zeros_like(latent)
         codes = tuple(layer for q in quantized for layer in q.codes.unbind(1))
         variance = torch.cat([posterior.variance for posterior in posteriors])
         return Losses(
-            loss=self._reconstruction_cost(distortions, size, sigma2) + latent,
+            loss=_weigh_gradient(errors, weight) + latent,
             distortion=distortions[0, 0].detach(),
             spectral_mse=distortions[0, 1:].detach().T / size,
             latent_loss=latent_loss.detach(),
@@ -114,6 +124,11 @@ class Objective:
             layer[0].numel() * math.log(place.codebook_size)
             for place, layer in zip(self.config.layers, codes)
         )
+
+
+def _weigh_gradient(value: Tensor, weight: Tensor | float) -> Tensor:
+    """The value as it is, with `weight` times its gradient."""
+    return value.detach() + weight * (value - value.detach())
 
 
 def square_error(x: Float[Tensor, "B ..."], x_hat: Float[Tensor, "B ..."]) -> Float[Tensor, "B"]:

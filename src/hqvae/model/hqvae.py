@@ -90,6 +90,7 @@ class HQVAE(nn.Module):
         sigma2: Tensor | None = None,
         features: Sequence[Tensor] | None = None,
         quantize: bool = True,
+        mean_sigma2: Tensor | None = None,
     ) -> Losses:
         """The objective's terms for a batch of signals in [−1, 1].
 
@@ -102,6 +103,8 @@ class HQVAE(nn.Module):
             features: `features(x)`, where they are known already
             quantize: False for the autoencoder by itself: latents pass as they are, all codes are
                 0, latent terms are zero
+            mean_sigma2: running mean of σ² over batches, by which gradients weigh this one; 0
+                before the first. Not given: its own σ², as in the papers
         """
         if noise is None:  # evaluation uses none
             noise = Noise.draw() if self.training else Noise(torch.tensor(0))
@@ -119,7 +122,7 @@ class HQVAE(nn.Module):
         distortions = torch.stack(errors)
         if sigma2 is None:
             sigma2 = objective.sigma2(distortions, x[0].numel(), over_ranks=self.training)
-        return objective.losses(x_hat, distortions, sigma2, self.levels, outputs)
+        return objective.losses(x_hat, distortions, sigma2, self.levels, outputs, mean_sigma2)
 
     @torch.no_grad()
     def elbo_sample(

@@ -20,6 +20,7 @@ from hqvae.config import Config
 from hqvae.data import ShuffledBatches, Splits, sequential_batches, training_batches
 from hqvae.doctor import findings
 from hqvae.errors import DegenerateFeatures, InputError
+from hqvae.likelihood import running_variance
 from hqvae.measure import measure
 from hqvae.metrics import Usage
 from hqvae.model import HQVAE, Losses
@@ -56,27 +57,30 @@ class Autoencoder(Task[Losses]):
         self.slices = slices
         self.train_data = splits["train"]
         self.validation_data = splits["validation"]
-        items = len(self.train_data)
-        self.total = config.train.total_steps(items)
-        self.order = ShuffledBatches(items, config.train.batch_size, config.train.seed)
+        self.total = config.train.total_steps(len(self.train_data))
+        self.order = ShuffledBatches(
+            len(self.train_data), config.train.batch_size, config.train.seed
+        )
         self.quantize_from = config.phases.quantize_from(self.total)
         self.nearest_from = config.phases.nearest_from(self.total)
         torch.manual_seed(config.train.seed)
         self.model = HQVAE(config.model)
-        self.usage: list[Usage] = []
-        self.restarted = 0
+        self.mean_sigma2 = torch.zeros((), device=fabric.device)  # 0: of no batch yet
         self.clear_counters()
-        try:
-            self.model.init_scale(self._global_batches(1, 0, "cpu"))
-        except DegenerateFeatures as error:
-            noun = self.train_data.modality.noun
-            raise InputError(
-                f"{error}; expected {noun}s that differ from each other and within"
-            ) from error
+        if config.phases.init_scale:
+            self._init_scale()
         if config.model.axes == 2:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.train.compile:
             self.model.compile()
+
+    def _init_scale(self) -> None:
+        try:
+            self.model.init_scale(self._global_batches(1, 0, "cpu"))
+        except DegenerateFeatures as error:
+            noun = self.train_data.modality.noun
+            wish = f"expected {noun}s that differ from each other and within"
+            raise InputError(f"{error}; {wish}") from error
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Everything at `lr`, s² at `lr_log_s2` times that: one scalar moves slowly."""
@@ -85,10 +89,8 @@ class Autoencoder(Task[Losses]):
         scalars = [p for posterior in posteriors for p in posterior.parameters()]
         known = {id(p) for p in scalars}
         rest = [p for p in self.model.parameters() if id(p) not in known and p.requires_grad]
-        groups = [
-            {"params": rest, "lr": lr},
-            {"params": scalars, "lr": lr * self.config.phases.lr_log_s2},
-        ]
+        lr_scalars = lr * self.config.phases.lr_log_s2
+        groups = [{"params": rest, "lr": lr}, {"params": scalars, "lr": lr_scalars}]
         return [group for group in groups if group["params"]]
 
     def batches(self, start: int) -> Iterator[list[Tensor]]:
@@ -122,19 +124,27 @@ class Autoencoder(Task[Losses]):
     def loss(
         self, model: Any, batches: Sequence[Tensor], part: int, step: int, shared: Tensor | None
     ) -> Losses:
-        temperature = self.config.phases.temperature.at(step, self.total)
+        phases = self.config.phases
         noise = self._noise(step)._replace(samples=self.slices[part].start)
-        return model(
-            batches[part],
-            torch.tensor(temperature),  # a tensor: a compiled model takes any
-            noise,
-            shared,
-            quantize=step >= self.quantize_from,
-        )
+        # Our own autocast: Fabric's would round the signals themselves, which are the target too.
+        mixed = self.config.train.precision == "bf16-mixed"
+        with torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=mixed):
+            return model(
+                batches[part],
+                torch.tensor(
+                    phases.temperature.at(step, self.total)
+                ),  # a tensor: a compiled model takes any
+                noise,
+                shared,
+                quantize=step >= self.quantize_from,
+                mean_sigma2=self.mean_sigma2 if phases.sigma2_decay else None,
+            )
 
     @torch.no_grad()
     def after_step(self, terms: Sequence[Losses], step: int) -> None:
-        """Codebooks that learn by running averages move."""
+        """Running averages move: of σ², and of codebooks that learn by them."""
+        own = terms[0].sigma2[0, 0]  # of the global batch, in each of its parts
+        self.mean_sigma2 = running_variance(self.mean_sigma2, own, self.config.phases.sigma2_decay)
         if step < self.quantize_from:
             return
         z_e = [torch.cat(of_level) for of_level in zip(*[losses.z_e for losses in terms])]
@@ -158,11 +168,10 @@ class Autoencoder(Task[Losses]):
             _ROWS_PER_CODE * level.codebook_size / positions
             for level, positions in zip(self.config.model.levels, self._positions())
         )
-        samples = self.order.batch_size * math.prod(self.train_data.shape)
-        most = min(
-            _MAX_BATCHES, len(self.train_data) / self.order.batch_size, _MAX_SAMPLES // samples
-        )
-        count = max(1, math.ceil(min(wanted / self.order.batch_size, most)))
+        size = self.order.batch_size
+        fit = _MAX_SAMPLES // (size * math.prod(self.train_data.shape))
+        count = min(wanted / size, _MAX_BATCHES, len(self.train_data) / size, fit)
+        count = max(1, math.ceil(count))
         x = self._global_batches(count, step, self.fabric.device)
         part = self.slices[0].stop - self.slices[0].start  # what training encodes at once fits
         verb(x, Noise.of(self.config.train.seed).fold(Stream.INIT), part, count)
@@ -180,8 +189,7 @@ class Autoencoder(Task[Losses]):
 
     def _global_batches(self, count: int, step: int, device: torch.device | str) -> Tensor:
         """The signals of `count` steps' global batches."""
-        keys = [self.order.at(step + i) for i in range(count)]
-        raw = [self.train_data.training_batch(*key) for key in keys]
+        raw = [self.train_data.training_batch(*self.order.at(step + i)) for i in range(count)]
         return torch.cat([self.train_data.signal(batch, device) for batch in raw])
 
     def _positions(self) -> list[int]:
@@ -195,7 +203,7 @@ class Autoencoder(Task[Losses]):
     def log(self, terms: Sequence[Losses], step: int) -> tuple[dict[str, Any], str]:
         """The last batch's terms, and the use of every layer's codes since the last line.
 
-        Of kind "pretrain" while nothing is quantized: figures of codes are then of none.
+        Of kind "pretrain" while nothing is quantized.
         """
         perplexity = [usage.perplexity() for usage in self.usage]
         used = [usage.used() for usage in self.usage]
@@ -214,7 +222,7 @@ class Autoencoder(Task[Losses]):
         return entry, f"{entry['bits_per_dim']:.3f} bits/dim  {entry['psnr']:.2f} dB  {use}"
 
     def clear_counters(self) -> None:
-        self.usage = [Usage(place.codebook_size) for place in self.config.model.layers]
+        self.usage: list[Usage] = [Usage(place.codebook_size) for place in self.config.model.layers]
         self.restarted = 0
 
     def validate(self, model: nn.Module, step: int) -> Validation | None:
@@ -267,6 +275,7 @@ class Autoencoder(Task[Losses]):
     def state(self) -> dict[str, Any]:
         return {
             "posterior": self.model.posterior,
+            "mean_sigma2": self.mean_sigma2.cpu(),
             "usage": [all_sum(usage.counts) for usage in self.usage],
             "restarted": self.restarted,
         }
@@ -274,6 +283,7 @@ class Autoencoder(Task[Losses]):
     def load_state(self, state: dict[str, Any], average: nn.Module | None) -> None:
         if state["posterior"] != self.model.posterior:
             self._use_nearest(average)
+        self.mean_sigma2 = state["mean_sigma2"].to(self.fabric.device)
         if self.fabric.global_rank == 0:
             self.usage = [Usage(len(counts), counts) for counts in state["usage"]]
         self.restarted = state["restarted"]
@@ -285,7 +295,5 @@ class Autoencoder(Task[Losses]):
             for level in config.levels
         )
         weights = sum(p.numel() for p in self.model.parameters()) / 1e6
-        return (
-            f"{config.quantizer.kind} [{levels}], {weights:.2f} M weights, "
-            f"{self.train_data.describe()}"
-        )
+        kind = config.quantizer.kind
+        return f"{kind} [{levels}], {weights:.2f} M weights, {self.train_data.describe()}"

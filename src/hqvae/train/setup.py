@@ -78,11 +78,7 @@ def make_fabric(config: Config, accelerator: str, devices: int, nodes: int) -> F
     strategy = DDPStrategy(find_unused_parameters=phases) if devices * nodes > 1 else "auto"
     try:
         fabric = Fabric(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=nodes,
-            precision=config.train.precision,
-            strategy=strategy,
+            accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy
         )
     except Exception as error:  # Fabric raises several classes
         raise InputError(
