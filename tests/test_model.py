@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from training import same
@@ -71,11 +72,70 @@ def test_a_prefix_of_the_layers_ignores_the_rest(member):
         assert torch.equal(member.decode(codes, count), of_prefix)
 
 
-@pytest.mark.parametrize("wrong", [0, 9])
+@pytest.mark.parametrize("wrong", [0, 9, -1, True])
 def test_a_wrong_number_of_layers_is_named(wrong):
     model = build("ema", "hybrid").eval()
-    with pytest.raises(ValueError, match=f"{wrong} layers"):
+    with pytest.raises(ValueError, match=f"layers={wrong!r}: expected .* 1 to 5"):
         model.decode(model.encode(signals()), wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("as_numpy", [False, True])
+def test_codes_of_any_integer_type_are_decoded(dtype, as_numpy):
+    model = build("ema", "hybrid").eval()
+    codes = model.encode(signals())
+    given = [layer.to(dtype) for layer in codes]
+    given = [layer.numpy() for layer in given] if as_numpy else given
+    assert torch.equal(model.decode(given), model.decode(codes))
+    level = model.levels[0].quantizer
+    assert torch.equal(level.lookup(codes[0][:, None].to(dtype)), level.lookup(codes[0][:, None]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64])
+def test_unsigned_codes_of_numpy_are_decoded(dtype):
+    model = build("ema", "hybrid").eval()
+    codes = model.encode(signals())
+    given = [layer.numpy().astype(dtype) for layer in codes]
+    assert torch.equal(model.decode(given), model.decode(codes))
+
+
+# What is done to the codes [4, 2, 2] × 2 and [4, 4, 4] × 3 of a hybrid, and what is said of it.
+WRONG_CODES = {
+    "flat": (lambda c: [layer.flatten(1) for layer in c], r"layer 0 .*\[4, 4\].*\[B, H, W\]"),
+    "another batch": (lambda c: [c[0], c[1][:1], *c[2:]], r"layer 1 .*\[1, 2, 2\].*\[4, 2, 2\]"),
+    "another space": (lambda c: [*c[:3], c[3][:, :1], c[4]], r"layer 3 .*\[4, 1, 4\].*\[4, 4, 4\]"),
+    "space of one": (
+        lambda c: [*c[:3], c[3][:, :1, :1], c[4]],
+        r"layer 3 .*\[4, 1, 1\].*\[4, 4, 4\]",
+    ),
+    "levels swapped": (lambda c: c[::-1], r"layer 2 .*\[4, 4, 4\].*\[4, 8, 8\]"),
+    "floats": (lambda c: [layer.float() for layer in c], "layer 0 .*float32.*integers"),
+    "numpy floats": (lambda c: [layer.float().numpy() for layer in c], "float32.*integers"),
+    "truth values": (lambda c: [layer > 0 for layer in c], "bool.*integers"),
+    "lists": (lambda c: [layer.tolist() for layer in c], "list.*integers"),
+    "no signal": (lambda c: [layer[:0] for layer in c], r"\[0, 2, 2\].*none of them 0"),
+    "too few": (lambda c: c[:3], "codes of 3 layers; expected 5"),
+    "too many": (lambda c: [*c, c[0]], "codes of 6 layers; expected 5"),
+    "outside the codebook": (lambda c: [layer + 1000 for layer in c], "codes range from 1"),
+    "below it": (lambda c: [layer - 1000 for layer in c], "codes range from -"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_CODES)
+def test_codes_that_fit_no_signal_are_refused_with_both_shapes(wrong):
+    model = build("ema", "hybrid").eval()
+    change, says = WRONG_CODES[wrong]
+    with pytest.raises(ValueError, match=says):
+        model.decode(change(model.encode(signals())))
+
+
+@pytest.mark.parametrize("size", [(17, 16), (0, 16), (-1, 16), (16,), (16, 16, 16), (True, 16)])
+def test_a_size_that_the_codes_cannot_have_is_refused(size):
+    model = build("ema", "hybrid").eval()
+    codes = model.encode(signals())
+    with pytest.raises(ValueError, match=r"size=.*2 whole number\(s\).*\[16, 16\]"):
+        model.decode(codes, size=size)
+    assert model.decode(codes, size=(9, 16)).shape[2:] == (9, 16)
 
 
 @pytest.mark.parametrize(("axes", "space"), [(2, r"H, W"), (1, "T")])

@@ -46,7 +46,7 @@ def encode_padded(
 @torch.no_grad()
 def decode_padded(
     model: HQVAE,
-    codes: Sequence[Int[Tensor, "B ..."]],
+    codes: Sequence[Any],
     lengths: Sequence[int],
     layers: int | None = None,
     size: Sequence[int] | None = None,
@@ -92,7 +92,7 @@ def encode_chunked(
 
 def decode_chunked(
     model: HQVAE,
-    codes: Sequence[Int[Tensor, "B ..."]],
+    codes: Sequence[Any],
     chunk: int,
     layers: int | None = None,
     size: Sequence[int] | None = None,

@@ -32,6 +32,7 @@ from hqvae.topdown import (
 
 from . import pretrained
 from .build import make_levels
+from .codes import check_signal_size, codes_by_level
 from .config import HQVAEConfig
 from .cost import Objective, square_error
 from .presets import model_preset
@@ -154,23 +155,18 @@ class HQVAE(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self,
-        codes: Sequence[Int[Tensor, "B ..."]],
-        layers: int | None = None,
-        size: Sequence[int] | None = None,
+        self, codes: Sequence[Any], layers: int | None = None, size: Sequence[int] | None = None
     ) -> Float[Tensor, "B C ..."]:
         """Signals `[B, C, *S]` from the codes of all layers, or of the first `layers` ones.
 
-        `size` is the signals' own where it is no multiple of the coarsest stride. Raises ValueError
-        for a wrong number of layers, or a code outside its codebook.
+        `codes` are L arrays `[B, *S_l]` of any integer type, torch or numpy. `size` is the signals'
+        own where it is no multiple of the coarsest stride. Raises ValueError for a wrong number of
+        layers, shapes that do not fit each other, a code outside its codebook, or a size that the
+        codes cannot have.
         """
-        total = len(self.config.layers)
-        count = total if layers is None else layers
-        if not 1 <= count <= total or len(codes) < count:
-            raise ValueError(
-                f"decoding {count} layers from {len(codes)} given; this model has {total}"
-            )
-        latent, _ = walk(self.levels, GivenCodes(self._by_level(codes[:count])))
+        by_level = codes_by_level(self.config, codes, layers)
+        check_signal_size(size, [side * self.stride for side in by_level[0].shape[2:]])
+        latent, _ = walk(self.levels, GivenCodes(by_level))
         return self._reconstruct(latent, size)
 
     # ----------------------------------------------------------------------------- verbs
@@ -213,7 +209,7 @@ class HQVAE(nn.Module):
 
         Returns how many codes were restarted. Codebooks that learn by gradient stay.
         """
-        by_level = zip(self.levels, z_e, self._by_level(codes))
+        by_level = zip(self.levels, z_e, codes_by_level(self.config, codes))
         return sum(
             level.quantizer.update(latents, of_level, noise.fold(index))
             for index, (level, latents, of_level) in enumerate(by_level)
@@ -252,13 +248,6 @@ class HQVAE(nn.Module):
     def _features_of(self, x: Tensor, at_once: int) -> list[Tensor]:
         parts = [self.features(part) for part in x.split(at_once)]
         return [torch.cat(of_level) for of_level in zip(*parts)]
-
-    def _by_level(self, codes: Sequence[Tensor]) -> list[Int[Tensor, "B _ ..."]]:
-        """Codes of the first layers `[B, *S_l]`, those of one level together as [B, k, *S_r]."""
-        grouped: list[list[Tensor]] = [[] for _ in self.config.levels]
-        for place, layer in zip(self.config.layers, codes):
-            grouped[place.level].append(layer)
-        return [torch.stack(of_level, 1) for of_level in grouped if of_level]
 
     def _reconstruct(self, latent: Tensor, size: Sequence[int] | None) -> Tensor:
         x_hat = self.decoder(latent)

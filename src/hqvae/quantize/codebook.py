@@ -1,7 +1,10 @@
 """A codebook: K vectors, the way between vectors and codes, and every way the vectors can move."""
 
+from typing import Any
+
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from hqvae.errors import DegenerateFeatures
@@ -32,6 +35,22 @@ def check_size(dim: int, codebook_size: int) -> None:
         raise ValueError(f"codebook_size is {codebook_size}; a codebook needs at least 2 codes")
     if dim < 1:
         raise ValueError(f"dim is {dim}; a code needs at least 1 dimension")
+
+
+_NOT_INTEGERS = {torch.bool, torch.complex32, torch.complex64, torch.complex128}
+
+
+def integer_codes(codes: Any, what: str = "codes") -> Int[Tensor, "..."]:
+    """Codes of any integer type, torch or numpy, as int64.
+
+    Raises ValueError for anything else; `what` says whose codes they are.
+    """
+    if isinstance(codes, np.ndarray) and codes.dtype.kind in "iu":
+        codes = torch.from_numpy(codes.astype(np.int64))
+    if not isinstance(codes, Tensor) or codes.dtype in _NOT_INTEGERS or codes.is_floating_point():
+        kind = getattr(codes, "dtype", type(codes).__name__)
+        raise ValueError(f"{what} are of type {kind}; expected a tensor or an array of integers")
+    return codes.long()
 
 
 def check_codes(codes: Tensor, codebook_size: int) -> None:
@@ -76,13 +95,14 @@ class Codebook(nn.Module):
         self.vectors = nn.Parameter(torch.randn(codebook_size, dim))
         self.register_buffer("counts", torch.ones(codebook_size))
 
-    def lookup(self, codes: Int[Tensor, "B *S"], check: bool = True) -> Float[Tensor, "B D *S"]:
+    def lookup(self, codes: Integer[Tensor, "B *S"], check: bool = True) -> Float[Tensor, "B D *S"]:
         """The codes' vectors.
 
-        Raises ValueError for a code outside 0 … K − 1. `check=False` is for codes known to be
-        in range: the check makes a GPU wait.
+        Codes may be of any integer type. Raises ValueError for others, and for a code outside
+        0 … K − 1. `check=False` is for int64 codes known to be in range: a GPU waits for the check.
         """
         if check:
+            codes = integer_codes(codes)
             check_codes(codes, self.codebook_size)
         return nn.functional.embedding(codes, self.vectors).movedim(-1, 1)
 

@@ -9,10 +9,10 @@ the level's *injected* layer, the further ones are its *residual* layers.
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from .codebook import Codebook, flatten_positions
+from .codebook import Codebook, flatten_positions, integer_codes
 from .external import ExternalConfig
 from .kernels import beam_search
 from .noise import Noise, Stream
@@ -155,18 +155,19 @@ class ResidualQuantizer(nn.Module):
 
         return torch.stack([choice.codes for choice in self._recursion(z_e, nearest)], 1)
 
-    def lookup(self, codes: Int[Tensor, "B k *S"], check: bool = True) -> Float[Tensor, "B D ..."]:
-        """Σ_l z_l of the first k ≤ L layers' codes, the way back from `encode`.
+    def lookup(self, codes: Integer[Tensor, "B k *S"], check: bool = True) -> Tensor:
+        """Σ_l z_l [B, D, *S] of the first k ≤ L layers' codes, the way back from `encode`.
 
         Raises ValueError for more layers than there are, none, or a code outside its codebook.
         """
         return self.given(codes, check).z
 
-    def given(self, codes: Int[Tensor, "B k *S"], check: bool = True) -> Quantized:
+    def given(self, codes: Integer[Tensor, "B k *S"], check: bool = True) -> Quantized:
         """What `lookup` sums, layer by layer; entropy and loss are zero. Raises as it does."""
-        if not 1 <= codes.shape[1] <= len(self.codebooks):
+        codes = integer_codes(codes)
+        if codes.ndim < 2 or not 1 <= codes.shape[1] <= len(self.codebooks):
             raise ValueError(
-                f"codes of {codes.shape[1]} layers; expected 1 to {len(self.codebooks)}"
+                f"codes of shape {list(codes.shape)}; expected [B, 1 to {len(self.codebooks)}, *S]"
             )
         none = torch.zeros(len(codes), device=codes.device)
         given = zip(self.codebooks, codes.unbind(1))

@@ -1,0 +1,76 @@
+"""Codes from outside, checked: what `decode` is given becomes one tensor for each level."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hqvae.quantize import integer_codes
+
+from .config import HQVAEConfig
+
+
+def codes_by_level(
+    config: HQVAEConfig, codes: Sequence[Any], layers: int | None = None
+) -> list[Int[Tensor, "B _ ..."]]:
+    """Codes of the first layers, int64 and stacked as [B, k, *S_r] for each level.
+
+    Args:
+        config: of the model
+        codes: one array per layer, coarse to fine: [B, *S_l], of any integer type, torch or numpy
+        layers: how many of the first layers; all of the model's when None
+
+    Raises ValueError for another number of layers than there is, codes that are no integers, or
+    shapes that do not fit each other.
+
+    >>> config = HQVAEConfig()  # one level of one layer, for images
+    >>> codes = [torch.zeros(2, 8, 8, dtype=torch.uint8)]
+    >>> [of_level.shape for of_level in codes_by_level(config, codes)]
+    [torch.Size([2, 1, 8, 8])]
+    """
+    places = config.layers
+    count = len(places) if layers is None else layers
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(places):
+        raise ValueError(f"layers={layers!r}: expected a whole number from 1 to {len(places)}")
+    if not count <= len(codes) <= len(places):
+        raise ValueError(f"codes of {len(codes)} layers; expected {count}, one array for each")
+    arrays = [integer_codes(of_layer, f"codes of layer {i}") for i, of_layer in enumerate(codes)]
+    _check_shapes(config, arrays[:count])
+    levels: list[list[Tensor]] = [[] for _ in config.levels]
+    for place, of_layer in zip(places, arrays[:count]):
+        levels[place.level].append(of_layer)
+    return [torch.stack(of_level, 1) for of_level in levels if of_level]
+
+
+def _check_shapes(config: HQVAEConfig, codes: Sequence[Tensor]) -> None:
+    """Raises ValueError unless all layers are of as many signals, of one size."""
+    names = {1: "[B, T]", 2: "[B, H, W]"}[config.axes]
+    first = codes[0].shape
+    if len(first) != 1 + config.axes or 0 in first:
+        raise ValueError(
+            f"codes of layer 0 have shape {list(first)}; expected {names}, none of them 0"
+        )
+    for index, (place, of_layer) in enumerate(zip(config.layers, codes)):
+        finer = config.levels[0].stride // place.stride
+        expected = [first[0], *[side * finer for side in first[1:]]]
+        if list(of_layer.shape) != expected:
+            raise ValueError(
+                f"codes of layer {index} have shape {list(of_layer.shape)}; expected {expected}, "
+                f"as those of layer 0 have {list(first)}"
+            )
+
+
+def check_signal_size(size: Sequence[int] | None, longest: Sequence[int]) -> None:
+    """Raises ValueError for a size of signals that codes of `longest` samples cannot be of."""
+    if size is None:
+        return
+    fits = len(size) == len(longest) and all(
+        not isinstance(side, bool) and 1 <= side <= most for side, most in zip(size, longest)
+    )
+    if not fits:
+        raise ValueError(
+            f"size={list(size)}: expected {len(longest)} whole number(s), "
+            f"each from 1 to {list(longest)}"
+        )
