@@ -93,7 +93,21 @@ def test_piped_progress_is_plain_lines(capsys):
         progress_bar.update(4, STATUS)
         progress_bar.print("stopped [at step 4]")
     first, second = capsys.readouterr().err.splitlines()
-    assert first.split("  ", 1)[1] == f"step 4/8  {STATUS}" and second == "stopped [at step 4]"
+    assert first.split("  ", 1)[1] == f"step 4/8  {STATUS}  0:00:00 left"
+    assert second == "stopped [at step 4]"
+
+
+def test_piped_progress_says_how_long_it_will_take(capsys, monkeypatch):
+    """Once, by the first steps of this process; then on each line, by the mean speed."""
+    clock = iter([0.0, *[step * 6.0 for step in (5, 5, 100)]])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with ProgressBar(total=1200, completed=200, quiet=False) as progress_bar:
+        for step in range(201, 207):
+            progress_bar.advance_to(step)
+        progress_bar.update(300, STATUS)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "about 1:39:30 left, by the first 5 steps"
+    assert second.endswith(f"step 300/1200  {STATUS}  1:30:00 left")
 
 
 def test_all_processes_but_the_first_are_silent(capsys):

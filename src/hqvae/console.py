@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from types import TracebackType
 
 from rich import box
@@ -24,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 _PIPED_WIDTH = 120  # of prose; tables are as wide as they need to be
+_FIRST_STEPS = 5  # after which piped output says how long all of them will take
 _SPEED_WINDOW = 3600.0  # seconds; rich's own 30 know no speed where a step takes minutes
 
 
@@ -50,6 +52,8 @@ class ProgressBar:
 
     def __init__(self, total: int, completed: int, quiet: bool):
         self.total = total
+        self.completed = completed
+        self.began = time.monotonic()
         self.quiet = quiet
         self.console = Console(file=sys.stderr)
         self.bar = None
@@ -81,9 +85,11 @@ class ProgressBar:
             self.bar.stop()
 
     def advance_to(self, step: int) -> None:
-        """Move the bar; print nothing."""
+        """Move the bar. When piped, say once how long it will take, after a few steps."""
         if self.bar:
             self.bar.update(self.task, completed=step)
+        elif step == self.completed + _FIRST_STEPS and self._seconds_left(step) > 60:
+            self.print(f"about {self._left(step)}, by the first {_FIRST_STEPS} steps")
 
     def update(self, step: int, status: str) -> None:
         """Move the bar and show `status` below it; when piped, print both on one line."""
@@ -92,7 +98,16 @@ class ProgressBar:
             self.bar.update(self.task, completed=step)
         elif not self.quiet:
             clock = time.strftime("%H:%M:%S")
-            print(f"{clock}  step {step}/{self.total}  {status}", file=sys.stderr, flush=True)
+            line = f"{clock}  step {step}/{self.total}  {status}  {self._left(step)}"
+            print(line, file=sys.stderr, flush=True)
+
+    def _seconds_left(self, step: int) -> float:
+        """At the mean speed so far."""
+        done = max(1, step - self.completed)
+        return (time.monotonic() - self.began) / done * (self.total - step)
+
+    def _left(self, step: int) -> str:
+        return f"{timedelta(seconds=round(self._seconds_left(step)))} left"
 
     def print(self, text: str) -> None:
         """A line that stays."""
