@@ -5,12 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 _ROW_INCHES = 0.9
 _LABEL_INCHES = 1.3
 _GAP = 0.03  # between images, of a row's height
+_PANEL_DPI = 100
+_PANEL_GAP = 8  # pixels between panels
+_PANEL_TITLE = 32  # pixels above a panel
 
 
 def image_grid(rows: Sequence[tuple[str, Tensor]], spectra: bool = False) -> Figure:
@@ -32,21 +36,46 @@ def image_grid(rows: Sequence[tuple[str, Tensor]], spectra: bool = False) -> Fig
     axes.set_axis_off()
     for number, (label, images) in enumerate(rows):
         bottom = len(rows) - 1 - number
-        unit_range = (images.detach().float().cpu().clamp(-1, 1) + 1) / 2
-        for column, pixels in enumerate(unit_range.permute(0, 2, 3, 1).numpy()):
-            axes.imshow(
-                pixels if pixels.shape[2] == 3 else pixels[..., 0],
-                cmap="magma" if spectra else "gray",
-                vmin=0,
-                vmax=1,
-                interpolation="nearest",
-                origin="lower" if spectra else "upper",
-                extent=(column * aspect, (column + 1) * aspect - _GAP, bottom, bottom + 1 - _GAP),
-            )
+        for column, image in enumerate(images):
+            sides = (column * aspect, (column + 1) * aspect - _GAP, bottom, bottom + 1 - _GAP)
+            _draw(axes, image, spectra, extent=sides)
         words = textwrap.fill(label, 18)
         axes.text(-0.08, bottom + 0.5, words, ha="right", va="center", fontsize=8)
     axes.set(xlim=(0, count * aspect), ylim=(0, len(rows)), aspect="auto")
     return figure
+
+
+def _draw(axes: Axes, image: Tensor, spectra: bool = False, **place: Any) -> None:
+    """An image `[C, H, W]` in [−1, 1], pixels as they are."""
+    pixels = ((image.detach().float().cpu().clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
+    axes.imshow(
+        pixels if pixels.shape[2] == 3 else pixels[..., 0],
+        cmap="magma" if spectra else "gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        origin="lower" if spectra else "upper",
+        **place,
+    )
+
+
+def _history_panels(
+    entries: Sequence[Mapping[str, Any]], codebook_sizes: Sequence[int], positions: Sequence[int]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """(values [steps, L] by title, whether codes were the nearest ones [steps])."""
+    perplexity = np.array([entry["perplexity"] for entry in entries])
+    s2 = np.array([entry["s2"] for entry in entries], dtype=float)
+    certain = ~s2.any(1)  # steps of nearest codes, which have no s² and no entropy
+    s2[certain] = np.nan
+    entropy_bits = np.array([entry["entropy"] for entry in entries]) / np.log(2)
+    entropy_bits[certain] = np.nan
+    panels = {
+        "hard perplexity / K": perplexity / np.array(codebook_sizes),
+        "s²": s2,
+        "entropy of P̂ (bits per position)": entropy_bits / np.array(positions),
+        "information of the choices (bits per position)": np.log2(np.maximum(1, perplexity)),
+    }
+    return panels, certain
 
 
 def layer_history(
@@ -57,34 +86,60 @@ def layer_history(
 ) -> Figure:
     """Hard perplexity, s², entropy and information of every layer against the step.
 
+    s² and entropy end where codes become the nearest ones, and a line marks that step.
+
     Args:
         entries: of the run's log, each with `step`, and `perplexity`, `s2` and `entropy` per layer
         names: of the layers
         codebook_sizes: K of every layer
         positions: how many codes a signal has in every layer
     """
-    perplexity = np.array([entry["perplexity"] for entry in entries])
-    entropy_bits = np.array([entry["entropy"] for entry in entries]) / np.log(2)
-    panels = {
-        "hard perplexity / K": perplexity / np.array(codebook_sizes),
-        "s²": np.array([entry["s2"] for entry in entries]),
-        "entropy of P̂ (bits per position)": entropy_bits / np.array(positions),
-        "information of the choices (bits per position)": np.log2(np.maximum(1, perplexity)),
-    }
+    panels, certain = _history_panels(entries, codebook_sizes, positions)
     steps = [entry["step"] for entry in entries]
     figure = Figure(figsize=(9, 6), dpi=110)
-    for (title, values), axes in zip(panels.items(), figure.subplots(2, 2).flat):
+    for (title, values), axes in zip(panels.items(), figure.subplots(2, 2, sharex=True).flat):
         for layer, name in enumerate(names):
             marker = "." if len(steps) < 3 else None
             axes.plot(steps, values[:, layer], label=name, marker=marker)
         axes.set_title(title, fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-        if title == "s²" and (values > 0).all():
+        if title == "s²" and not certain.all():
             axes.set_yscale("log")
+        if certain.any() and not certain.all():
+            begins = steps[int(certain.argmax())]
+            label = "nearest codes from here on"
+            axes.axvline(begins, color="0.4", linestyle=":", linewidth=1, label=label)
+        if certain.all() and np.isnan(values).all():
+            axes.text(0.5, 0.5, "none: codes are the nearest ones", ha="center", fontsize=8)
         if title.startswith("hard"):
             axes.set_ylim(0, 1)
     figure.axes[0].legend(fontsize=7)
     figure.supxlabel("step", fontsize=9)
     figure.subplots_adjust(left=0.07, right=0.98, bottom=0.09, top=0.95, hspace=0.25)
+    return figure
+
+
+def panels_at_own_size(panels: Sequence[tuple[str, Tensor]], columns: int = 3) -> Figure:
+    """Pictures `[C, H, W]` in [−1, 1] side by side, one screen pixel for each of theirs.
+
+    >>> import torch
+    >>> figure = panels_at_own_size([("original", torch.zeros(3, 64, 48))] * 4)
+    >>> figure.get_size_inches() * figure.dpi  # 3 columns of 48 and their gaps, 2 rows of 64
+    array([160., 192.])
+    """
+    height, width = panels[0][1].shape[1:]
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    total_width = columns * width + (columns - 1) * _PANEL_GAP
+    total_height = rows * (height + _PANEL_TITLE)
+    figure = Figure(figsize=(total_width / _PANEL_DPI, total_height / _PANEL_DPI), dpi=_PANEL_DPI)
+    for number, (title, picture) in enumerate(panels):
+        row, column = divmod(number, columns)
+        left = column * (width + _PANEL_GAP) / total_width
+        bottom = 1 - (row + 1) * (height + _PANEL_TITLE) / total_height
+        axes = figure.add_axes((left, bottom, width / total_width, height / total_height))
+        _draw(axes, picture, aspect="auto")
+        axes.set_axis_off()
+        axes.set_title(title, fontsize=8, pad=3)
     return figure

@@ -28,7 +28,7 @@ from hqvae.quantize import Noise, Stream
 from hqvae.ranks import all_sum, broadcast
 from hqvae.run import Run
 
-from .pictures import before_and_after, layers_figure
+from .pictures import Reconstructions, layers_figure
 from .task import Task, Validation
 
 _ROWS_PER_CODE = 64  # features that codebooks start from, where there are so many
@@ -66,6 +66,7 @@ class Autoencoder(Task[Losses]):
         torch.manual_seed(config.train.seed)
         self.model = HQVAE(config.model)
         self.mean_sigma2 = torch.zeros((), device=fabric.device)  # 0: of no batch yet
+        self.pictures = Reconstructions()
         self.clear_counters()
         if config.phases.init_scale:
             self._init_scale()
@@ -85,8 +86,7 @@ class Autoencoder(Task[Losses]):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Everything at `lr`, s² at `lr_log_s2` times that: one scalar moves slowly."""
         lr = self.config.train.lr
-        posteriors = [level.quantizer.posterior for level in self.model.levels]
-        scalars = [p for posterior in posteriors for p in posterior.parameters()]
+        scalars = [p for level in self.model.levels for p in level.quantizer.posterior.parameters()]
         known = {id(p) for p in scalars}
         rest = [p for p in self.model.parameters() if id(p) not in known and p.requires_grad]
         lr_scalars = lr * self.config.phases.lr_log_s2
@@ -250,17 +250,16 @@ class Autoencoder(Task[Losses]):
                 f"perplexity {' '.join(perplexities)}"
             ),
             alarms=[finding.entry() for finding in findings(measures, self.config)],
-            figures={"training-reconstructions.png": before_and_after(model, data, step, device)},
+            figures={"training-reconstructions.png": self.pictures.add(model, data, step, device)},
         )
         self.model.train()
         return validation
 
     def history(self, entries: Sequence[dict[str, Any]]) -> dict[str, Figure]:
         """How every layer fared so far."""
-        if not entries:
-            return {}
-        figure = layers_figure(self.config.model.layers, self._positions(), entries)
-        return {"training-layers.png": figure}
+        places = self.config.model.layers
+        name = "training-layers.png"
+        return {name: layers_figure(places, self._positions(), entries)} if entries else {}
 
     # ---------------------------------------------------------------------- checkpoints
 
@@ -276,6 +275,7 @@ class Autoencoder(Task[Losses]):
         return {
             "posterior": self.model.posterior,
             "mean_sigma2": self.mean_sigma2.cpu(),
+            "pictures": self.pictures.rows,
             "usage": [all_sum(usage.counts) for usage in self.usage],
             "restarted": self.restarted,
         }
@@ -284,6 +284,7 @@ class Autoencoder(Task[Losses]):
         if state["posterior"] != self.model.posterior:
             self._use_nearest(average)
         self.mean_sigma2 = state["mean_sigma2"].to(self.fabric.device)
+        self.pictures.rows = state["pictures"]
         if self.fabric.global_rank == 0:
             self.usage = [Usage(len(counts), counts) for counts in state["usage"]]
         self.restarted = state["restarted"]

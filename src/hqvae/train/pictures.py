@@ -5,19 +5,38 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from hqvae.data import Dataset, examples_for_figure
 from hqvae.figures import image_grid, layer_history
 from hqvae.model import HQVAE, LayerPlace
 
+_MOST_ROWS = 8
 
-@torch.no_grad()
-def before_and_after(model: HQVAE, data: Dataset, step: int, device: torch.device) -> Figure:
-    """Originals and their reconstructions."""
-    x = data.signal(examples_for_figure(data, data.modality.figure_columns), device)
-    x_hat = model(x).reconstruction
-    rows = [("original", data.picture(x)), (f"step {step}", data.picture(x_hat))]
-    return image_grid(rows, spectra=data.modality.spectra)
+
+class Reconstructions:
+    """Reconstructions of the same validation examples, at steps that are spread over the run.
+
+    Of more validations than a figure has rows, every second one is dropped but for the last.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Tensor] = {}  # step → pictures in uint8, small enough for a checkpoint
+
+    @torch.no_grad()
+    def add(self, model: HQVAE, data: Dataset, step: int, device: torch.device) -> Figure:
+        """Reconstruct as the model does now; the figure of all steps so far."""
+        x = data.signal(examples_for_figure(data, data.modality.figure_columns), device)
+        self.rows[step] = _to_bytes(data.picture(model(x).reconstruction))
+        if len(self.rows) > _MOST_ROWS:
+            steps = sorted(self.rows)
+            self.rows = {s: self.rows[s] for s in sorted({*steps[::2], steps[-1]})}
+        rows = [(f"step {s}", pictures.float() / 127.5 - 1) for s, pictures in self.rows.items()]
+        return image_grid([("original", data.picture(x)), *rows], spectra=data.modality.spectra)
+
+
+def _to_bytes(pictures: Tensor) -> Tensor:
+    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
 
 
 def layers_figure(
