@@ -65,7 +65,9 @@ def _history_panels(
     """(values [steps, L] by title, whether codes were the nearest ones [steps])."""
     perplexity = np.array([entry["perplexity"] for entry in entries])
     s2 = np.array([entry["s2"] for entry in entries], dtype=float)
-    certain = ~s2.any(1)  # steps of nearest codes, which have no s² and no entropy
+    certain: np.ndarray = np.asarray(
+        s2.sum(1) == 0
+    )  # steps of nearest codes, which have no s² and no entropy
     s2[certain] = np.nan
     entropy_bits = np.array([entry["entropy"] for entry in entries]) / np.log(2)
     entropy_bits[certain] = np.nan
