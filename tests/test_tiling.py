@@ -1,5 +1,7 @@
 """Signals of any length, and batches of several, give the tokens of each signal whole and alone."""
 
+import threading
+
 import pytest
 import torch
 
@@ -71,6 +73,36 @@ def test_lengths_that_do_not_fit_are_refused(lengths):
         encode_padded(model, x, lengths)
     with pytest.raises(ValueError, match=r"expected 4 from 1 to 16"):
         decode_padded(model, codes, lengths)
+
+
+@pytest.mark.parametrize("verb", ["encode", "margin"])
+def test_threads_that_share_a_model_do_not_disturb_each_other(verb):
+    """One thread is inside its masked convolutions while another encodes, or asks for a margin."""
+    model, x = build("ema", "hybrid", axes=1).eval(), signals(axes=1, size=40)
+    lengths = [5, 9, 17, 33]
+    ask = {"encode": lambda: model.encode(x), "margin": lambda: receptive_margin(model)}[verb]
+    alone = (encode_padded(model, x, lengths), ask())
+    inside, asked = threading.Event(), threading.Event()
+    found = []
+
+    def wait(module, inputs):
+        if threading.current_thread() is masked:
+            inside.set()
+            assert asked.wait(60)
+
+    hook = next(iter(model.encoder.modules())).register_forward_pre_hook(wait)
+    masked = threading.Thread(target=lambda: found.append(encode_padded(model, x, lengths)))
+    masked.start()
+    assert inside.wait(60)
+    other = ask()
+    asked.set()
+    masked.join(60)
+    hook.remove()
+    if verb == "margin":
+        assert other == alone[1]
+    else:
+        assert all(map(torch.equal, other, alone[1]))
+    assert all(map(torch.equal, found[0], alone[0]))
 
 
 def test_the_networks_are_as_before_after_lengths():

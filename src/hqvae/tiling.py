@@ -6,6 +6,7 @@ padding is that of the whole signal. Padding behind the shorter signals of a bat
 every convolution.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -122,8 +123,11 @@ def receptive_margin(model: HQVAE) -> int:
     """
     probe = 4 * model.stride
     reaches: list[float] = []
+    owner = threading.get_ident()  # other threads may use the model at the same time
 
     def add_reach(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if threading.get_ident() != owner:
+            return
         assert isinstance(module, CONVOLUTIONS)
         reach = (module.kernel_size[-1] - 1) * module.dilation[-1]
         reaches.append(reach * probe / min(inputs[0].shape[-1], output.shape[-1]))

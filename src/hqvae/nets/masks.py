@@ -1,5 +1,6 @@
 """Batches of signals of several lengths: what lies past a signal's end reaches no convolution."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,13 +27,19 @@ def length_mask(
 def mask_padding(net: nn.Module, ends: Int[Tensor, "B"], total: int) -> Iterator[None]:
     """Inside, every convolution sees zeros past each signal's end, as if it had been there alone.
 
+    This holds for the calling thread: others may use the same networks at the same time.
+
     Args:
         net: the networks
         ends: where each signal ends on the last axis, in the coarsest positions
         total: coarsest positions of the whole batch's last axis
     """
 
+    owner = threading.get_ident()
+
     def cut(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if threading.get_ident() != owner:
+            return inputs
         return (inputs[0] * length_mask(inputs[0], ends, total),)
 
     convolutions = [module for module in net.modules() if isinstance(module, CONVOLUTIONS)]
