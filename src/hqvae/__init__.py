@@ -1,4 +1,4 @@
-"""hqvae: hierarchical discrete representation learning that does not collapse."""
+"""hqvae: hierarchical discrete representation learning, watched layer by layer."""
 
 from importlib.metadata import version
 
