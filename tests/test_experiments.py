@@ -21,7 +21,7 @@ TUNING = {"ablations", "levers"}  # folders of specs that are read on the valida
 # Rows in the unit of their papers; opponents that are tuned train in ours.
 PUBLISHED = {
     f"{name}{more}" for name in ("VQ-VAE", "VQ-VAE-2", "RQ-VAE") for more in ("", ", restart")
-}
+} | {f"RQ-VAE, restart, {more}its authors' Adam" for more in ("", "own codebooks, ")}
 LATENTS = {  # published sizes of the latents
     "celebahq256": [(32, 32), (64, 64)],
     "ffhq256": [(8, 8)] * 4,
