@@ -24,6 +24,15 @@ SPLIT_NAMES = {
 """Names that folders, files and tables give their splits, in lower case → the split."""
 
 
+def split_named(folder: str) -> str | None:
+    """The split that a folder's name is, digits behind it apart; None where it is none.
+
+    >>> split_named("Training"), split_named("val2017"), split_named("train_station")
+    ('train', 'validation', None)
+    """
+    return SPLIT_NAMES.get(folder.lower().rstrip("0123456789"))
+
+
 @dataclass(frozen=True)
 class FileIndex:
     """Items by number.
