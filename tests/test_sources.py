@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import pickle
 import re
 from pathlib import Path
 
@@ -98,6 +99,17 @@ def test_the_cut_is_a_function_of_the_seed(tmp_path):
         for seed in (3, 3, 4)
     ]
     assert cuts[0] == cuts[1] != cuts[2]
+
+
+@pytest.mark.parametrize("shares", [(0.05, 0.1), (0.49, 0.49), (0.3, 0.49), (1e-9, 1e-9)], ids=str)
+def test_three_items_and_more_can_be_cut_by_any_shares(shares):
+    """None of the splits is empty, and none takes all."""
+    shares = dict(zip(("validation", "test"), shares))
+    for count in range(3, 40):
+        whole = FileIndex([str(i) for i in range(count)], int)
+        parts = cut_splits({"train": whole}, shares, seed=0)
+        assert all(len(part) for part in parts.values())
+        assert sorted(name for part in parts.values() for name in part.names) == sorted(whole.names)
 
 
 def test_a_subset_reads_what_it_names():
@@ -427,6 +439,8 @@ def test_a_hub_data_set_is_read_as_the_library_gives_it(tmp_path, monkeypatch):
         "test": len(TEST),
     }
     assert sorted(indexes["test"].open(i).getpixel((0, 0))[0] for i in range(3)) == TEST
+    copied = pickle.loads(pickle.dumps(indexes["test"]))  # as a spawned worker gets it
+    assert sorted(copied.open(i).getpixel((0, 0))[0] for i in range(3)) == TEST
     assert len(index_hub(str(tmp_path / "d"), "image", IMAGE)["train"]) == len(TRAIN)
     with pytest.raises(InputError, match="no image column 'imagee'; did you mean 'image'"):
         index_hub(str(tmp_path / "d"), "imagee", IMAGE)
