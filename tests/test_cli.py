@@ -312,3 +312,14 @@ def test_a_full_disk_leaves_a_run_that_goes_on(
     assert code == 0, errors
     assert weights_of(tmp_path / "out") == weights_of(places["run"])
     assert call(["evaluate", "{out}"])[0] == 0
+
+
+def test_data_whose_name_is_not_utf8_can_be_reported_on():
+    """As a terminal shows it: what it cannot show is escaped."""
+    code = "from hqvae.cli import main; main(['presets']); print('\\udce9')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert done.returncode == 0 and done.stdout.endswith(b"\\udce9\n")

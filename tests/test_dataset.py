@@ -99,11 +99,11 @@ def test_broken_images_are_counted_named_and_left_out(tmp_path, caplog):
     write(tmp_path / "d" / "train" / "b.png", torn_png())
     folders(tmp_path / "d", "train", "val")
     folder(tmp_path / "d" / "test", TEST)
-    _, images = opened(tmp_path / "d", size=8)
+    _, images = opened(tmp_path / "d", channels=1, size=8)
     assert values_of(images["train"]) == [*TRAIN[::2], *TRAIN[1::2]]
     (warning,) = caplog.messages
     assert warning.startswith("2 of 14 images are broken")
-    assert "train/a.png" in warning and "train/b.png" in warning
+    assert "train/a.png (cannot identify image file)" in warning and "train/b.png" in warning
 
 
 @pytest.mark.parametrize("limit", [None, 4])

@@ -1,7 +1,11 @@
 """Where data come from: splits that a source has are kept, missing ones are cut from it."""
 
 import itertools
+import json
+import os
+import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +24,7 @@ from data_files import (
     table,
     tables,
     tables_at,
+    train_split,
     values_of,
     write,
 )
@@ -34,7 +39,7 @@ from hqvae.data import (
     open_source,
     sequential_batches,
 )
-from hqvae.data.sources.tables import index_hub
+from hqvae.data.sources.hub import index_hub
 from hqvae.errors import InputError
 
 
@@ -96,6 +101,17 @@ def test_the_cut_is_a_function_of_the_seed(tmp_path):
     assert cuts[0] == cuts[1] != cuts[2]
 
 
+@pytest.mark.parametrize("shares", [(0.05, 0.1), (0.49, 0.49), (0.3, 0.49), (1e-9, 1e-9)], ids=str)
+def test_three_items_and_more_can_be_cut_by_any_shares(shares):
+    """None of the splits is empty, and none takes all."""
+    shares = dict(zip(("validation", "test"), shares))
+    for count in range(3, 40):
+        whole = FileIndex([str(i) for i in range(count)], int)
+        parts = cut_splits({"train": whole}, shares, seed=0)
+        assert all(len(part) for part in parts.values())
+        assert sorted(name for part in parts.values() for name in part.names) == sorted(whole.names)
+
+
 def test_a_subset_reads_what_it_names():
     whole = FileIndex([str(i) for i in range(10)], lambda i: Image.new("L", (1, 1), i))
     part = whole.subset([7, 2, 5]).subset([2, 0])
@@ -145,7 +161,210 @@ def test_hidden_files_are_no_data(tmp_path):
     assert list(indexes["train"].names) == seen
 
 
+def test_split_folders_are_found_below_other_folders(tmp_path):
+    """At the least depth where there are any: test pictures are never trained on."""
+    for top in ("a", "b"):
+        folder(tmp_path / "d" / top / "train2017", TRAIN)
+        folder(tmp_path / "d" / top / "test2017", TEST)
+    _, images = opened(tmp_path / "d")
+    assert values_of(images["test"]) == [*TEST, *TEST]
+    assert len(images["train"]) + len(images["validation"]) == 2 * len(TRAIN)
+
+
+def test_a_class_that_is_called_like_a_split_can_be_named_as_one(tmp_path):
+    classes(tmp_path, "cat", "dog", "test")
+    _, images = opened(tmp_path, test_folders=("test",))
+    assert values_of(images["test"]) == [20, 21, 22, 23]
+    assert len(images["train"]) == 7
+
+
+def test_one_line_counts_what_a_folder_leaves_out(tmp_path, caplog):
+    folders(tmp_path, "train", "val")
+    for name in ("loose.png", "a.txt", "b.txt", "c.JSON", "metadata.csv", ".hidden"):
+        write(tmp_path / name, b"x")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "train" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "train" / "round").symlink_to(tmp_path)
+    opened(tmp_path, channels=1)
+    (line,) = caplog.messages
+    for words in (
+        "1 image outside of train, val;",
+        "folder 'test', which has no file of the kind;",
+        "2 .txt and 1 .json files;",
+        "1 link ('train/round') to a folder that it lies in;",
+        "1 link ('train/gone.png') to nothing",
+    ):
+        assert words in f"{line};"
+
+
+def test_linked_folders_are_followed_wherever_they_lead(tmp_path, caplog):
+    """Also to a class beside the splits, and to another split, which is said."""
+    root = tmp_path / "d"
+    folder(root / "raw" / "cat", TRAIN)
+    (root / "train").mkdir()
+    (root / "train" / "cat").symlink_to("../raw/cat")
+    indexes = open_source(ImageConfig(source=str(root)))
+    assert list(indexes) == ["train"] and len(indexes["train"]) == len(TRAIN)
+    assert caplog.messages == []
+    folder(root / "test", TEST)
+    (root / "val").symlink_to("test")
+    indexes = open_source(ImageConfig(source=str(root)))
+    assert {name: len(index) for name, index in indexes.items()} == {
+        "test": len(TEST),
+        "train": len(TRAIN),
+        "validation": len(TEST),
+    }
+    assert caplog.messages == [f"{len(TEST)} images are in test and validation alike, by links"]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, caplog):
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    classes(tmp_path, "cat", "locked")
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert len(open_source(ImageConfig(source=str(tmp_path)))["train"]) == 4
+    assert "1 folder ('locked') that may not be read" in caplog.text
+
+
+def test_a_folder_whose_name_is_much_like_a_splits_is_said_to_be_trained_on(tmp_path, caplog):
+    classes(tmp_path, "train-clean", "test-clean", "test-other", "latest")
+    open_source(ImageConfig(source=str(tmp_path)))
+    assert len(caplog.messages) == 2
+    assert "'test-clean' is taken for training; data.test_folders=[test-clean]" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_table_of_the_folder_says_the_splits(kind, tmp_path, caplog):
+    folder(tmp_path, [*TRAIN, *TEST])
+    names = [f"class0/{value:03d}.png" for value in (*TRAIN[1:], *TEST)] + ["class0/gone.png"]
+    splits = ["train"] * (len(TRAIN) - 1) + ["Test"] * (len(TEST) + 1)
+    rows = [{"file_name": name, "split": split} for name, split in zip(names, splits)]
+    if kind == "csv":
+        lines = ["file_name,split", *(f"{row['file_name']},{row['split']}" for row in rows)]
+        write(tmp_path / "metadata.csv", "\n".join(lines).encode())
+    elif kind == "jsonl":
+        write(tmp_path / "metadata.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    else:
+        parquet_of(tmp_path / "metadata.parquet", rows)
+    indexes = open_source(ImageConfig(source=str(tmp_path)))
+    assert (len(indexes["train"]), len(indexes["test"])) == (len(TRAIN) - 1, len(TEST))
+    assert f"1 image that metadata.{kind} gives no split" in caplog.text
+    assert f"1 file of metadata.{kind} that cannot be found ('class0/gone.png')" in caplog.text
+
+
+def test_tables_without_items_do_not_hide_the_pictures_of_a_folder(tmp_path, caplog):
+    """As `metadata.parquet` of an image folder; tables of pictures are read, and the rest said."""
+    folder(tmp_path, TRAIN)
+    parquet_of(tmp_path / "metadata.parquet", [{"file_name": "class0/000.png", "label": 3}])
+    parquet_of(tmp_path / "labels.parquet", [{"label": 3}])
+    indexes = open_source(ImageConfig(source=str(tmp_path)))
+    assert len(indexes["train"]) == len(TRAIN) and "1 .parquet file" in caplog.text
+    table(tmp_path / "pictures.parquet", TEST, True)
+    assert len(open_source(ImageConfig(source=str(tmp_path)))["train"]) == len(TEST)
+    assert "12 .png and 1 .parquet files" in caplog.messages[-1]
+
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
+
+
+def test_names_that_are_not_utf8_are_names_like_others(tmp_path, caplog):
+    """On the disk, in a table, in the log, in fingerprints and in the list of what is left out."""
+    try:
+        folder(tmp_path / "d", TRAIN)
+        write(tmp_path / "d" / NOT_UTF8, solid(7))
+        write(tmp_path / "d" / f"broken-{NOT_UTF8}", b"no image")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    _, images = opened(tmp_path / "d", channels=1, test=0.01, validation=0.01)
+    broken = [item["key"] for item in images.left_out()]
+    assert broken == [f"broken-{NOT_UTF8}"] and 7 in values_of(images["train"])
+    assert json.loads(json.dumps(images.left_out())) == images.left_out()
+    assert caplog.messages and set(images.fingerprints) == {"train", "validation", "test"}
+    other = NOT_UTF8.replace(os.fsdecode(b"\xe9"), os.fsdecode(b"\xe8"))
+    (tmp_path / "d" / NOT_UTF8).rename(tmp_path / "d" / other)
+    again = opened(tmp_path / "d", channels=1, test=0.01, validation=0.01)[1]
+    assert again.fingerprints["train"] != images.fingerprints["train"]
+    rows = f"file_name,split\n{other},test\nclass0/000.png,train\n"
+    write(tmp_path / "d" / "metadata.csv", rows.encode(errors="surrogateescape"))
+    assert list(open_source(ImageConfig(source=str(tmp_path / "d")))["test"].names) == [other]
+
+
 # -------------------------------------------------------------------------------- tables and arrays
+
+
+def parquet_of(path, rows):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import Table
+
+    parquet.write_table(Table.from_pylist(rows), path)
+    return path
+
+
+def test_rows_may_name_a_file_in_place_of_its_bytes(tmp_path, caplog):
+    """By an absolute path, or one from the table's folder on; the name need not be UTF-8."""
+    write(tmp_path / "files" / "a.png", solid(1))
+    cells = [
+        {"bytes": None, "path": str(tmp_path / "files" / "a.png")},
+        {"bytes": None, "path": "files/a.png"},
+        {"bytes": png(solid(2)), "path": "inline.png"},
+        {"bytes": None, "path": None},
+        {"bytes": None, "path": "files/gone.png"},
+        None,
+    ]
+    path = parquet_of(tmp_path / "d.parquet", [{"picture": cell} for cell in cells])
+    path = path.rename(tmp_path / os.fsdecode(b"d\xe9.parquet"))
+    images = train_split(path, channels=1, size=8)
+    assert values_of(images) == [1, 1, 2]
+    reasons = [reason for _, reason in images.left_out()]
+    assert reasons[0] == reasons[2] == "its row has neither bytes nor a path"
+    assert "gone.png" in reasons[1]
+
+
+def test_the_damaged_file_of_several_is_named(tmp_path):
+    """Whatever is damaged: no traceback, and no sound file is blamed."""
+    tables(tmp_path, True)
+    path = tmp_path / "train-00001-of-00002.parquet"
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in generator.integers(4, len(whole) - 8, 40):
+            damaged[place] ^= int(generator.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            open_source(ImageConfig(source=str(tmp_path)))
+        except InputError as error:
+            refused += 1
+            assert path.name in str(error) and "train-00000" not in str(error)
+    assert refused > 30
+
+
+def test_shards_of_different_columns_are_named(tmp_path):
+    tables(tmp_path, True)
+    path = tmp_path / "train-00001-of-00002.parquet"
+    parquet_of(path, [{"photo": png(solid(1))}])
+    with pytest.raises(InputError, match=rf"{path.name} has no column 'picture'.*photo"):
+        opened(tmp_path)
+    parquet_of(path, [{"picture": 3}])
+    with pytest.raises(InputError, match=rf"'picture' of {path.name} holds int64, not images"):
+        opened(tmp_path)
+    parquet_of(path, [{"picture": png(solid(value))} for value in TRAIN[5:]])
+    assert values_of(opened(tmp_path)[1]["test"]) == TEST  # bytes beside structs
+
+
+def test_labels_of_objects_do_not_hide_the_pictures_of_an_archive(tmp_path, caplog):
+    pictures = np.stack([solid(value) for value in TRAIN])
+    labels = np.array(["cat"] * 12, dtype=object)
+    path = arrays(tmp_path, x=pictures, y=labels, masks=np.zeros((12, 8, 8, 2), np.uint8))
+    assert len(open_source(ImageConfig(source=str(path)))["train"]) == 12
+    (line,) = caplog.messages
+    assert "the array masks is left out: it is uint8 [12, 8, 8, 2]" in line
 
 
 def test_the_column_is_chosen_by_name(tmp_path):
@@ -220,6 +439,8 @@ def test_a_hub_data_set_is_read_as_the_library_gives_it(tmp_path, monkeypatch):
         "test": len(TEST),
     }
     assert sorted(indexes["test"].open(i).getpixel((0, 0))[0] for i in range(3)) == TEST
+    copied = pickle.loads(pickle.dumps(indexes["test"]))  # as a spawned worker gets it
+    assert sorted(copied.open(i).getpixel((0, 0))[0] for i in range(3)) == TEST
     assert len(index_hub(str(tmp_path / "d"), "image", IMAGE)["train"]) == len(TRAIN)
     with pytest.raises(InputError, match="no image column 'imagee'; did you mean 'image'"):
         index_hub(str(tmp_path / "d"), "imagee", IMAGE)
@@ -296,6 +517,17 @@ def floats(tmp):
     return tmp / "d.npz"
 
 
+def arrays(tmp, **named):
+    np.savez(tmp / "d.npz", **named)
+    return tmp / "d.npz"
+
+
+def classes(root, *names):
+    for number, name in enumerate(names):
+        folder(root / name, [10 * number + i for i in range(4)])
+    return root
+
+
 def whole_table(tmp):
     return table(tmp / "d.parquet", TRAIN, True)
 
@@ -361,7 +593,42 @@ REFUSED = {
         r"splits test but no train split",
     ),
     "split without data": (npz_with_empty_test, {}, r"d\.npz' has no image in its test split"),
-    "arrays of other kinds": (floats, {}, r"d\.npz has no uint8 array .* it holds x_train"),
+    "arrays of other kinds": (
+        floats,
+        {},
+        r"d\.npz has no pictures: it holds x_train float32 \[12, 8, 8, 3\]; expected uint8 \[N, H",
+    ),
+    "array of objects": (
+        lambda tmp: arrays(tmp, images=np.array([None, 1, "x"], dtype=object)),
+        {},
+        r"d\.npz .* holds images object \[3\]; expected uint8 \[N, H, W\]",
+    ),
+    "two channels": (
+        lambda tmp: arrays(tmp, images=np.zeros((12, 8, 8, 2), np.uint8)),
+        {},
+        r"d\.npz .* holds images uint8 \[12, 8, 8, 2\]; expected .* 1, 3 or 4 channels",
+    ),
+    "five channels": (
+        lambda tmp: arrays(tmp, images=np.zeros((12, 5, 8, 8), np.uint8)),
+        {},
+        r"d\.npz .* holds images uint8 \[12, 5, 8, 8\]; expected .* 1, 3 or 4 channels",
+    ),
+    "archive in a folder": (
+        lambda tmp: arrays(tmp, images=np.zeros((12, 8, 8), np.uint8)).parent,
+        {},
+        r"holds no image .*; to read an \.npz, name the file itself: .*d\.npz",
+    ),
+    "class called test": (
+        lambda tmp: classes(tmp / "d", "cat", "dog", "test"),
+        {},
+        r"folder 'test' in '.*d' is called like the test split, and 8 images lie outside of it "
+        r"\('cat', 'dog'\): if it is a class, rename it; if .* set data\.test_folders=\[test\]",
+    ),
+    "class called train": (
+        lambda tmp: classes(tmp / "d", "bus", "train"),
+        {},
+        r"folder 'train' in .* like the train split, and 4 images lie outside .* take the others",
+    ),
     "two arrays for a split": (
         lambda tmp: npz(tmp / "d.npz", a=TRAIN, b=TRAIN),
         {},

@@ -5,6 +5,7 @@ them; `training_batches` and `sequential_batches` go over it.
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -49,6 +50,7 @@ __all__ = [
     "training_batches",
 ]
 
+log = logging.getLogger("hqvae")
 ConfigT = TypeVar("ConfigT", bound=SourceConfig)
 
 
@@ -74,7 +76,7 @@ class Splits(dict[str, Dataset]):
 
 def _fingerprint(index: FileIndex) -> str:
     """Number of items and a digest of their names."""
-    names = "\n".join(index.names).encode(errors="replace")
+    names = "\n".join(index.names).encode(errors="surrogatepass")  # names that are not UTF-8, too
     return f"{len(index)} items, {hashlib.sha256(names).hexdigest()[:16]}"
 
 
@@ -109,4 +111,7 @@ def open_data(
     datasets = {
         name: modality.dataset(indexes[name], resolved, channels, progress) for name in wanted
     }
+    training = "train" in wanted
+    for sentence in modality.remarks(datasets["train" if training else wanted[0]], training):
+        log.warning("data %s: %s", config.source, sentence)
     return resolved, Splits(datasets, indexes)

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
@@ -21,11 +21,14 @@ from .dataset import BrokenItem, Dataset, Progress, scan, to_signal
 from .modality import Modality, SignalUnit
 from .pixels import resize_shorter_side, to_array, to_mode
 from .sources import FileIndex, SourceConfig
+from .survey import own_size, remarks
 
 PIXEL_UNIT = SignalUnit(scale=127.5, name="0–255", step=1 / 127.5)
-_DEFAULT_SIZE = 64  # side of images of differing sizes when none is asked for
-_LARGEST_OWN_SIZE = 256  # images that agree on a larger size are resized to the default, too
-_SIZED = 16  # images that are looked at to find their own size
+# Of those that Pillow knows, pictures that it reads by itself; no icons, fonts, films or plots.
+_FORMATS = {
+    *("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF", "TIFF", "PPM"),
+    *("BMP", "DIB", "TGA", "PCX", "SGI", "SUN", "QOI", "DDS", "PSD"),
+}
 
 
 @config_class
@@ -44,6 +47,8 @@ class ImageConfig(SourceConfig):
     """Of the longer side, once the shorter is resized: the middle, or anywhere in training."""
     flip: bool = False
     """Mirror half of the training images."""
+    bits: int | None = Field(default=None, ge=8, le=32)
+    """Bits that deeper values use: 12 of a camera's 16-bit files. None goes by each file."""
 
     @property
     def modality(self) -> "ImageModality":
@@ -61,7 +66,7 @@ class ImageModality(Modality[ImageConfig]):
     noun = "image"
     example = "image"
     suffixes = frozenset(
-        {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+        suffix for suffix, kind in Image.registered_extensions().items() if kind in _FORMATS
     )
     hub_feature = "Image"
     channels: ClassVar[Mapping[int, str] | None] = {1: "grey", 3: "colour"}
@@ -71,7 +76,10 @@ class ImageModality(Modality[ImageConfig]):
     evaluation_options = frozenset({"size"})
 
     def open(self, file: Path | BytesIO) -> Image.Image:
-        return Image.open(file)
+        try:
+            return Image.open(file)
+        except UnidentifiedImageError:  # whose message holds an address, or the whole path
+            raise ValueError("cannot identify image file") from None
 
     def axes(self, config: ImageConfig) -> int:
         return 2
@@ -95,12 +103,18 @@ class ImageModality(Modality[ImageConfig]):
         """The images' own size, where the config names none."""
         if config.size is not None:
             return config
-        return replace(config, size=_own_size(indexes.get("train") or indexes[wanted[0]]))
+        return replace(config, size=own_size(indexes.get("train") or indexes[wanted[0]]))
 
     def dataset(
         self, index: FileIndex, config: ImageConfig, channels: int, progress: Progress | None = None
     ) -> "ImageDataset":
         return ImageDataset(index, config, channels, progress)
+
+    def remarks(self, dataset: Dataset, training: bool) -> list[str]:
+        """On colour that does not fit the model, and on depth that is not used."""
+        assert isinstance(dataset, ImageDataset)
+        bits = dataset.config.bits
+        return remarks(dataset.index, dataset.channels, bits, dataset.kept, training)
 
 
 IMAGE = ImageModality()
@@ -159,6 +173,13 @@ class ImageDataset(Dataset):
     def item_of(self, i: int) -> int:
         return i
 
+    @property
+    def kept(self) -> list[np.ndarray] | None:
+        """All images that can be read, as a model sees them; None where they are not kept."""
+        if self._shrunk is None:
+            return None
+        return [image for image in self._shrunk if image is not None]
+
     # ------------------------------------------------------------------------------- one at a time
 
     def read_raw(self, i: int) -> UInt8[np.ndarray, "C H W"]:
@@ -186,7 +207,7 @@ class ImageDataset(Dataset):
         return shrunk if self._random_crop else np.ascontiguousarray(self._crop(shrunk, None))
 
     def _decode(self, i: int) -> Image.Image:
-        return to_mode(self.index.open(i), "RGB" if self.channels == 3 else "L")
+        return to_mode(self.index.open(i), "RGB" if self.channels == 3 else "L", self.config.bits)
 
     def _crop(self, image: np.ndarray, crop_noise: float | None) -> np.ndarray:
         """A square of the longer side: its middle, rounded down, or where the noise says."""
@@ -253,17 +274,3 @@ class ImageDataset(Dataset):
             if image is not None:
                 self._stacked[i] = image
                 images[i] = self._stacked[i]  # a view: each image is kept once
-
-
-def _own_size(index: FileIndex) -> int:
-    """The side of the first images, where they are squares that agree and are not large."""
-    sizes: set[Any] = set()
-    for i in range(min(_SIZED, len(index))):
-        try:
-            sizes.add(index.open(i).size)
-        except Exception:  # a broken image, which is named when it is read
-            continue
-    if len(sizes) != 1:
-        return _DEFAULT_SIZE
-    width, height = sizes.pop()
-    return width if width == height <= _LARGEST_OWN_SIZE else _DEFAULT_SIZE

@@ -111,6 +111,13 @@ class Modality(ABC, Generic[ConfigT]):
     ) -> "Dataset":
         """One split, opened. Raises InputError for data that cannot be used."""
 
+    def remarks(self, dataset: "Dataset", training: bool) -> list[str]:
+        """What a person should know of a split before a model sees it, a sentence each.
+
+        `training` says whether the model is still to be trained, and may be another.
+        """
+        return []
+
     def check_model(self, config: ConfigT, channels: int, axes: int) -> None:
         """Raises InputError where a model of so many channels and axes cannot take these data."""
         expected = self.axes(config)

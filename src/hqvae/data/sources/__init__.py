@@ -14,10 +14,13 @@ from hqvae.config_class import config_class
 from hqvae.errors import InputError, nearest_name
 
 from ..modality import Modality
-from .folders import index_folder, list_files
+from .arrays import index_npz
+from .folders import index_folder
+from .hub import index_hub
 from .index import SPLIT_NAMES, SPLITS, FileIndex, cut_splits
+from .listing import Listing, kinds, list_files, require_readable, warn_of_passed_over
+from .parquet import data_tables, index_parquet
 from .photos import index_photos
-from .tables import index_hub, index_npz, index_parquet
 
 __all__ = ["SPLITS", "SPLIT_NAMES", "FileIndex", "SourceConfig", "cut_splits", "open_source"]
 
@@ -72,8 +75,9 @@ def open_source(config: SourceConfig) -> dict[str, FileIndex]:
     modality = config.modality
     source = config.source
     path = Path(source).expanduser()
-    files = list_files(path) if path.is_dir() else []
-    tables = [file for file in files if file.suffix == ".parquet"]
+    listing = list_files(path) if path.is_dir() else Listing(path)
+    require_readable(listing)
+    tables = data_tables(listing, modality)
     if config.folder_splits and (not path.is_dir() or tables):
         raise InputError(
             f"data {source!r} is no folder of files, so none of its sub-folders can be a split: "
@@ -82,9 +86,10 @@ def open_source(config: SourceConfig) -> dict[str, FileIndex]:
     if source == "photos":
         return _open_photos(config, path)
     if tables:
+        warn_of_passed_over(path, [kinds(set(listing.files) - set(tables)), *listing.notes()])
         return index_parquet(path, tables, config.column, modality)
     if path.is_dir():
-        return index_folder(path, files, modality, config.folder_splits)
+        return index_folder(listing, modality, config.folder_splits)
     if path.is_file():
         return _open_file(config, path)
     if not _may_be_hub_name(source, path):

@@ -1,120 +1,228 @@
 """Folders of files: which are items, and which split each belongs to."""
 
-import csv
+import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hqvae.errors import InputError, nearest_name, summary_of
+from hqvae.errors import InputError, nearest_name
 
 from ..modality import Modality
-from .index import SPLIT_NAMES, SPLITS, FileIndex
+from .index import FileIndex, split_named
+from .listing import Listing, kinds, warn_of_passed_over
+from .split_table import SplitTable, read_split_table
 
-
-def list_files(root: Path) -> list[Path]:
-    """All files below a folder, sorted; links are followed, hidden files and folders left out."""
-    found: list[Path] = []
-    entered = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        identity = (status.st_dev, status.st_ino)
-        if identity in entered:  # a link to a folder seen before; a circle has no end
-            folders.clear()
-            continue
-        entered.add(identity)
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        paths = [Path(folder, name) for name in names if name[0] != "."]
-        found += [path for path in paths if path.is_file()]
-    return sorted(found)
+log = logging.getLogger("hqvae")
+_NAMED = 3  # folders that a message names
 
 
 def index_folder(
-    root: Path, files: list[Path], modality: Modality, folder_splits: Mapping[str, str]
+    listing: Listing, modality: Modality, folder_splits: Mapping[str, str]
 ) -> dict[str, FileIndex]:
     """The splits of a folder of files.
 
     A file's split is that of a sub-folder named in `folder_splits`, at any depth; else what
-    `metadata.csv` says; else that of a top folder called `train`, `test` or the like; else train.
-    Where the table or such top folders exist, files outside them are left out.
+    `metadata.csv` (`.jsonl`, `.parquet`) says; else that of a folder called `train`, `test` or the
+    like, at the least depth where there is one; else train. Where the table or such folders exist,
+    files outside them are left out, which one line says.
+
+    Raises InputError where there is no item, or where a folder may be a split or a class.
     """
-    assign = _SplitOfFile(root, folder_splits)
-    fitting = [file for file in files if file.suffix.lower() in modality.suffixes]
+    root = listing.root
+    fitting = [file for file in listing.files if file.suffix.lower() in modality.suffixes]
+    if not fitting:
+        raise _nothing_found(listing, modality)
+    paths = [file.relative_to(root) for file in fitting]
+    table = read_split_table(root)
+    assign = _SplitOfFile(paths, folder_splits, table)
     groups: dict[str, list[Path]] = {}
-    for path in fitting:
-        split = assign(path.relative_to(root))
-        if split is not None:
+    outside = []
+    for path in paths:
+        split = assign(path)
+        if split is None:
+            outside.append(path)
+        else:
             groups.setdefault(split, []).append(path)
-    chosen = [path.relative_to(root) for paths in groups.values() for path in paths]
-    folders = {name for path in chosen for name in path.parts[:-1]}
-    absent = [name for name in folder_splits if name not in folders]
-    if absent and groups:
+    _check_folder_splits(root, groups, folder_splits, modality)
+    if table is not None and not groups:
         raise InputError(
-            f"folder {str(root)!r} has no sub-folder {absent[0]!r} with {modality.noun}s; "
-            f"{nearest_name(absent[0], folders)}"
-        )
-    if assign.table and not groups:
-        raise InputError(
-            f"none of the {len(assign.table)} files that {root / 'metadata.csv'} gives a split "
+            f"none of the {len(table.splits)} files that {root / table.name} gives a split "
             f"is a {modality.noun} in that folder"
         )
-    if not groups:
-        suffixes = ", ".join(sorted(modality.suffixes))
-        raise InputError(
-            f"folder {str(root)!r} holds no {modality.noun} (looked for {suffixes} in it and below)"
-        )
-    return {name: _index(root, paths, modality) for name, paths in groups.items()}
+    if table is None:
+        outside = _not_linked_inside(root, outside, groups)
+        _check_meaning(root, groups, outside, assign, modality)
+    notes = [_outside(outside, assign, table, modality), *assign.notes(root, listing, paths)]
+    others = kinds(file for file in listing.files if file.suffix.lower() not in modality.suffixes)
+    warn_of_passed_over(root, [*notes, others, *listing.notes()])
+    _warn_of_meaning(listing, groups, assign, modality)
+    return {name: _index(root, chosen, modality) for name, chosen in groups.items()}
 
 
 class _SplitOfFile:
     """Path below the root → its split; None for files that belong to none."""
 
-    def __init__(self, root: Path, folder_splits: Mapping[str, str]):
+    def __init__(
+        self, paths: Sequence[Path], folder_splits: Mapping[str, str], table: SplitTable | None
+    ):
         self.folder_splits = folder_splits
-        self.table = _read_table(root / "metadata.csv")
-        folders = [path.name for path in root.iterdir() if path.is_dir()]
-        self.top_folders = {
-            name: SPLIT_NAMES[name.lower()] for name in folders if name.lower() in SPLIT_NAMES
-        }
+        self.table = table
+        self.found: dict[str, str] = {}  # folder that is a split → the split
+        depths = [depth for path in paths if (depth := self._depth(path)) is not None]
+        self.depth = min(depths, default=None)
 
     def __call__(self, path: Path) -> str | None:
         folders = path.parts[:-1]
         for name in folders:
             if name in self.folder_splits:
                 return self.folder_splits[name]
-        if self.table:
-            return self.table.get(path.as_posix())
-        if self.top_folders:
-            return self.top_folders.get(folders[0]) if folders else None
-        return "train"
+        if self.table is not None:
+            return self.table.splits.get(path.as_posix())
+        if self.depth is None:
+            return "train"
+        if self._depth(path) != self.depth:
+            return None
+        split = split_named(folders[self.depth])
+        assert split is not None
+        self.found[str(Path(*folders[: self.depth + 1]))] = split
+        return split
+
+    def _depth(self, path: Path) -> int | None:
+        """How deep the first folder lies that is called like a split."""
+        for depth, name in enumerate(path.parts[:-1]):
+            if name not in self.folder_splits and split_named(name) is not None:
+                return depth
+        return None
+
+    def notes(self, root: Path, listing: Listing, paths: Sequence[Path]) -> list[str]:
+        """What might have been taken for a split and was not, in words."""
+        if self.table is not None:
+            return self.table.missing(root)
+        top = {path.parts[0] for path in paths if len(path.parts) > 1}
+        empty = [
+            entry.name
+            for entry in sorted(root.iterdir())
+            if entry.is_dir() and split_named(entry.name) and entry.name not in top
+        ]
+        return [f"folder {name!r}, which has no file of the kind" for name in empty]
 
 
-def _read_table(path: Path) -> dict[str, str]:
-    """File → split, from the columns `file_name` and `split`; empty where there are none."""
-    if not path.is_file():
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as a table: {summary_of(error)}") from error
-    if not rows or not {"file_name", "split"} <= set(rows[0]):
-        return {}
-    for row in rows:
-        name = str(row["split"])
-        if name.strip().lower() not in SPLIT_NAMES:
-            raise InputError(
-                f"{path}: {row['file_name']} has split {row['split']!r}; "
-                f"{nearest_name(name, SPLITS)}"
+def _check_folder_splits(
+    root: Path,
+    groups: Mapping[str, Sequence[Path]],
+    folder_splits: Mapping[str, str],
+    modality: Modality,
+) -> None:
+    folders = {name for paths in groups.values() for path in paths for name in path.parts[:-1]}
+    absent = [name for name in folder_splits if name not in folders]
+    if absent and groups:
+        raise InputError(
+            f"folder {str(root)!r} has no sub-folder {absent[0]!r} with {modality.noun}s; "
+            f"{nearest_name(absent[0], folders)}"
+        )
+
+
+def _not_linked_inside(
+    root: Path, outside: Sequence[Path], groups: Mapping[str, Sequence[Path]]
+) -> list[Path]:
+    """Without files that a link inside a split leads to: those are not left out."""
+    if not outside:
+        return []
+    inside = {os.path.realpath(root / path) for paths in groups.values() for path in paths}
+    return [path for path in outside if os.path.realpath(root / path) not in inside]
+
+
+def _check_meaning(
+    root: Path,
+    groups: Mapping[str, Sequence[Path]],
+    outside: Sequence[Path],
+    assign: _SplitOfFile,
+    modality: Modality,
+) -> None:
+    """Raises InputError where a lone folder called like a split may as well be a class."""
+    in_folders = [path for path in outside if len(path.parts) > 1]
+    splits = set(assign.found.values())
+    lone_train = splits == {"train"} and not assign.folder_splits
+    if not (in_folders if lone_train else outside and "train" not in groups):
+        return
+    name = sorted(assign.found)[0]
+    split = assign.found[name]
+    depth = assign.depth or 0
+    beside = sorted({str(Path(*path.parent.parts[: depth + 1])) for path in outside})
+    listed = ", ".join(map(repr, beside[:_NAMED])) + " …" * (len(beside) > _NAMED)
+    otherwise = (
+        "take the others out"
+        if split == "train"
+        else f"set data.{split}_folders=[{Path(name).name}], or put the others into a folder train"
+    )
+    raise InputError(
+        f"folder {name!r} in {str(root)!r} is called like the {split} split, and "
+        f"{len(outside)} {modality.noun}s lie outside of it ({listed}): "
+        f"if it is a class, rename it; if it is the split, {otherwise}"
+    )
+
+
+def _warn_of_meaning(
+    listing: Listing, groups: Mapping[str, Sequence[Path]], assign: _SplitOfFile, modality: Modality
+) -> None:
+    """What a person may not have meant: files in two splits, and names much like a split's."""
+    if listing.linked and len(groups) > 1:
+        of_file: dict[str, set[str]] = {}
+        for split, paths in groups.items():
+            for path in paths:
+                of_file.setdefault(os.path.realpath(listing.root / path), set()).add(split)
+        shared = [splits for splits in of_file.values() if len(splits) > 1]
+        if shared:
+            names = " and ".join(sorted(set().union(*shared)))
+            log.warning("%d %ss are in %s alike, by links", len(shared), modality.noun, names)
+    if assign.table is None and assign.depth is None:
+        folders = {name for path in groups.get("train", ()) for name in path.parts[:-1]}
+        alike = sorted((name, split) for name in folders if (split := _nearly(name)) != "train")
+        for name, split in [pair for pair in alike if pair[1]][:_NAMED]:
+            log.warning(
+                "folder %r is taken for training; data.%s_folders=[%s] would make it the %s split",
+                *(name, split, name, split),
             )
-    return {str(row["file_name"]): SPLIT_NAMES[row["split"].strip().lower()] for row in rows}
+
+
+def _nearly(folder: str) -> str:
+    """The split that the first or the last word of a name is, `dev-clean`; empty if none is."""
+    words = re.split(r"[-_. ]", folder)
+    return split_named(words[0]) or split_named(words[-1]) or ""
+
+
+def _outside(
+    outside: Sequence[Path], assign: _SplitOfFile, table: SplitTable | None, modality: Modality
+) -> str:
+    if not outside:
+        return ""
+    noun = f"{modality.noun}{'s' * (len(outside) > 1)}"
+    if table is not None:
+        return f"{len(outside)} {noun} that {table.name} gives no split"
+    return f"{len(outside)} {noun} outside of {', '.join(sorted(assign.found))}"
+
+
+def _nothing_found(listing: Listing, modality: Modality) -> InputError:
+    sentence = (
+        f"folder {str(listing.root)!r} holds no {modality.noun} "
+        f"(looked for {', '.join(sorted(modality.suffixes))} in it and below)"
+    )
+    archives = [file for file in listing.files if file.suffix == ".npz"]
+    notes = [note for note in (kinds(listing.files), *listing.notes()) if note]
+    if archives and modality.arrays:
+        sentence += f"; to read an .npz, name the file itself: {archives[0]}"
+    elif notes:
+        sentence += f"; it holds {'; '.join(notes)}"
+    return InputError(sentence)
 
 
 def _index(root: Path, paths: list[Path], modality: Modality) -> FileIndex:
-    names = [str(path.relative_to(root)) for path in paths]
-    return FileIndex(names, partial(_open_file, modality, paths))
+    names = [str(path) for path in paths]
+    return FileIndex(names, partial(_open_file, modality, root, names))
 
 
-def _open_file(modality: Modality, paths: list[Path], i: int) -> Any:
-    return modality.open(paths[i])
+def _open_file(modality: Modality, root: Path, names: list[str], i: int) -> Any:
+    return modality.open(root / names[i])

@@ -24,6 +24,15 @@ SPLIT_NAMES = {
 """Names that folders, files and tables give their splits, in lower case → the split."""
 
 
+def split_named(folder: str) -> str | None:
+    """The split that a folder's name is, digits behind it apart; None where it is none.
+
+    >>> split_named("Training"), split_named("val2017"), split_named("train_station")
+    ('train', 'validation', None)
+    """
+    return SPLIT_NAMES.get(folder.lower().rstrip("0123456789"))
+
+
 @dataclass(frozen=True)
 class FileIndex:
     """Items by number.
@@ -72,11 +81,12 @@ def cut_splits(
         return _without_train(indexes, wanted)
     missing = [name for name in shares if name not in indexes]
     counts = {name: max(1, round(shares[name] * len(train))) for name in missing}
-    cut = sum(counts.values())
-    if cut >= len(train):
+    if sum(counts.values()) >= len(train):  # both were rounded up
+        counts = {name: max(1, int(shares[name] * len(train))) for name in missing}
+    if len(train) <= len(missing):
         raise InputError(
             f"{len(train)} items are too few to cut {' and '.join(missing)} from; "
-            f"at least {cut + 1} are needed"
+            f"at least {len(missing) + 1} are needed"
         )
     splits = dict(indexes)
     order = np.random.default_rng(seed).permutation(len(train))

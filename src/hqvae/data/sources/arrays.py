@@ -1,0 +1,107 @@
+"""NumPy archives of pictures: the arrays of an `.npz` and their splits."""
+
+import logging
+import zipfile
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hqvae.errors import InputError
+
+from .index import SPLIT_NAMES, FileIndex
+
+log = logging.getLogger("hqvae")
+_CHANNELS = (1, 3, 4)
+_EXPECTED = "expected uint8 [N, H, W], or with 1, 3 or 4 channels [N, H, W, C] or [N, C, H, W]"
+# What NumPy and its archives raise for damaged files.
+_DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+def index_npz(path: Path) -> dict[str, FileIndex]:
+    """The splits of an `.npz` of uint8 pictures `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`.
+
+    Arrays of other kinds are left out: labels without a word, what may be pictures with one.
+    Raises InputError where no array fits, or two are of the same split.
+    """
+    headers, images = _read_npz(path)
+    left_out = {name: header for name, header in headers.items() if name not in images}
+    if not images:
+        listed = ", ".join(f"{name} {described(*header)}" for name, header in headers.items())
+        raise InputError(
+            f"{path.name} has no pictures: it holds {listed or 'nothing'}; {_EXPECTED}"
+        )
+    indexes: dict[str, FileIndex] = {}
+    for name, array in images.items():
+        split = SPLIT_NAMES.get(name.lower().removeprefix("x_").removesuffix("_images"), "train")
+        if split in indexes:
+            raise InputError(
+                f"{path.name} has several uint8 image arrays for {split} ({', '.join(images)}); "
+                "keep one, or name them x_train, x_test"
+            )
+        rows = [f"{name}[{i}]" for i in range(len(array))]
+        indexes[split] = FileIndex(rows, partial(_open_row, array))
+    for name, (dtype, shape) in left_out.items():
+        if len(shape) > 2:
+            what = described(dtype, shape)
+            log.warning("in %s the array %s is left out: it is %s; %s", path, name, what, _EXPECTED)
+    return indexes
+
+
+Header = tuple[np.dtype, tuple[int, ...]]
+
+
+def described(dtype: np.dtype, shape: tuple[int, ...]) -> str:
+    """An array in words: its dtype and shape.
+
+    >>> described(np.dtype("uint8"), (12, 32, 32, 2))
+    'uint8 [12, 32, 32, 2]'
+    """
+    return f"{dtype} {list(shape)}"
+
+
+def _read_npz(path: Path) -> tuple[dict[str, Header], dict[str, np.ndarray]]:
+    """(dtype and shape of all arrays, those that can be pictures)."""
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it holds a single array; write it with np.savez")
+        with archive:
+            headers = {name: _header(archive, name) for name in archive.files}
+            images = {name: archive[name] for name, header in headers.items() if _fits(*header)}
+    except _DAMAGED as error:
+        # NumPy's advice to load it unsafely must not be passed on.
+        why = "it is no such file" if "pickle" in str(error) else error
+        raise InputError(f"{path} cannot be read as .npz: {why}") from error
+    return headers, images
+
+
+def _header(archive: Any, name: str) -> Header:
+    """Of an array that is not read: it may be large, or objects, which would be code."""
+    member = f"{name}.npy"
+    with archive.zip.open(member if member in archive.zip.namelist() else name) as file:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, _, dtype = read.get(version, read[2, 0])(file)
+    return dtype, shape
+
+
+def _fits(dtype: np.dtype, shape: tuple[int, ...]) -> bool:
+    if dtype != np.uint8 or len(shape) not in (3, 4):
+        return False
+    return len(shape) == 3 or shape[3] in _CHANNELS or shape[1] in _CHANNELS
+
+
+def _open_row(array: np.ndarray, i: int) -> Image.Image:
+    pixels = array[i]
+    if pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS:
+        pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    return Image.fromarray(pixels)
