@@ -162,8 +162,9 @@ def _generator_states(device: torch.device) -> torch.Tensor:
 def _restore_generators(generators: torch.Tensor, fabric: Fabric) -> None:
     if len(generators) != fabric.world_size:
         return
-    own = generators[fabric.global_rank].cpu()
+    # A copy: torch reads a state from the start of its memory, wherever a view of it begins.
+    own = generators[fabric.global_rank].cpu().clone()
     on_cpu = len(torch.get_rng_state())
     torch.set_rng_state(own[:on_cpu])
     if fabric.device.type == "cuda" and len(own) > on_cpu:
-        torch.cuda.set_rng_state(own[on_cpu:], fabric.device)
+        torch.cuda.set_rng_state(own[on_cpu:].clone(), fabric.device)
