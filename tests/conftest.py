@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 
 # Not passes_numba and the Triton kernels, which others' compilers read.
 _PARTS = [
+    "checkpoints",
     "cli",
     "compare",
     "config",
@@ -30,6 +31,7 @@ _PARTS = [
     "presets",
     "ranks",
     "run",
+    "run_files",
     "spectra",
     "tiling",
     "topdown",

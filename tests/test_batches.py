@@ -1,6 +1,8 @@
 """Batches: every example once an epoch, the same for any number of processes and any start."""
 
 import itertools
+import time
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -96,3 +98,34 @@ def test_sequential_batches_deal_each_example_once_over_all_processes(tmp_path, 
     assert all(share == sorted(share) for share in dealt)
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
     assert all(len(batch) == 4 for share in shares for batch in share[:-1])
+
+
+@pytest.mark.parametrize("read", [0, 1, 6], ids=["none read", "one read", "all read"])
+def test_closed_batches_leave_no_worker_behind(mixed, read):
+    images = train_split(mixed, size=8, cache_mb=0, workers=2)
+    batches = training_batches(images, ShuffledBatches(len(images), 8, 2), 0, 6, [slice(0, 8)])
+    kept = list(itertools.islice(batches, read))
+    assert len(kept) == read and len(active_children()) == (2 if read else 0)
+    workers = active_children()
+    batches.close()
+    assert active_children() == []
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_worker_that_does_not_end_is_killed(mixed, monkeypatch):
+    """Torch asks it to end with a signal that workers leave to their parent."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.01)
+    images = train_split(mixed, size=8, cache_mb=0, workers=1)
+    read = type(images).training_batch
+
+    def slow(self, indices, augment_noise):
+        if len(indices) == 1:
+            time.sleep(300)
+        return read(self, indices, augment_noise)
+
+    monkeypatch.setattr(type(images), "training_batch", slow)
+    parts = [slice(0, 8), slice(0, 1)]
+    batches = training_batches(images, ShuffledBatches(len(images), 8, 2), 0, 6, parts)
+    next(batches)
+    batches.close()
+    assert active_children() == []

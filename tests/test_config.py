@@ -219,7 +219,7 @@ def test_a_wrong_key_is_named_with_the_nearest_right_one(setting, message):
         ("train.steps=null", ["train.steps=null", "integer"]),
         ("train.lr=fast", ['train.lr="fast"', "number"]),
         ("train.lr=-1", ["train.lr=-1", "greater than 0"]),
-        ("train.lr=.nan", ["train.lr", "greater than 0"]),
+        ("train.lr=.nan", ["train.lr=NaN", "finite"]),
         ("train.weight_ema=1", ["train.weight_ema=1", "less than 1"]),
         ("train.compile=maybe", ['train.compile="maybe"', "boolean"]),
         ("train.schedule=cosin", ["cosin", "'cosine', 'constant' or 'plateau'"]),

@@ -5,10 +5,12 @@ It knows a task, not what the task trains. The proof is a task of two weights.
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
 import time
+from multiprocessing import active_children
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +41,8 @@ TRAIN = Path(hqvae.train.__file__).parent
 def test_the_loop_has_no_word_of_what_is_trained(name):
     source = (TRAIN / name).read_text()
     imported = set(re.findall(r"^from (?:hqvae)?\.(\w+) import", source, re.MULTILINE))
-    assert imported <= {"config", "console", "errors", "monitor", "ranks", "run", "state", "task"}
+    known = {"checkpoints", "config", "console", "errors", "monitor", "ranks", "run", "state"}
+    assert imported <= known | {"task"}
     own_words = re.sub(r"^from hqvae\.\w+", "", source, flags=re.MULTILINE)
     found = re.findall(r"HQ-?VAE|(?i:levels?\b|codebook|quantiz|posterior|layer)", own_words)
     assert not found
@@ -206,15 +209,21 @@ def test_a_killed_process_resumes_bitwise(how, whole, image_file, tmp_path):
     assert not list(stopped.rglob("*.partial"))
 
 
-def test_ctrl_c_in_a_terminal_reaches_workers_that_decode_too(tmp_path):
-    """They are in the terminal's group; the step that waits for them must be finished."""
+@pytest.fixture
+def image_folder(tmp_path):
+    """Twelve files that take a while to decode."""
     generator = np.random.default_rng(0)
     (tmp_path / "d").mkdir()
     for i in range(12):
         pixels = generator.integers(0, 256, (900, 900, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "d" / f"{i}.png")
+    return str(tmp_path / "d")
+
+
+def test_ctrl_c_in_a_terminal_reaches_workers_that_decode_too(image_folder, tmp_path):
+    """They are in the terminal's group; the step that waits for them must be finished."""
     settings = ["data.cache_mb=0", "data.workers=2", "train.validate_every=5000"]
-    words = words_of(tmp_path / "d", tmp_path / "r", 5000)
+    words = words_of(image_folder, tmp_path / "r", 5000)
     process = start(*words, *settings, "train.validation_items=1", log=tmp_path / "log", group=True)
     log, deadline = tmp_path / "r" / "log.jsonl", time.time() + 100
     while not log.exists() and time.time() < deadline:
@@ -253,6 +262,29 @@ def test_a_stop_before_there_are_weights_says_so(
 
 
 # ------------------------------------------------------------------ what breaks a run
+
+
+def test_no_worker_outlives_a_training_that_ends_in_an_error(image_folder, tmp_path):
+    """Also where somebody keeps the error, and with its traceback all that was at work."""
+    settings = ["data.cache_mb=0", "data.workers=2", "train.lr=1e20", "train.precision=32-true"]
+    with pytest.raises(InputError, match="not finite at step 2") as kept:
+        trained(tiny("sqvae", image_folder, *settings), tmp_path)
+    assert kept.tb is not None and active_children() == []
+
+
+def test_a_worker_does_not_hold_its_parents_lock(tmp_path):
+    """A killed training can be resumed at once, however long its workers take to notice."""
+    run = Run.create(tmp_path / "run", preset("sqvae"))
+    context = multiprocessing.get_context("fork")
+    ended = context.Event()
+    with run.locked():
+        worker = context.Process(target=ended.wait)
+        worker.start()
+    # The lock of this process has ended with its block; only a worker's copy could be left.
+    with run.locked():
+        assert worker.is_alive()
+    ended.set()
+    worker.join()
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(image_file, tmp_path):

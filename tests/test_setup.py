@@ -225,3 +225,10 @@ def test_two_processes_train_as_one(image_file, tmp_path):
     assert of_one.keys() == of_two.keys()
     for key in of_one:
         assert torch.allclose(of_one[key], of_two[key], atol=2e-4), key
+    # As if both had been killed after step 4.
+    newest = max((tmp_path / "two" / "checkpoints").glob("*8.pt"))
+    newest.unlink()
+    command = [*HQVAE_COMMAND, *words, "--resume"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert newest.is_file() and same(of_two, weights(Run.open(tmp_path / "two")))

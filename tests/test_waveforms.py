@@ -142,7 +142,7 @@ REFUSED = {
     "of nothing": (["rsqvae-audio", "data.seconds=1e-5"], "0 samples, and a segment needs 1"),
     "of odd windows": (
         ["rsqvae-audio", "model.spectral.n_ffts=[30]"],
-        "window lengths are multiples of 4 from 16 on, not [30]",
+        "windows are multiples of 4 from 16 to 2^20, not [30]",
     ),
 }
 

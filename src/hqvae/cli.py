@@ -286,9 +286,10 @@ def main(arguments: list[str] | None = None) -> int:
         if error.errno == errno.ENOSPC:
             disk = error.filename or "the run folder"
             return _fail(f"no space left on the disk of {disk}; free some and go on with --resume")
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            return _fail(f"{error.filename} cannot be written or read: {error.strerror}")
-        raise
+        name = error.filename2 or error.filename
+        if name is None:
+            return _fail(str(error))
+        return _fail(f"{name} cannot be written or read: {error.strerror}")
     except KeyboardInterrupt:
         return _fail("interrupted", _STOPPED)
 

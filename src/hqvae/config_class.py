@@ -20,13 +20,17 @@ T = TypeVar("T")
 def config_class(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass whose values are checked and which has no other keys.
 
+    Numbers are finite.
+
     >>> @config_class
     ... class NoiseConfig:
     ...     scale: float = Field(default=1.0, gt=0)
     >>> NoiseConfig(scale=2)
     NoiseConfig(scale=2.0)
     """
-    checked: Any = dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
+    # Not a number and infinity pass every bound, and are no setting of anything.
+    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    checked: Any = dataclass(frozen=True, config=config)(cls)
     return checked
 
 

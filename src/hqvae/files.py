@@ -1,13 +1,15 @@
-"""Files that other processes may read or write meanwhile: atomic writes and locks."""
+"""Files that may be damaged, or written meanwhile: JSON, atomic writes and locks."""
 
 import errno
+import json
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from hqvae.errors import InputError
+from hqvae.errors import InputError, summary_of
 
 
 @contextmanager
@@ -34,11 +36,47 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises ValueError, in one sentence, for a file that holds none or cannot be read.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"{path} is not readable JSON: it is nested too deeply") from error
+    except (OSError, ValueError) as error:  # of bytes, of JSON, and of numbers too long
+        raise ValueError(f"{path} is not readable JSON: {summary_of(error)}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}; expected a JSON object")
+    return value
+
+
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """(the JSON objects of a file's lines, the numbers of lines that hold none).
+
+    A last line that a killed process left incomplete is neither. No file has no lines.
+    """
+    rows = []
+    damaged = []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            rows.append(value)
+        elif line.endswith(b"\n"):
+            damaged.append(number)
+    return rows, damaged
+
+
 def lock(file: IO[Any], wait: bool = False) -> bool:
     """Take the lock of a file that is open for writing; False when another process holds it.
 
-    The lock is held until the file is closed or the process ends, however it ends. With `wait`,
-    wait for the other process.
+    The lock is held until the file is closed or the process ends, however it ends: a fork does not
+    hold it too. With `wait`, wait for the other process.
 
     Raises InputError on a file system without locks.
     """
@@ -55,4 +93,21 @@ def lock(file: IO[Any], wait: bool = False) -> bool:
             f"{file.name} cannot be locked: {error.strerror}; "
             "choose a folder on a file system with locks"
         ) from error
+    _locked.add(file)
     return True
+
+
+_locked: "weakref.WeakSet[IO[Any]]" = weakref.WeakSet()
+
+
+def _drop_locks() -> None:
+    """A worker that outlives its parent would hold the parent's locks: its files lead nowhere."""
+    for file in _locked:
+        if not file.closed:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, file.fileno(), inheritable=False)
+            os.close(nowhere)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_locks)

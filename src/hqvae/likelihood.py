@@ -105,7 +105,7 @@ class SpectralConfig:
     """of all spectra together, against the waveform's own cost; 0 for none"""
     rate: int = Field(default=16_000, ge=100)
     """samples per second, that of the data"""
-    n_ffts: tuple[int, ...] = Field(default=(2048, 512, 128), min_length=1)
+    n_ffts: tuple[int, ...] = Field(default=(2048, 512, 128), min_length=1, max_length=64)
     """window lengths in samples; hops are a quarter of them"""
     floor: float = Field(default=1e-3, gt=0)
     """magnitudes below it count as it"""
@@ -113,8 +113,8 @@ class SpectralConfig:
     @field_validator("n_ffts")
     @classmethod
     def _check_windows(cls, n_ffts: tuple[int, ...]) -> tuple[int, ...]:
-        if any(n < 16 or n % 4 for n in n_ffts):
-            raise ValueError(f"window lengths are multiples of 4 from 16 on, not {list(n_ffts)}")
+        if any(not 16 <= n <= 2**20 or n % 4 for n in n_ffts):
+            raise ValueError(f"windows are multiples of 4 from 16 to 2^20, not {list(n_ffts)}")
         return n_ffts
 
     @property

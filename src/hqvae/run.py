@@ -11,41 +11,34 @@ All files but the log are written atomically; the log is only appended to.
 """
 
 import hashlib
-import io
-import json
 import logging
 import os
-import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import torch
-from matplotlib.figure import Figure
 from safetensors import SafetensorError
 
+from hqvae.checkpoints import UNFIT, load_checkpoint, save_checkpoint
 from hqvae.config import Config
 from hqvae.errors import InputError, summary_of
-from hqvae.files import atomic_write, lock
+from hqvae.files import atomic_write, lock, read_json
 from hqvae.model import HQVAE
 from hqvae.model.pretrained import save_weights
 from hqvae.overrides import difference, from_dict, to_dict
+from hqvae.run_files import RunFiles
 from hqvae.versions import versions
 
 logger = logging.getLogger("hqvae")
 FORMAT = 2  # of the folder; 1 was that of hqvae 0.1 before its layers became levels
-KEPT_CHECKPOINTS = 2
-# What torch raises for damaged checkpoints.
-_UNREADABLE = (RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.UnpicklingError)
 _NO_FINGERPRINTS: Mapping[str, str] = MappingProxyType({})
 
 
-class Run:
+class Run(RunFiles):
     """A run's folder. Make one with `create`, `resume` or `open`.
 
     >>> from tempfile import TemporaryDirectory
@@ -58,19 +51,21 @@ class Run:
     """
 
     def __init__(self, path: Path, config: Config, fingerprints: Mapping[str, str]):
-        self.path = path
+        super().__init__(path)
         self.config = config
         self.fingerprints = fingerprints
 
     # ------------------------------------------------------------------------------ opening
 
     @staticmethod
-    def check_unused(path: str | Path) -> None:
+    def check_unused(out: str | Path) -> None:
         """Raises InputError when a new run cannot have this folder."""
-        path = Path(path)
+        path = Path(out)
         if path.is_file():
             raise InputError(f"out={str(path)!r} is a file; expected a new folder")
-        if path.is_dir() and any(path.iterdir()):
+        if not str(out):
+            raise InputError("out='' names no folder; expected a new one, such as runs/first")
+        if path.is_dir() and not _is_unused(path):
             what = "files that are no run; choose"
             if (path / "config.json").exists():
                 what = "a run; continue it with resume=True, or choose"
@@ -113,6 +108,13 @@ class Run:
                 "use the version that made it, or train again in a new folder"
             )
         fingerprints = saved.pop("fingerprints", {})
+        if not isinstance(fingerprints, dict) or any(
+            not isinstance(value, str) for value in fingerprints.values()
+        ):
+            raise InputError(
+                f"{path / 'config.json'}: fingerprints={fingerprints!r:.80}: "
+                "expected a name for every split"
+            )
         return cls(path, from_dict(saved), fingerprints)
 
     @classmethod
@@ -151,65 +153,7 @@ class Run:
                 )
             yield
 
-    # ------------------------------------------------------------------------------ writing
-
-    @property
-    def log_path(self) -> Path:
-        """The log: one JSON object per line."""
-        return self.path / "log.jsonl"
-
-    def log(self, entry: dict[str, Any]) -> None:
-        """Append an entry; it has a `kind` and a `step`."""
-        with self.log_path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def entries(self, kind: str) -> list[dict[str, Any]]:
-        """The log's entries of one kind (`train`, `validation`, `alarm`), oldest first."""
-        return [entry for entry in self.read_lines(self.log_path.name) if entry["kind"] == kind]
-
-    def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """What `log` or `write_lines` wrote, but for a line that a killed run left incomplete."""
-        path = self.path / name
-        rows = []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            with suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-        return rows
-
-    def truncate_log(self, step: int) -> None:
-        """Drop the log's entries after a step, and an incomplete last line.
-
-        A resumed run writes them again.
-        """
-        if self.log_path.exists():
-            entries = self.read_lines(self.log_path.name)
-            self.write_lines(self.log_path.name, [e for e in entries if e["step"] <= step])
-
-    def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
-        """One JSON object per line, written atomically."""
-        with atomic_write(self.path / name) as temporary, temporary.open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        return self.path / name
-
-    def write_json(self, name: str, value: Any) -> Path:
-        """A plain value as a JSON file of this name."""
-        with atomic_write(self.path / name) as temporary:
-            temporary.write_text(json.dumps(value, indent=2) + "\n")
-        return self.path / name
-
-    def save_figure(self, name: str, figure: Figure) -> Path:
-        """A figure in the report; the name's ending says the format."""
-        with atomic_write(self.path / "report" / name) as temporary:
-            figure.savefig(temporary, format=name.rsplit(".", 1)[1])
-        return self.path / "report" / name
-
-    def save_audio(self, name: str, samples: np.ndarray, rate: int) -> Path:
-        """A waveform [T] in [−1, 1] in `report/audio/`, as 16-bit WAV."""
-        import soundfile
-
-        with atomic_write(self.path / "report" / "audio" / name) as temporary:
-            soundfile.write(temporary, samples, rate, subtype="PCM_16", format="WAV")
-        return self.path / "report" / "audio" / name
+    # ------------------------------------------------------------------------------ weights
 
     def save_model(self, model: HQVAE) -> None:
         """The weights that are evaluated."""
@@ -231,56 +175,76 @@ class Run:
     def load_model(self) -> HQVAE:
         """The weights, in evaluation mode.
 
-        Raises InputError when there are none yet, or they cannot be read.
+        Those that are missing or damaged are had back from the newest checkpoint, with a warning.
+        Raises InputError when there are none yet, or neither can be read.
         """
-        if not (self.path / "model.safetensors").is_file():
-            raise InputError(
-                f"run {str(self.path)!r} has no weights yet: it was stopped before its first "
-                "checkpoint, or before codebooks started"
-            )
+        what = "has no model.safetensors"
+        missing = not (self.path / "model.safetensors").exists()
         try:
-            return HQVAE.from_pretrained(self.path)
-        except Exception as error:  # safetensors raises a class of its own for broken files
+            if not missing:
+                return HQVAE.from_pretrained(self.path)
+        except (ValueError, OSError) as error:
+            what = f"has weights that cannot be read: {summary_of(error)}"
+        model = self._model_of_checkpoint(what)
+        if model is not None:
+            return model
+        if missing:
+            what = (
+                "has no weights yet: it was stopped before its first checkpoint, or before "
+                "codebooks started"
+            )
+        raise InputError(f"run {str(self.path)!r} {what}")
+
+    def _model_of_checkpoint(self, what: str) -> HQVAE | None:
+        """The weights that the newest checkpoint goes with, which are saved again, and said."""
+        try:
+            state = self.load_checkpoint()
+        except InputError as error:
+            raise InputError(f"run {str(self.path)!r} {what}; {error}") from error
+        if state is None or not state.get("has_weights"):
+            return None
+        model = HQVAE(self.config.model)
+        try:
+            if state["task"]["posterior"] != model.posterior:
+                model.use_nearest()
+            weights = state["model"]
+            if state["average"] is not None:
+                module = "module."
+                named = state["average"].items()
+                weights = {k.removeprefix(module): v for k, v in named if k.startswith(module)}
+            model.load_state_dict(weights)
+        except UNFIT as error:
             raise InputError(
-                f"the weights of run {str(self.path)!r} cannot be read: {summary_of(error)}"
+                f"run {str(self.path)!r} {what}; its checkpoint does not fit its config"
             ) from error
+        logger.warning(
+            "run %s %s; those of its checkpoint at step %d take their place",
+            self.path,
+            what,
+            state["step"],
+        )
+        self.save_model(model)
+        return model.eval()
 
     # ------------------------------------------------------------------------------ checkpoints
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the state of step `state["step"]`, then drop all but the newest checkpoints."""
-        with atomic_write(self.path / "checkpoints" / f"{state['step']:09d}.pt") as temporary:
-            # Through memory: torch's own file writer hides why the system refused.
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            temporary.write_bytes(buffer.getbuffer())
-        for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
-            old.unlink()
+        save_checkpoint(self.path / "checkpoints", state)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read; None when there is none.
 
         Raises InputError when there are checkpoints and none can be read.
         """
-        # A disk may damage even a finished file; the checkpoint before it still serves.
-        for path in reversed(self._checkpoints()):
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except _UNREADABLE as error:
-                logger.warning(
-                    "checkpoint %s cannot be read (%s); the one before it takes its place",
-                    path,
-                    summary_of(error),
-                )
-        if self._checkpoints():
-            raise InputError(
-                f"none of the checkpoints in {self.path / 'checkpoints'} can be read; "
-                "delete them to start over"
-            )
-        return None
+        return load_checkpoint(self.path / "checkpoints")
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted((self.path / "checkpoints").glob("*.pt"))
+
+def _is_unused(path: Path) -> bool:
+    """Whether a folder holds nothing but what a killed process left half-written."""
+    if not path.is_dir():
+        return False
+    return all(re.fullmatch(r"\..*\.partial", p.name) for p in path.iterdir())
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -290,11 +254,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         siblings = list(path.parent.iterdir()) if path.parent.is_dir() else []
         beside = [p.name for p in siblings if (p / "config.json").is_file()]
         hint = f"; runs beside it: {', '.join(beside)}" if beside else ""
+        if _is_unused(path):
+            hint = "; begin it without resume=True" + hint
         raise InputError(f"{str(path)!r} is no run: it has no config.json{hint}")
     try:
-        saved = json.loads(config_path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{config_path} is not readable JSON: {error}") from error
-    if not isinstance(saved, dict):
-        raise InputError(f"{config_path} is no config: it holds {saved!r}")
-    return saved
+        return read_json(config_path)
+    except ValueError as error:
+        raise InputError(str(error)) from error

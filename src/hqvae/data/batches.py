@@ -4,10 +4,12 @@ Resuming needs no state, and every process finds its part of a global batch.
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -109,11 +111,11 @@ class _TrainingBatches(torch.utils.data.Dataset):
 
 def training_batches(
     dataset: Dataset, order: ShuffledBatches, start: int, stop: int, slices: Sequence[slice]
-) -> Iterator[Shaped[Tensor, "B C *S"]]:
+) -> Generator[Shaped[Tensor, "B C *S"], None, None]:
     """Raw batches: for each step from `start` to `stop`, the given slices of its global batch.
 
-    A process takes one slice per batch that it accumulates. Raises InputError where the split
-    turns out to be of no use.
+    A process takes one slice per batch that it accumulates. Closing the generator ends its workers.
+    Raises InputError where the split turns out to be of no use.
     """
     workers = 0 if dataset.in_memory else dataset.config.workers
     loader = DataLoader(
@@ -127,7 +129,13 @@ def training_batches(
         generator=torch.Generator(),
         worker_init_fn=_leave_stopping_to_parent if workers else None,
     )
-    return _checked(dataset, iter(loader))
+    before = active_children()
+    loaded = iter(loader)
+    started = [child for child in active_children() if child not in before]
+    try:
+        yield from _checked(dataset, loaded)
+    finally:
+        _end_workers(loaded, started)
 
 
 def _checked(dataset: Dataset, loaded: Iterator[_Loaded]) -> Iterator[Tensor]:
@@ -137,6 +145,18 @@ def _checked(dataset: Dataset, loaded: Iterator[_Loaded]) -> Iterator[Tensor]:
         if batch is None:
             raise InputError(error)
         yield batch
+
+
+def _end_workers(loaded: Any, started: Sequence[BaseProcess]) -> None:
+    """They end now: as daemons that no signal stops, the interpreter would wait for them for ever.
+
+    Torch ends them with its iterator, which lives on where an exception's traceback holds it.
+    """
+    if started:
+        loaded._shutdown_workers()
+    for worker in started:
+        worker.kill()  # nothing happens where it has ended
+        worker.join()
 
 
 def _leave_stopping_to_parent(worker: int) -> None:

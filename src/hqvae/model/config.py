@@ -12,18 +12,20 @@ from hqvae.likelihood import SpectralConfig
 from hqvae.nets import ConvConfig, WaveConvConfig
 from hqvae.quantize import ExternalConfig, GumbelSoftmaxConfig, NearestCodeConfig
 
+_MOST_POINTS = 2**22  # of the signal, for one code; a look at so many takes a second
+
 
 @config_class
 class LevelConfig:
     """One resolution of the hierarchy: an injected layer and `layers` − 1 residual ones."""
 
-    stride: int = Field(default=4, ge=1)
+    stride: int = Field(default=4, ge=1, le=2**16)
     """signal samples per latent position, along every axis"""
-    layers: int = Field(default=1, ge=1)
+    layers: int = Field(default=1, ge=1, le=1024)
     """number of quantization layers"""
-    codebook_size: int = Field(default=512, ge=2)
+    codebook_size: int = Field(default=512, ge=2, le=2**24)
     """K of each layer"""
-    dim: int = Field(default=64, ge=1)
+    dim: int = Field(default=64, ge=1, le=2**16)
     """width D of a code"""
     shared_codebook: bool = False
     """whether the layers hold one codebook"""
@@ -48,7 +50,7 @@ class HQVAEConfig:
     """A member of the family: what is quantized, how, and with which networks."""
 
     kind: Literal["hqvae"] = "hqvae"
-    levels: tuple[LevelConfig, ...] = Field(default=(LevelConfig(),), min_length=1)
+    levels: tuple[LevelConfig, ...] = Field(default=(LevelConfig(),), min_length=1, max_length=16)
     """resolutions, coarse first"""
     quantizer: GumbelSoftmaxConfig | NearestCodeConfig | ExternalConfig = Field(
         default=GumbelSoftmaxConfig(), discriminator="kind"
@@ -60,7 +62,7 @@ class HQVAEConfig:
     """how a level sees those above: less a learned prediction (ours), or concatenated"""
     net: ConvConfig | WaveConvConfig = Field(default=ConvConfig(), discriminator="kind")
     """encoder, decoder and top-down networks"""
-    channels: int = Field(default=3, ge=1)
+    channels: int = Field(default=3, ge=1, le=4096)
     """of the signal"""
     axes: int = Field(default=2, ge=1, le=2)
     """of the signal's space: 2 for images and spectra, 1 for waveforms"""
@@ -70,7 +72,7 @@ class HQVAEConfig:
     """which of them: a random number of layers at each step (ours), or the sum over all"""
     spectral: SpectralConfig = SpectralConfig()
     """log spectra in the objective, for waveforms"""
-    beam_size: int = Field(default=1, ge=1)
+    beam_size: int = Field(default=1, ge=1, le=1024)
     """partial sums kept when `encode` looks for a level's codes together; 1: layer by layer"""
 
     @field_validator("levels")
@@ -86,6 +88,11 @@ class HQVAEConfig:
 
     @model_validator(mode="after")
     def _check_together(self) -> "HQVAEConfig":
+        if self.levels[0].stride ** self.axes > _MOST_POINTS:
+            raise ValueError(
+                f"levels.0.stride={self.levels[0].stride} along {self.axes} axes makes one code of "
+                f"more than {_MOST_POINTS:,} points; expected less"
+            )
         if self.spectral.weight and (self.axes, self.channels) != (1, 1):
             raise ValueError(
                 f"spectral.weight={self.spectral.weight:g} is for waveforms, with axes=1 and "

@@ -278,9 +278,12 @@ class HQVAE(nn.Module):
         """A model in evaluation mode, from a folder (also a run's) or a Hugging Face repository.
 
         Networks of your own are given again. Raises FileNotFoundError where neither is found,
-        ValueError where config and weights do not fit.
+        ValueError where config or weights are damaged or do not fit each other.
         """
         folder = pretrained.find_folder(str(source))
-        model = cls(pretrained.read_config(folder), encoder, decoder)
+        config = pretrained.read_config(folder)
+        pretrained.check_weights(folder / pretrained.WEIGHTS)
+        pretrained.check_sizes(config, folder, own_networks=encoder is not None)
+        model = cls(config, encoder, decoder)
         pretrained.load_weights(model, folder)
         return model.eval()

@@ -1,28 +1,38 @@
-"""A model's way to disk and back: `config.json` and `model.safetensors`, no code."""
+"""A model's way to disk and back: `config.json` and `model.safetensors`, no code.
 
+The weights carry a checksum of their own file: safetensors has none, and a bit that a disk has
+flipped would be a slightly wrong model.
+"""
+
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 
 from hqvae.errors import summary_of
-from hqvae.files import atomic_write
+from hqvae.files import atomic_write, read_json
 
 from .config import HQVAEConfig
+from .size import count_codes, count_values
 
 if TYPE_CHECKING:
     from .hqvae import HQVAE
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+_NO_DIGEST = "0" * 64
+_DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+_BYTES_PER_VALUE = 4
 
 
 def save(model: "HQVAE", folder: Path) -> None:
     """Raises ValueError for a run's folder, whose config says more than a model's."""
-    if (folder / CONFIG).is_file() and "format" in json.loads((folder / CONFIG).read_text()):
+    if (folder / CONFIG).is_file() and "format" in read_json(folder / CONFIG):
         raise ValueError(f"{folder} is a run's folder; expected another one for a model alone")
     config = TypeAdapter(HQVAEConfig).dump_python(model.config, mode="json")
     with atomic_write(folder / WEIGHTS) as temporary:
@@ -32,21 +42,62 @@ def save(model: "HQVAE", folder: Path) -> None:
 
 
 def save_weights(model: "HQVAE", path: Path) -> None:
-    """The weights, and beside them how codes are chosen: a run may have replaced its posterior."""
-    save_model(model, str(path), metadata={"posterior": model.posterior})
+    """The weights, how codes are chosen (a run may replace its posterior), and a checksum.
+
+    That is the SHA-256 of the file with zeros in the checksum's place. The same weights make the
+    same file.
+    """
+    save_model(model, str(path), metadata={"posterior": model.posterior, "sha256": _NO_DIGEST})
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # theirs is at random
+    ordered = json.dumps(header, separators=(",", ":")).encode().ljust(end - 8)
+    content = content[:8] + ordered + content[end:]
+    digest = hashlib.sha256(content).hexdigest().encode()
+    path.write_bytes(content.replace(_NO_DIGEST.encode(), digest, 1))
+
+
+def check_weights(path: Path) -> None:
+    """Raises ValueError for a file that is not as it was written; older ones have no checksum."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            expected = (file.metadata() or {}).get("sha256")
+        content = path.read_bytes()
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or no safetensors file: {summary_of(error)}"
+        ) from error
+    if expected is None:
+        return
+    zeroed = _DIGEST.sub(b'"sha256":"%b"' % _NO_DIGEST.encode(), content, count=1)
+    if hashlib.sha256(zeroed).hexdigest() != expected:
+        raise ValueError(f"{path} is damaged: its content does not have the checksum it names")
 
 
 def read_config(folder: Path) -> HQVAEConfig:
     """Raises ValueError for a config of another version, or of something else."""
-    saved = json.loads((folder / CONFIG).read_text())
+    saved = read_json(folder / CONFIG)
     try:
         return TypeAdapter(HQVAEConfig).validate_python(saved.get("model"))
     except ValidationError as error:
-        versions = saved.get("versions") or {}
+        versions = saved.get("versions")
+        known = versions if isinstance(versions, dict) else {}
+        first = error.errors()[0]
+        where = ".".join(map(str, ("model", *first["loc"])))
         raise ValueError(
-            f"{folder / CONFIG} is no config of a model that this version of hqvae can read; "
-            f"it was written by hqvae {versions.get('hqvae', 'of an unknown version')}"
+            f"{folder / CONFIG} is no config of a model that this version of hqvae can read "
+            f"({where}: {first['msg']}); "
+            f"it was written by hqvae {known.get('hqvae', 'of an unknown version')}"
         ) from error
+
+
+def check_sizes(config: HQVAEConfig, folder: Path, own_networks: bool) -> None:
+    """Raises ValueError for a config of another size than the weights, before all is allocated."""
+    count = count_codes(config) if own_networks else count_values(config)
+    held = (folder / WEIGHTS).stat().st_size // _BYTES_PER_VALUE
+    if count > 2 * held:  # half-precision weights are as many in half of the bytes
+        raise _misfit(folder, f"it describes at least {count:,} values, and they are {held:,}")
 
 
 def load_weights(model: "HQVAE", folder: Path) -> None:
@@ -81,9 +132,13 @@ def _misfit(folder: Path, why: str) -> ValueError:
 def find_folder(source: str) -> Path:
     """The folder of that name, or a Hugging Face repository's, downloaded.
 
-    Raises FileNotFoundError where neither is found.
+    Raises FileNotFoundError where neither is found, ValueError for what cannot be a name.
     """
-    if Path(source).is_dir():
+    try:
+        is_folder = Path(source).is_dir()
+    except (OSError, ValueError) as error:  # too long, or not to be read
+        raise ValueError(f"{source[:80]!r} is no name of a folder: {summary_of(error)}") from error
+    if is_folder:
         missing = [name for name in (CONFIG, WEIGHTS) if not (Path(source) / name).is_file()]
         if missing:
             raise FileNotFoundError(

@@ -11,6 +11,8 @@ from hqvae.config_class import config_class
 from .masks import CONVOLUTIONS
 
 Net = TypeVar("Net", bound=nn.Module)
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Dilation = Annotated[int, Field(ge=1, le=4096)]
 CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
 
@@ -28,15 +30,15 @@ class ConvConfig:
     """The SQ-VAE paper's small CIFAR-10 net, with ReLU, and `ChannelNorm` for batch norm."""
 
     kind: Literal["conv"] = "conv"
-    widths: tuple[int, ...] = Field(default=(32, 64), min_length=1)
+    widths: tuple[Width, ...] = Field(default=(32, 64), min_length=1, max_length=64)
     """channels after each strided convolution (the last one is kept for all further ones)"""
-    blocks: int = Field(default=2, ge=0)
+    blocks: int = Field(default=2, ge=0, le=256)
     """residual blocks at the resolution of every level, in encoder, hierarchy and decoder"""
-    inner_blocks: int = Field(default=0, ge=0)
+    inner_blocks: int = Field(default=0, ge=0, le=256)
     """residual blocks after each reduction that is not a level's"""
-    dilations: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+    dilations: tuple[Dilation, ...] = Field(default=(1,), min_length=1, max_length=64)
     """dilations of the residual blocks of one place, in turn"""
-    factor: int = Field(default=2, ge=2)
+    factor: int = Field(default=2, ge=2, le=2**16)
     """prime factors of a stride are taken together in one convolution up to this"""
 
     def activation_layer(self) -> nn.Module:
@@ -63,15 +65,15 @@ class WaveConvConfig(ConvConfig):
     """
 
     kind: Literal["wave"] = "wave"  # type: ignore[assignment]
-    widths: tuple[int, ...] = Field(default=(32, 64, 128, 256), min_length=1)
+    widths: tuple[Width, ...] = Field(default=(32, 64, 128, 256), min_length=1, max_length=64)
     """channels after each strided convolution (the last one is kept for all further ones)"""
-    blocks: int = Field(default=3, ge=0)
+    blocks: int = Field(default=3, ge=0, le=256)
     """residual blocks at the resolution of every level, in encoder, hierarchy and decoder"""
-    inner_blocks: int = Field(default=3, ge=0)
+    inner_blocks: int = Field(default=3, ge=0, le=256)
     """residual blocks after each reduction that is not a level's"""
-    dilations: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 3, 9), min_length=1)
+    dilations: tuple[Dilation, ...] = Field(default=(1, 3, 9), min_length=1, max_length=64)
     """dilations of the residual blocks of one place, in turn: (1, 3, 9) sees far in one axis"""
-    factor: int = Field(default=4, ge=2)
+    factor: int = Field(default=4, ge=2, le=2**16)
     """prime factors of a stride are taken together in one convolution up to this"""
 
     def activation_layer(self) -> nn.Module:

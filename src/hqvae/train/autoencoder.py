@@ -8,7 +8,8 @@ A phase begins in `enter`. It starts codebooks or replaces a posterior, and noth
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -93,10 +94,11 @@ class Autoencoder(Task[Losses]):
         groups = [{"params": rest, "lr": lr}, {"params": scalars, "lr": lr_scalars}]
         return [group for group in groups if group["params"]]
 
-    def batches(self, start: int) -> Iterator[list[Tensor]]:
-        raw = training_batches(self.train_data, self.order, start, self.total, self.slices)
-        for _ in range(start, self.total):
-            yield [self.train_data.signal(next(raw), self.fabric.device) for _ in self.slices]
+    def batches(self, start: int) -> Generator[list[Tensor], None, None]:
+        data = self.train_data
+        with closing(training_batches(data, self.order, start, self.total, self.slices)) as raw:
+            for _ in range(start, self.total):
+                yield [data.signal(next(raw), self.fabric.device) for _ in self.slices]
 
     # --------------------------------------------------------------------------- a step
 
@@ -131,9 +133,8 @@ class Autoencoder(Task[Losses]):
         with torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=mixed):
             return model(
                 batches[part],
-                torch.tensor(
-                    phases.temperature.at(step, self.total)
-                ),  # a tensor: a compiled model takes any
+                # A tensor: a compiled model takes any.
+                torch.tensor(phases.temperature.at(step, self.total)),
                 noise,
                 shared,
                 quantize=step >= self.quantize_from,

@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -33,8 +33,11 @@ def loop(task: Task, state: TrainState, config: TrainConfig, run: Run, interval:
 
     `interval` is the number of steps between validations.
     """
-    batches = task.batches(state.step)
-    with interruptible() as stop, Monitor(run, state, config) as monitor:
+    with (
+        closing(task.batches(state.step)) as batches,
+        interruptible() as stop,
+        Monitor(run, state, config) as monitor,
+    ):
         monitor.say(f"{task.describe()} → {run.path}")
         state.timer.restart(state.step)
         while state.step < state.total:

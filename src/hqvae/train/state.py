@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -9,7 +10,9 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hqvae.checkpoints import UNFIT
 from hqvae.config import TrainConfig
+from hqvae.errors import InputError, summary_of
 from hqvae.ranks import all_sum
 from hqvae.run import Run
 
@@ -77,12 +80,14 @@ class TrainState:
         generators = all_sum(generators)
         task_state = self.task.state()
         if self.fabric.global_rank == 0:
-            if self.task.can_save(self.step):  # first: a finished run must have its weights
+            has_weights = self.task.can_save(self.step)
+            if has_weights:  # first: a finished run must have its weights
                 self.task.save_weights(run, self.eval_model)
             run.save_checkpoint(
                 {
                     "step": self.step,
                     "validated": self.validated,
+                    "has_weights": has_weights,
                     "task": task_state,
                     "model": self.task.model.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
@@ -94,12 +99,23 @@ class TrainState:
         self.fabric.barrier()
 
     def restore(self, run: Run) -> None:
-        """Go to the newest checkpoint; stay at step 0 where there is none."""
+        """Go to the newest checkpoint; stay at step 0 where there is none.
+
+        Raises InputError for a checkpoint of something else.
+        """
         saved = run.load_checkpoint()
+        try:
+            if saved is not None:
+                self._load(saved)
+        except UNFIT as error:
+            raise InputError(
+                f"the newest checkpoint of run {str(run.path)!r} does not fit its config "
+                f"({summary_of(error)}); delete it to go on from the one before it"
+            ) from error
         if self.fabric.global_rank == 0:
-            run.truncate_log(0 if saved is None else saved["step"])
-        if saved is None:
-            return
+            run.truncate_log(self.step)
+
+    def _load(self, saved: dict[str, Any]) -> None:
         self.task.load_state(saved["task"], self.average_module)
         self.task.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -162,8 +178,9 @@ def _generator_states(device: torch.device) -> torch.Tensor:
 def _restore_generators(generators: torch.Tensor, fabric: Fabric) -> None:
     if len(generators) != fabric.world_size:
         return
-    own = generators[fabric.global_rank].cpu()
+    # A copy: torch reads a state from the start of its memory, wherever a view of it begins.
+    own = generators[fabric.global_rank].cpu().clone()
     on_cpu = len(torch.get_rng_state())
     torch.set_rng_state(own[:on_cpu])
     if fabric.device.type == "cuda" and len(own) > on_cpu:
-        torch.cuda.set_rng_state(own[on_cpu:], fabric.device)
+        torch.cuda.set_rng_state(own[on_cpu:].clone(), fabric.device)

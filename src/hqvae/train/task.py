@@ -1,7 +1,7 @@
 """Task: what the loop asks of whatever it trains."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -54,8 +54,11 @@ class Task(ABC, Generic[TermsT]):
         """Adam's parameter groups, each with its learning rate."""
 
     @abstractmethod
-    def batches(self, start: int) -> Iterator[list[Tensor]]:
-        """From step `start` on, each step's batches of this process: one per accumulation."""
+    def batches(self, start: int) -> Generator[list[Tensor], None, None]:
+        """From step `start` on, each step's batches of this process: one per accumulation.
+
+        The loop closes it, and with it what it reads from.
+        """
 
     @abstractmethod
     def enter(self, step: int, average: nn.Module | None) -> str | None:

@@ -1,0 +1,100 @@
+"""What a run's folder holds beside config and weights: the log, lists, figures and sounds.
+
+All files but the log are written atomically; the log is only appended to.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hqvae.files import atomic_write, read_json_lines
+
+logger = logging.getLogger("hqvae")
+
+
+class RunFiles:
+    """The files of a run's folder that are written while it trains and is measured."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._said: set[str] = set()  # files with damaged lines
+
+    @property
+    def log_path(self) -> Path:
+        """The log: one JSON object per line."""
+        return self.path / "log.jsonl"
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append an entry; it has a `kind` and a `step`."""
+        with self.log_path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def entries(self, kind: str) -> list[dict[str, Any]]:
+        """The log's entries of one kind (`train`, `validation`, `alarm`), oldest first."""
+        entries = self.read_lines(self.log_path.name)
+        return [entry for entry in entries if entry.get("kind") == kind]
+
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """What `log` or `write_lines` wrote, but for lines that hold no JSON object.
+
+        A last line that a killed run left incomplete is passed over; any other is said.
+        """
+        path = self.path / name
+        rows, damaged = read_json_lines(path)
+        if damaged and name not in self._said:
+            self._said.add(name)  # it is read at every validation
+            logger.warning(
+                "%s: %d line(s) that hold no JSON object are passed over, the first is line %d",
+                path,
+                len(damaged),
+                damaged[0],
+            )
+        return rows
+
+    def truncate_log(self, step: int) -> None:
+        """Drop the log's entries after a step, and what is no entry.
+
+        A resumed run writes them again.
+        """
+        if self.log_path.exists():
+            entries = self.read_lines(self.log_path.name)
+            kept = [entry for entry in entries if _step_of(entry) <= step]
+            self.write_lines(self.log_path.name, kept)
+
+    def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """One JSON object per line, written atomically."""
+        with atomic_write(self.path / name) as temporary, temporary.open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        return self.path / name
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """A plain value as a JSON file of this name."""
+        with atomic_write(self.path / name) as temporary:
+            temporary.write_text(json.dumps(value, indent=2) + "\n")
+        return self.path / name
+
+    def save_figure(self, name: str, figure: Figure) -> Path:
+        """A figure in the report; the name's ending says the format."""
+        with atomic_write(self.path / "report" / name) as temporary:
+            figure.savefig(temporary, format=name.rsplit(".", 1)[1])
+        return self.path / "report" / name
+
+    def save_audio(self, name: str, samples: np.ndarray, rate: int) -> Path:
+        """A waveform [T] in [−1, 1] in `report/audio/`, as 16-bit WAV."""
+        import soundfile
+
+        with atomic_write(self.path / "report" / "audio" / name) as temporary:
+            soundfile.write(temporary, samples, rate, subtype="PCM_16", format="WAV")
+        return self.path / "report" / "audio" / name
+
+
+def _step_of(entry: Mapping[str, Any]) -> float:
+    """Of an entry of the log; infinite where it has none."""
+    step = entry.get("step")
+    return float(step) if isinstance(step, int) else math.inf
