@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from hqvae.metrics import Distortion, Metric
 from .dataset import BrokenItem, Dataset, Progress, scan, to_signal
 from .frontend import MelConfig, WaveConfig
 from .modality import Modality, SignalUnit
-from .samples import decode, decode_segment, header_length
+from .remarks import Remarks
+from .samples import decode, decode_segment, length_at
+from .sound_files import Length, SoundReader
 from .sources import FileIndex, SourceConfig
 
 _ROUNDING = 1  # samples by which a resampled length may differ from what the header promises
@@ -61,16 +63,9 @@ class AudioModality(Modality[AudioConfig]):
     spectra = True
     evaluation_options = frozenset({"seconds"})
 
-    def open(self, file: Path | BytesIO) -> Any:
-        """An open `soundfile.SoundFile`: its header is read, its samples are not yet."""
-        try:
-            import soundfile
-            import soxr  # noqa: F401  # now, and not as an error of every single file
-        except ImportError as error:
-            raise InputError(
-                "audio needs soundfile and soxr: pip install 'hqvae[audio]'"
-            ) from error
-        return soundfile.SoundFile(file)
+    def open(self, file: Path | BytesIO) -> SoundReader:
+        """Its header is read, its samples are not yet."""
+        return SoundReader(file)
 
     def axes(self, config: AudioConfig) -> int:
         return config.frontend.axes
@@ -99,11 +94,12 @@ AUDIO = AudioModality()
 class AudioDataset(Dataset):
     """One split of audio files: raw batches are int16 segments [B, 1, T].
 
-    An item is a file, an example a segment. Segments tile each file as long as its header says;
-    the last is drawn back to end with it, and silence follows a file shorter than a segment. In
-    training a segment begins anywhere in its file instead.
+    An item is a file, an example a segment. Segments tile what can be read of each file; the last
+    is drawn back to end with it, and silence follows a file shorter than a segment. In training a
+    segment begins anywhere in its file instead.
 
-    Opening it reads every header, and decodes the whole split where that fits into `cache_mb`.
+    Opening it reads every header, and tries the end that it promises; files without are decoded to
+    find theirs. The whole split is decoded where that fits into `cache_mb`.
     """
 
     modality = AUDIO
@@ -116,6 +112,7 @@ class AudioDataset(Dataset):
         self.samples = self.frontend.floor(round(config.seconds * config.rate))
         self._check_length()
         self.shape = self.frontend.shape(self.samples)
+        self._remarks = Remarks(self.keys, self.modality.noun)
         self.lengths = self._read_headers(progress)
         self._first_segment = np.concatenate([[0], np.cumsum(self._segment_counts())])
         self.in_memory = 2 * sum(self.lengths) <= config.cache_mb * 2**20
@@ -126,6 +123,7 @@ class AudioDataset(Dataset):
         if self.in_memory:
             self._kept = scan(self._decode_or_none, len(index), progress)
         self._warn_of_scan()
+        self._remarks.sum_up()
 
     def __len__(self) -> int:
         return int(self._first_segment[-1])
@@ -251,26 +249,34 @@ class AudioDataset(Dataset):
 
     # ---------------------------------------------------------------------------------------- files
 
+    def left_out(self) -> list[tuple[str, str]]:
+        """Broken files, and those that are not used whole, or not as they are."""
+        return sorted({**dict(self._remarks.entries()), **dict(super().left_out())}.items())
+
     def _read_headers(self, progress: Progress | None) -> list[int]:
-        """Length of every file in samples at `rate`; 0 where the header cannot be read."""
+        """Length of every file in samples at `rate`; 0 where there is nothing to read."""
 
         def length(item: int) -> int:
             try:
-                return self._attempt(item, lambda: self._header_length(item))
+                found = self._attempt(item, lambda: self._length(item))
             except BrokenItem:
                 return 0
+            self._remarks.add(item, found.remark)
+            return found.frames
 
         lengths = scan(length, len(self.index), progress)
         self._broken |= self._unreadable  # without a header there is no segment to ask for
         return lengths
 
-    def _header_length(self, item: int) -> int:
+    def _length(self, item: int) -> Length:
         with self.index.open(item) as file:
-            return header_length(file, self.rate)
+            return length_at(file, self.rate)
 
     def _decode(self, item: int) -> Int16[np.ndarray, "T"]:
         with self.index.open(item) as file:
-            return decode(file, self.rate, self.config.loudness)
+            sound = decode(file, self.rate, self.config.loudness)
+        self._remarks.add(item, sound.remark)
+        return sound.samples
 
 
 def _followed_by_silence(samples: np.ndarray, length: int) -> Int16[np.ndarray, "1 T"]:
