@@ -193,9 +193,9 @@ def test_of_a_chain_of_ogg_streams_the_first_is_read_and_that_is_said(on_disk, s
     ],
 )
 def test_a_file_without_a_millisecond_is_refused(frames, rate, words):
-    with reader(encoded(np.full(frames, 0.5), rate, format="WAV")) as file:
-        with pytest.raises(ValueError, match=words):
-            file.length()
+    data = encoded(np.full(frames, 0.5), rate, format="WAV")
+    with reader(data) as file, pytest.raises(ValueError, match=words):
+        file.length()
 
 
 def test_a_file_of_a_millisecond_counts_but_not_at_a_rate_that_leaves_none():

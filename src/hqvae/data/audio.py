@@ -20,10 +20,11 @@ from .frontend import MelConfig, WaveConfig
 from .modality import Modality, SignalUnit
 from .remarks import Remarks
 from .samples import decode, decode_segment, length_at
-from .sound_files import Length, SoundReader
+from .sound_files import SUFFIXES, Length, SoundReader
 from .sources import FileIndex, SourceConfig
 
 _ROUNDING = 1  # samples by which a resampled length may differ from what the header promises
+_LONGEST_SEGMENT = 2**26  # samples; more than a model sees at once on any machine of today
 
 
 @config_class
@@ -36,11 +37,11 @@ class AudioConfig(SourceConfig):
 
     kind: Literal["audio"] = "audio"
     """Audio files."""
-    rate: int = Field(default=22050, ge=100)
+    rate: int = Field(default=22050, ge=100, le=1_000_000)
     """Samples per second that everything is resampled to."""
     seconds: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     """Length of a segment. In training it begins anywhere; else segments tile every file."""
-    loudness: float | None = Field(default=None, le=0)
+    loudness: float | None = Field(default=None, ge=-100, le=0)
     """Root mean square of every whole file, in dB below full scale; None leaves it as it is."""
     frontend: MelConfig | WaveConfig = Field(default=MelConfig(), discriminator="kind")
     """What a model sees."""
@@ -56,7 +57,7 @@ class AudioModality(Modality[AudioConfig]):
     name = "audio"
     noun = "audio file"
     example = "segment"
-    suffixes = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"})
+    suffixes = SUFFIXES
     hub_feature = "Audio"
     channels: ClassVar[Mapping[int, str] | None] = {1: "mono"}
     figure_columns = 3
@@ -164,6 +165,12 @@ class AudioDataset(Dataset):
             raise InputError(
                 f"data.seconds={self.config.seconds:g} is too short: {self.samples} samples, "
                 f"and {needs} needs {self.frontend.min_samples}"
+            )
+        if self.samples > _LONGEST_SEGMENT:
+            raise InputError(
+                f"data.seconds={self.config.seconds:g} is too long: {self.samples:,} samples, and "
+                f"a segment has at most {_LONGEST_SEGMENT:,} "
+                f"({_LONGEST_SEGMENT // self.rate:,} s at data.rate={self.rate})"
             )
 
     # ------------------------------------------------------------------------------- one at a time

@@ -12,6 +12,10 @@ from jaxtyping import Float
 
 from hqvae.errors import InputError
 
+_NAMES = """wav wave bwf rf64 w64 aif aiff aifc au snd caf flac ogg oga opus mp1 mp2 mp3
+    voc sph nist avr paf pvf sds sf svx 8svx wve xi"""
+SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
+"""Endings of files of sound that libsndfile reads; not those that mostly hold something else."""
 RATES = (100, 10_000_000)
 """Samples per second that a header may say. Outside of these it is taken for damaged."""
 SHORTEST = 0.001
@@ -40,8 +44,8 @@ class SoundReader:
     Args:
         file: a path, whose name may be any bytes, or the file's bytes
 
-    Raises InputError without soundfile or soxr; what soundfile raises where the header is broken;
-    ValueError for a rate outside of `RATES`.
+    Raises InputError without soundfile or soxr, and ValueError where the header is broken, or says
+    a rate outside of `RATES`.
 
     >>> import soundfile, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +73,11 @@ class SoundReader:
             source.seek(0)
         # Bytes, since a name on POSIX need not be text.
         plain = os.fsencode(source) if isinstance(source, Path) and os.name == "posix" else source
-        return _sound_file_class(_soundfile())(plain)
+        soundfile = _soundfile()
+        try:
+            return _sound_file_class(soundfile)(plain)
+        except soundfile.LibsndfileError as error:
+            raise ValueError(error.error_string) from error  # without the path
 
     def __enter__(self) -> "SoundReader":
         return self
