@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,10 +18,13 @@ from hqvae.metrics import Distortion, Metric
 from .dataset import BrokenItem, Dataset, Progress, scan, to_signal
 from .frontend import MelConfig, WaveConfig
 from .modality import Modality, SignalUnit
-from .samples import decode, decode_segment, header_length
+from .remarks import Remarks
+from .samples import decode, decode_segment, length_at
+from .sound_files import SUFFIXES, Length, SoundReader
 from .sources import FileIndex, SourceConfig
 
 _ROUNDING = 1  # samples by which a resampled length may differ from what the header promises
+_LONGEST_SEGMENT = 2**26  # samples; more than a model sees at once on any machine of today
 
 
 @config_class
@@ -34,11 +37,11 @@ class AudioConfig(SourceConfig):
 
     kind: Literal["audio"] = "audio"
     """Audio files."""
-    rate: int = Field(default=22050, ge=100)
+    rate: int = Field(default=22050, ge=100, le=1_000_000)
     """Samples per second that everything is resampled to."""
     seconds: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     """Length of a segment. In training it begins anywhere; else segments tile every file."""
-    loudness: float | None = Field(default=None, le=0)
+    loudness: float | None = Field(default=None, ge=-100, le=0)
     """Root mean square of every whole file, in dB below full scale; None leaves it as it is."""
     frontend: MelConfig | WaveConfig = Field(default=MelConfig(), discriminator="kind")
     """What a model sees."""
@@ -54,23 +57,16 @@ class AudioModality(Modality[AudioConfig]):
     name = "audio"
     noun = "audio file"
     example = "segment"
-    suffixes = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"})
+    suffixes = SUFFIXES
     hub_feature = "Audio"
     channels: ClassVar[Mapping[int, str] | None] = {1: "mono"}
     figure_columns = 3
     spectra = True
     evaluation_options = frozenset({"seconds"})
 
-    def open(self, file: Path | BytesIO) -> Any:
-        """An open `soundfile.SoundFile`: its header is read, its samples are not yet."""
-        try:
-            import soundfile
-            import soxr  # noqa: F401  # now, and not as an error of every single file
-        except ImportError as error:
-            raise InputError(
-                "audio needs soundfile and soxr: pip install 'hqvae[audio]'"
-            ) from error
-        return soundfile.SoundFile(file)
+    def open(self, file: Path | BytesIO) -> SoundReader:
+        """Its header is read, its samples are not yet."""
+        return SoundReader(file)
 
     def axes(self, config: AudioConfig) -> int:
         return config.frontend.axes
@@ -99,11 +95,12 @@ AUDIO = AudioModality()
 class AudioDataset(Dataset):
     """One split of audio files: raw batches are int16 segments [B, 1, T].
 
-    An item is a file, an example a segment. Segments tile each file as long as its header says;
-    the last is drawn back to end with it, and silence follows a file shorter than a segment. In
-    training a segment begins anywhere in its file instead.
+    An item is a file, an example a segment. Segments tile what can be read of each file; the last
+    is drawn back to end with it, and silence follows a file shorter than a segment. In training a
+    segment begins anywhere in its file instead.
 
-    Opening it reads every header, and decodes the whole split where that fits into `cache_mb`.
+    Opening it reads every header, and tries the end that it promises; files without are decoded to
+    find theirs. The whole split is decoded where that fits into `cache_mb`.
     """
 
     modality = AUDIO
@@ -116,6 +113,7 @@ class AudioDataset(Dataset):
         self.samples = self.frontend.floor(round(config.seconds * config.rate))
         self._check_length()
         self.shape = self.frontend.shape(self.samples)
+        self._remarks = Remarks(self.keys, self.modality.noun)
         self.lengths = self._read_headers(progress)
         self._first_segment = np.concatenate([[0], np.cumsum(self._segment_counts())])
         self.in_memory = 2 * sum(self.lengths) <= config.cache_mb * 2**20
@@ -126,6 +124,7 @@ class AudioDataset(Dataset):
         if self.in_memory:
             self._kept = scan(self._decode_or_none, len(index), progress)
         self._warn_of_scan()
+        self._remarks.sum_up()
 
     def __len__(self) -> int:
         return int(self._first_segment[-1])
@@ -166,6 +165,12 @@ class AudioDataset(Dataset):
             raise InputError(
                 f"data.seconds={self.config.seconds:g} is too short: {self.samples} samples, "
                 f"and {needs} needs {self.frontend.min_samples}"
+            )
+        if self.samples > _LONGEST_SEGMENT:
+            raise InputError(
+                f"data.seconds={self.config.seconds:g} is too long: {self.samples:,} samples, and "
+                f"a segment has at most {_LONGEST_SEGMENT:,} "
+                f"({_LONGEST_SEGMENT // self.rate:,} s at data.rate={self.rate})"
             )
 
     # ------------------------------------------------------------------------------- one at a time
@@ -251,26 +256,34 @@ class AudioDataset(Dataset):
 
     # ---------------------------------------------------------------------------------------- files
 
+    def left_out(self) -> list[tuple[str, str]]:
+        """Broken files, and those that are not used whole, or not as they are."""
+        return sorted({**dict(self._remarks.entries()), **dict(super().left_out())}.items())
+
     def _read_headers(self, progress: Progress | None) -> list[int]:
-        """Length of every file in samples at `rate`; 0 where the header cannot be read."""
+        """Length of every file in samples at `rate`; 0 where there is nothing to read."""
 
         def length(item: int) -> int:
             try:
-                return self._attempt(item, lambda: self._header_length(item))
+                found = self._attempt(item, lambda: self._length(item))
             except BrokenItem:
                 return 0
+            self._remarks.add(item, found.remark)
+            return found.frames
 
         lengths = scan(length, len(self.index), progress)
         self._broken |= self._unreadable  # without a header there is no segment to ask for
         return lengths
 
-    def _header_length(self, item: int) -> int:
+    def _length(self, item: int) -> Length:
         with self.index.open(item) as file:
-            return header_length(file, self.rate)
+            return length_at(file, self.rate)
 
     def _decode(self, item: int) -> Int16[np.ndarray, "T"]:
         with self.index.open(item) as file:
-            return decode(file, self.rate, self.config.loudness)
+            sound = decode(file, self.rate, self.config.loudness)
+        self._remarks.add(item, sound.remark)
+        return sound.samples
 
 
 def _followed_by_silence(samples: np.ndarray, length: int) -> Int16[np.ndarray, "1 T"]:

@@ -61,7 +61,7 @@ class MelConfig:
 
     kind: Literal["mel"] = "mel"
     """Log-mel spectra."""
-    n_fft: int = Field(default=1024, ge=16)
+    n_fft: int = Field(default=1024, ge=16, le=65_536)
     """Samples of a window."""
     hop: int = Field(default=256, ge=1)
     """Samples from one frame to the next."""
@@ -71,7 +71,7 @@ class MelConfig:
     """Lower end of the lowest band, in hertz."""
     high: float = Field(default=8000.0, gt=0)
     """Upper end of the highest band, in hertz."""
-    floor: float = Field(default=1e-5, gt=0, lt=1)
+    floor: float = Field(default=1e-5, ge=1e-30, lt=1)
     """Smallest magnitude; smaller ones count as this."""
 
     def metrics(self, rate: int) -> list[Metric]:
@@ -137,6 +137,11 @@ class LogMel(Frontend):
 
 
 def _check_mel(config: MelConfig, rate: int) -> None:
+    if config.mels > config.n_fft:  # said here, before there are so many filters
+        raise InputError(
+            f"data.frontend: mels={config.mels} are more bands than n_fft={config.n_fft} has bins; "
+            f"expected at most {config.n_fft // 2}"
+        )
     if config.hop > config.n_fft // 2:
         raise InputError(
             f"data.frontend: hop={config.hop} leaves gaps between windows of "
