@@ -20,7 +20,7 @@ from hqvae.errors import InputError
 app = App(
     name="hqvae",
     version=__version__,
-    help="Hierarchical discrete representation learning that does not collapse.",
+    help="Train hierarchical discrete codes, and see layer by layer what they carry.",
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # `main` says so itself
 )
@@ -88,7 +88,10 @@ def train(
     train_config = replace(config.train, compile=compile)
     config = override(replace(config, data=data_config, train=train_config), list(settings))
     run = run_training(config, out, resume, accelerator, devices, nodes)
-    return _STOPPED if run is None else 0
+    if run is None:
+        return _STOPPED
+    print(f"{out} is trained; next: hqvae evaluate {out}")
+    return 0
 
 
 @app.command
@@ -128,7 +131,7 @@ def evaluate(
 
     options = EvalOptions(split, batch_size, limit, size, seconds, shuffle_items)
     print_report(run_evaluation(run, data, options, accelerator), run)
-    print(f"{run}/report/report.json, and pictures or audio beside it")
+    print(f"{run}/report has these figures, and pictures or audio; next: hqvae doctor {run}")
     return 0
 
 
@@ -233,20 +236,13 @@ def presets(name: str | None = None) -> int:
         A preset; all of them in a table when not given.
     """
     from hqvae.console import print_table
-    from hqvae.presets import PRESETS, describe
+    from hqvae.presets import describe, overview
     from hqvae.presets import preset as preset_named
 
     if name is not None:
         print("\n".join(describe(preset_named(name))))
         return 0
-    rows = []
-    for title, config in PRESETS.items():
-        levels = []
-        for level in config.model.levels:
-            size = f"{level.layers} × {level.codebook_size}{' shared' * level.shared_codebook}"
-            levels.append(f"stride {level.stride}: {size}")
-        rows.append([title, config.model.quantizer.kind, " + ".join(levels)])
-    print_table("presets", ["preset", "quantizer", "levels (layers × codes)"], rows)
+    print_table("presets", ["preset", "quantizer", "levels (layers × codes)"], list(overview()))
     return 0
 
 

@@ -75,6 +75,20 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
+def overview() -> Iterator[list[str]]:
+    """(name, quantizer, levels) of every preset, in words.
+
+    >>> next(overview())
+    ['vqvae', 'deterministic', 'stride 4: 1 × 512']
+    """
+    for name, config in PRESETS.items():
+        levels = []
+        for level in config.model.levels:
+            size = f"{level.layers} × {level.codebook_size}{' shared' * level.shared_codebook}"
+            levels.append(f"stride {level.stride}: {size}")
+        yield [name, config.model.quantizer.kind, " + ".join(levels)]
+
+
 def describe(config: Config, width: int = 80) -> Iterator[str]:
     """Every setting as a line `key=value`, below a comment that says what it is.
 

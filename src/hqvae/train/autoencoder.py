@@ -58,10 +58,9 @@ class Autoencoder(Task[Losses]):
         self.slices = slices
         self.train_data = splits["train"]
         self.validation_data = splits["validation"]
-        self.total = config.train.total_steps(len(self.train_data))
-        self.order = ShuffledBatches(
-            len(self.train_data), config.train.batch_size, config.train.seed
-        )
+        items = len(self.train_data)
+        self.total = config.train.total_steps(items)
+        self.order = ShuffledBatches(items, config.train.batch_size, config.train.seed)
         self.quantize_from = config.phases.quantize_from(self.total)
         self.nearest_from = config.phases.nearest_from(self.total)
         torch.manual_seed(config.train.seed)
