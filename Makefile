@@ -21,7 +21,7 @@ demo: $(DEMO_READY)
 	rm -rf $(DEMO)
 	$(BIN)/hqvae train hqvae --data photos --out $(DEMO) $$(cat experiments/demo.txt)
 	$(BIN)/hqvae evaluate $(DEMO)
-	@echo "Look at $(DEMO)/report/reconstructions.png, and ask: $(BIN)/hqvae doctor $(DEMO)"
+	@echo "Look at $(DEMO)/report/whole-picture.png"
 
 test: $(TEST_READY)
 	$(BIN)/ruff check .

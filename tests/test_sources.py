@@ -468,6 +468,22 @@ def test_photos_of_one_split_are_in_no_other():
     )
 
 
+def test_a_crop_knows_the_photograph_that_it_is_from():
+    pytest.importorskip("skimage")
+    test = open_data(ImageConfig(size=128), 3, ("test",))[1]["test"]
+    for i in (0, len(test) - 1):
+        title = test.keys[i].split("/")[0]
+        assert test.whole(i).shape == {"astronaut": (3, 512, 512), "chelsea": (3, 300, 451)}[title]
+
+
+def test_pictures_of_a_folder_are_whole_themselves(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (40 + i, 30), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    test = open_data(ImageConfig(source=str(tmp_path), size=16), 3, ("test",))[1]["test"]
+    name, whole = test.read(0)
+    assert torch.equal(test.whole(0), whole) and whole.shape[1:] == (30, 40 + int(name[0]))
+
+
 def test_the_largest_size_of_photos_is_the_one_that_the_message_says():
     pytest.importorskip("skimage")
     with pytest.raises(InputError, match=r"data\.size=2000") as refused:

@@ -9,21 +9,13 @@ from typing import Any
 import torch
 
 from hqvae.console import print_table, scan_bars
-from hqvae.data import (
-    SPLITS,
-    AudioConfig,
-    Dataset,
-    ImageConfig,
-    examples_for_figure,
-    open_data,
-    sequential_batches,
-)
+from hqvae.data import SPLITS, AudioConfig, ImageConfig, open_data, sequential_batches
 from hqvae.doctor import Finding, findings
 from hqvae.errors import InputError, NonFiniteError, nearest_name
-from hqvae.figures import image_grid
 from hqvae.measure import LayerMeasures, Measures, measure
 from hqvae.model import HQVAE
 from hqvae.overrides import to_dict
+from hqvae.pictures import save_reconstructions, save_whole_picture
 from hqvae.ranks import pick_device
 from hqvae.run import Run
 from hqvae.versions import versions
@@ -147,6 +139,7 @@ def evaluate(
     opened.write_json("report/report.json", report.entry())
     opened.write_lines("report/left-out.jsonl", splits.left_out())
     save_reconstructions(opened, model, data, device)
+    save_whole_picture(opened, model, data, device)
     return report
 
 
@@ -178,27 +171,6 @@ def warn_of_change(run: Run, split: str, fingerprints: Mapping[str, str]) -> Non
             run.fingerprints[split],
             fingerprints.get(split),
         )
-
-
-@torch.no_grad()
-def save_reconstructions(run: Run, model: HQVAE, data: Dataset, device: torch.device) -> None:
-    """Originals and reconstructions from the first 1, 2 … L layers: a picture, and audio files."""
-    count = data.modality.figure_columns
-    x = data.signal(examples_for_figure(data, count), device)
-    codes = model.encode(x)
-    rows = [("original", x)]
-    for layers in range(1, len(codes) + 1):
-        label = f"{layers} layer{'s' * (layers > 1)}"
-        rows.append((label, model.decode(codes, layers, size=x.shape[2:])))
-    pictures = [(label, data.picture(signals)) for label, signals in rows]
-    figure = image_grid(pictures, spectra=data.modality.spectra)
-    run.save_figure("reconstructions.png", figure)
-    if data.sample_rate is None:
-        return
-    for label, signals in rows:
-        for number, waveform in enumerate(data.waveform(signals.cpu())):
-            name = f"{number}-{label.replace(' ', '-')}.wav"
-            run.save_audio(name, waveform[0].numpy(), data.sample_rate)
 
 
 # ------------------------------------------------------------------------------- tables

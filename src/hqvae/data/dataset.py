@@ -126,6 +126,13 @@ class Dataset(ABC):
         raw = torch.from_numpy(self.read_raw(i))
         return self.keys[i], self.signal(raw[None])[0]
 
+    def whole(self, i: int) -> Float[Tensor, "C *S"] | None:
+        """The whole that the i-th item was cut from; None for signals that are no pictures.
+
+        Raises BrokenItem where it cannot be decoded.
+        """
+        return None
+
     def load(self, i: int) -> tuple[str, Float[Tensor, "C *S"]]:
         """(name, signal in [−1, 1]) of the i-th example, as evaluation sees it.
 

@@ -185,6 +185,11 @@ class ImageDataset(Dataset):
     def read_raw(self, i: int) -> UInt8[np.ndarray, "C H W"]:
         return self._attempt(i, lambda: to_array(self._decode(i)))
 
+    def whole(self, i: int) -> Float[Tensor, "C H W"]:
+        opened = (self.index.open_whole or self.index.open)(i)
+        raw = self._attempt(i, lambda: to_array(self._in_mode(opened)))
+        return self.signal(torch.from_numpy(raw)[None])[0]
+
     def load_raw(
         self, i: int, augment_noise: Float[np.ndarray, "2"] | None = None
     ) -> UInt8[np.ndarray, "C H W"]:
@@ -207,7 +212,10 @@ class ImageDataset(Dataset):
         return shrunk if self._random_crop else np.ascontiguousarray(self._crop(shrunk, None))
 
     def _decode(self, i: int) -> Image.Image:
-        return to_mode(self.index.open(i), "RGB" if self.channels == 3 else "L", self.config.bits)
+        return self._in_mode(self.index.open(i))
+
+    def _in_mode(self, image: Image.Image) -> Image.Image:
+        return to_mode(image, "RGB" if self.channels == 3 else "L", self.config.bits)
 
     def _crop(self, image: np.ndarray, crop_noise: float | None) -> np.ndarray:
         """A square of the longer side: its middle, rounded down, or where the noise says."""

@@ -47,13 +47,17 @@ class FileIndex:
     """Paths below the source's folder, or rows of a table: stable, each of one item."""
     open: Callable[[int], Any]
     """Opens the i-th item as its modality does. May raise anything where it is broken."""
+    open_whole: Callable[[int], Any] | None = None
+    """Opens what the i-th item was cut from; None where items are whole."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def subset(self, indices: Sequence[int]) -> "FileIndex":
         names = [self.names[i] for i in indices]
-        return FileIndex(names, partial(_open_chosen, self.open, list(indices)))
+        chosen = list(indices)
+        whole = self.open_whole and partial(_open_chosen, self.open_whole, chosen)
+        return FileIndex(names, partial(_open_chosen, self.open, chosen), whole)
 
 
 def _open_chosen(open_item: Callable[[int], Any], chosen: list[int], i: int) -> Any:

@@ -1,5 +1,6 @@
-"""The built-in photographs: those in scikit-image's wheel, cut into square crops."""
+"""The built-in photographs: those in the wheels of scikit-image and Matplotlib, as crops."""
 
+from matplotlib.cbook import get_sample_data
 from PIL import Image
 
 from hqvae.errors import InputError
@@ -12,17 +13,18 @@ PHOTOS = {
         "immunohistochemistry",
         "retina",
         "hubble_deep_field",
-        "rocket",
         "brick",
         "grass",
         "gravel",
         "camera",
+        "grace_hopper",
     ),
-    "validation": ("coffee",),
+    "validation": ("rocket", "coffee"),
     "test": ("astronaut", "chelsea"),
 }
 """Each stands whole in one split, so that a test crop never shows a trained photograph."""
 
+_OF_MATPLOTLIB = {"grace_hopper": "grace_hopper.jpg"}
 _TRAIN_SCALES = (1, 2)
 
 
@@ -34,17 +36,19 @@ def index_photos(size: int) -> dict[str, FileIndex]:
         step = max(1, size // 2) if training else size
         names: list[str] = []
         crops: list[Image.Image] = []
+        photos: list[Image.Image] = []
         for title in titles:
             photo = _load(title)
             for scale in _TRAIN_SCALES if training else (1,):
                 for left, top, crop in _crops(photo, scale, size, step):
                     names.append(f"{title}/{scale} at {left},{top}")
                     crops.append(crop)
+                    photos.append(photo)
         if not crops:
             raise InputError(
-                f"data.size={size} is larger than the built-in photographs; at most 400"
+                f"data.size={size} is larger than the built-in photographs; at most 427"
             )
-        indexes[split] = FileIndex(names, crops.__getitem__)
+        indexes[split] = FileIndex(names, crops.__getitem__, photos.__getitem__)
     return indexes
 
 
@@ -56,6 +60,9 @@ def _load(title: str) -> Image.Image:
             "data 'photos' needs scikit-image, which carries the photographs: "
             "pip install 'hqvae[demo]'"
         ) from error
+    if title in _OF_MATPLOTLIB:
+        file = get_sample_data(_OF_MATPLOTLIB[title], asfileobj=False)
+        return Image.open(str(file)).convert("RGB")
     pixels = getattr(skimage.data, title)()
     # A stereo pair comes as (left, right, disparity).
     return Image.fromarray(pixels[0] if isinstance(pixels, tuple) else pixels).convert("RGB")
