@@ -239,7 +239,8 @@ def test_a_run_has_its_files_and_can_be_measured(call, places):
     assert "4 images, test split" in out and "level 0 layer 0" in out
     expected = {"config.json", "log.jsonl", "model.safetensors", "checkpoints", "report"}
     assert set(os.listdir(places["run"])) == expected
-    assert {"report.json", "reconstructions.png"} <= set(os.listdir(f"{places['run']}/report"))
+    written = {"report.json", "reconstructions.png", "whole-picture.png"}
+    assert written <= set(os.listdir(f"{places['run']}/report"))
     code, out, errors = call(["doctor", "{run}", "--split", "validation"])
     assert (code, errors) == (0, [])
     assert out.startswith("4 images at ")
