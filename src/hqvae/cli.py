@@ -4,7 +4,6 @@ The library's messages speak of values (`out='runs/a'`); here they become flags 
 """
 
 import errno
-import io
 import logging
 import re
 import sys
@@ -269,8 +268,6 @@ def _with_flags(sentence: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that are not UTF-8 are printed, too
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return code or 0

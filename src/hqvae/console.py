@@ -3,6 +3,7 @@
 On a terminal everything fits its width. Piped output is plain, one line each, and untruncated.
 """
 
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -139,10 +140,16 @@ def scan_bars(quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
+def _standard_output(piped_width: int) -> Console:
+    """Of the terminal's width, or of this one. Names that are not UTF-8 are escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console(width=None if sys.stdout.isatty() else piped_width)
+
+
 def print_paragraph(text: str) -> None:
     """A paragraph on standard output, wrapped between words."""
-    width = None if sys.stdout.isatty() else _PIPED_WIDTH
-    Console(width=width).print(text, highlight=False, markup=False)
+    _standard_output(_PIPED_WIDTH).print(text, highlight=False, markup=False)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -150,7 +157,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
     Where a terminal is too narrow, vertical lines go first; then heads, names and `± error` fold.
     """
-    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    console = _standard_output(10_000)
     # A table's own title would wrap at the table's width.
     console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
     console.print(_table(columns, rows, console.width))
