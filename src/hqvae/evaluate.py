@@ -15,7 +15,7 @@ from hqvae.errors import InputError, NonFiniteError, nearest_name
 from hqvae.measure import LayerMeasures, Measures, measure
 from hqvae.model import HQVAE
 from hqvae.overrides import to_dict
-from hqvae.pictures import save_reconstructions, save_whole_picture
+from hqvae.pictures import save_pictures
 from hqvae.ranks import pick_device
 from hqvae.run import Run
 from hqvae.versions import versions
@@ -138,8 +138,7 @@ def evaluate(
     report = Report(measures, findings(measures, opened.config), protocol)
     opened.write_json("report/report.json", report.entry())
     opened.write_lines("report/left-out.jsonl", splits.left_out())
-    save_reconstructions(opened, model, data, device)
-    save_whole_picture(opened, model, data, device)
+    save_pictures(opened, model, data, device)
     return report
 
 

@@ -13,6 +13,12 @@ from hqvae.run import Run
 _LARGEST_SIDE = 640  # of a picture at its own size; of larger ones the middle is shown
 
 
+def save_pictures(run: Run, model: HQVAE, data: Dataset, device: torch.device) -> None:
+    """All of them, in the run's report."""
+    save_reconstructions(run, model, data, device)
+    save_whole_picture(run, model, data, device)
+
+
 @torch.no_grad()
 def save_reconstructions(run: Run, model: HQVAE, data: Dataset, device: torch.device) -> None:
     """Originals and reconstructions from the first 1, 2 … L layers: a picture, and audio files."""
