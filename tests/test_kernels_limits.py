@@ -154,4 +154,5 @@ def test_operators_keep_torchs_rules(backend):
     torch.library.opcheck(operators.nearest, (z, codebook))
     torch.library.opcheck(operators.assign, (z, codebook, log_s2))
     torch.library.opcheck(operators.sample, (z, codebook, log_s2, seed, 0))
-    torch.library.opcheck(operators.beam_search, (z, [codebook, codebook], 2))
+    centres = [codebook.mean(0), codebook.mean(0)]
+    torch.library.opcheck(operators.beam_search, (z, [codebook, codebook], centres, 2))

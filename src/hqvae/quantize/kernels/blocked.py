@@ -28,6 +28,7 @@ from .threads import parallel_for, split_rows
 
 BLOCK_ELEMENTS = 1 << 18  # rows x codes of one block
 MIN_ROWS = 64  # of a block: fewer make the products slow, at K = 65 536 too
+_MIN_PRODUCT_ROWS = 4  # libraries round products of fewer rows in ways of their own
 
 
 @cache
@@ -54,11 +55,19 @@ def _onednn_linear() -> Any:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x weightᵀ + bias; x and weight may be transposed views."""
+    """x weightᵀ + bias; x and weight may be transposed views.
+
+    A row's product does not depend on the rows beside it, and the bias is added when the product is
+    rounded: the backward pass computes the scores again, with other rows, to the same bits.
+    """
+    if 0 < len(x) < _MIN_PRODUCT_ROWS:
+        padding = x.new_zeros(_MIN_PRODUCT_ROWS - len(x), x.shape[1])
+        return _linear(torch.cat([x, padding]), weight, bias)[: len(x)]
     onednn = _onednn_linear() if x.dtype == torch.float32 and x.device.type == "cpu" else None
     if onednn is not None and x.numel() and weight.numel():
         return onednn(x, weight, bias, "none", [], "")
-    return torch.mm(x, weight.T) if bias is None else torch.addmm(bias, x, weight.T)
+    product = torch.mm(x, weight.T)
+    return product if bias is None else product.add_(bias)
 
 
 def _bias(codebook: Tensor) -> Tensor:
@@ -101,16 +110,21 @@ def nearest(z: Tensor, codebook: Tensor) -> Tensor:
     return codes
 
 
-def beam_search(z: Tensor, codebooks: Sequence[Tensor], beam_size: int) -> Tensor:
-    """Beam search for argmin ‖z − Σ_l b^l‖², int64 [N, L]; keeps `beam_size` partial sums."""
+def beam_search(
+    z: Tensor, codebooks: Sequence[Tensor], centres: Sequence[Tensor], beam_size: int
+) -> Tensor:
+    """Beam search for argmin ‖z − Σ_l b^l‖², int64 [N, L]; keeps `beam_size` partial sums.
+
+    Each codebook comes less its centre, and z is moved by the centres on the way.
+    """
     codes = _empty_codes(z, len(codebooks))
     parts = _parts(z)
-    biases = [_bias(codebook) for codebook in codebooks]
+    layers = [(codebook, _bias(codebook), c) for codebook, c in zip(codebooks, centres)]
     widest = beam_size * max(len(codebook) for codebook in codebooks)
 
     def over_part(part: int) -> None:
         for rows in _blocks(parts[part], widest):
-            codes[rows] = _beam_search_block(z[rows], codebooks, biases, beam_size)
+            codes[rows] = _beam_search_block(z[rows], layers, beam_size)
 
     if len(z):
         parallel_for(over_part, len(parts))
@@ -118,16 +132,18 @@ def beam_search(z: Tensor, codebooks: Sequence[Tensor], beam_size: int) -> Tenso
 
 
 def _beam_search_block(
-    z: Tensor, codebooks: Sequence[Tensor], biases: Sequence[Tensor], beam_size: int
+    z: Tensor, layers: Sequence[tuple[Tensor, Tensor, Tensor]], beam_size: int
 ) -> Tensor:
-    # ‖r − b‖² = ‖r‖² − 2 score: a sum's distance to z is ‖z‖² less twice the sum of its scores.
+    # With r less the codebook's centre, −‖r − b‖²/2 = score − ‖r‖²/2; of ‖r‖²/2 only what the
+    # sums differ by is subtracted, which is nothing where there is one.
     residual = z.unsqueeze(1)  # [n, beam, D]
-    total_score = z.new_zeros(len(z), 1)  # [n, beam]
     codes = _empty_codes(z, 1, 0)  # [n, beam, layers so far]
-    for codebook, bias in zip(codebooks, biases):
-        scores = _linear(residual.flatten(0, 1), codebook, bias)
-        scores = scores.view(len(z), -1, len(codebook)).add_(total_score.unsqueeze(2)).flatten(1)
-        total_score, best = scores.topk(min(beam_size, scores.shape[1]), 1)
+    for codebook, bias, centre in layers:
+        residual = residual - centre
+        half_square = residual.square().sum(2, keepdim=True) / 2
+        scores = _linear(residual.flatten(0, 1), codebook, bias).view(len(z), -1, len(codebook))
+        scores = scores.sub_(half_square - half_square.amin(1, keepdim=True)).flatten(1)
+        best = scores.topk(min(beam_size, scores.shape[1]), 1).indices
         parent = (best // len(codebook)).unsqueeze(2)
         code = best % len(codebook)
         parent_codes = codes.gather(1, parent.expand(-1, -1, codes.shape[2]))

@@ -1,4 +1,8 @@
-"""Stochastic quantization and nearest codes as functions of rows: shapes, dtypes and checks."""
+"""Stochastic quantization and nearest codes as functions of rows: shapes, dtypes, checks, centring.
+
+Rows and codes go to the operators less the codebook's mean. That changes no distance. But distances
+come from products, and products of vectors far from zero would round the distances away.
+"""
 
 from collections.abc import Sequence
 
@@ -19,7 +23,7 @@ def nearest(z: Tensor, codebook: Tensor) -> Tensor:
     Raises ValueError for z and codebook of different D, NonFiniteError on a CPU for values that are
     not finite.
     """
-    z, codebook = _promote(z.detach(), codebook.detach())
+    z, codebook, _ = _centre(*_promote(z.detach(), codebook.detach()))
     return operators.nearest(z, codebook)
 
 
@@ -37,7 +41,9 @@ def beam_search(z: Tensor, codebooks: Sequence[Tensor], beam_size: int) -> Tenso
         raise ValueError(f"beam_size={beam_size}: expected at least 1")
     promoted = [_promote(z.detach(), codebook.detach()) for codebook in codebooks]
     z = promoted[0][0]
-    return operators.beam_search(z, [codebook.to(z) for _, codebook in promoted], beam_size)
+    centres = [_mean(codebook.to(z)) for _, codebook in promoted]
+    centred = [codebook.to(z) - centre for (_, codebook), centre in zip(promoted, centres)]
+    return operators.beam_search(z, centred, centres, beam_size)
 
 
 def assign(z: Tensor, codebook: Tensor, log_s2: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +53,7 @@ def assign(z: Tensor, codebook: Tensor, log_s2: Tensor) -> tuple[Tensor, Tensor]
 
     Raises as `nearest` does.
     """
-    z, codebook = _promote(z.detach(), codebook.detach())
+    z, codebook, _ = _centre(*_promote(z.detach(), codebook.detach()))
     return operators.assign(z, codebook, _clamp(log_s2.detach(), z))
 
 
@@ -61,7 +67,7 @@ def sample(
     `first_row` is the number of rows of the global batch that come before these. Raises as
     `nearest` does.
     """
-    z, codebook = _promote(z.detach(), codebook.detach())
+    z, codebook, _ = _centre(*_promote(z.detach(), codebook.detach()))
     log_s2 = _clamp(log_s2.detach(), z)
     return operators.sample(z, codebook, log_s2, torch.as_tensor(seed), first_row)
 
@@ -94,14 +100,14 @@ def quantize(
     >>> out.shape, entropy.shape, codes.shape
     (torch.Size([10, 4]), torch.Size([10]), torch.Size([10]))
     """
-    z, codebook = _promote(z, codebook)
+    z, codebook, centre = _centre(*_promote(z, codebook))
     temperature = torch.as_tensor(temperature, dtype=torch.float64)
     log_s2 = _clamp(log_s2, z)
     seed = torch.as_tensor(seed)
     out, codes, _, entropy, *_ = operators.quantize(
         z, codebook, log_s2, temperature, seed, first_row
     )
-    return out, entropy, codes
+    return out + centre, entropy, codes
 
 
 def _promote(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +119,17 @@ def _promote(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         )
     dtype = torch.float64 if torch.float64 in (z.dtype, codebook.dtype) else torch.float32
     return z.to(dtype), codebook.to(dtype)
+
+
+def _mean(codebook: Tensor) -> Tensor:
+    """[D], a constant for gradients; zero where it is not finite, so that checks name the codes."""
+    return codebook.detach().mean(0).nan_to_num(0.0, 0.0, 0.0)
+
+
+def _centre(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(z less the codebook's mean, the codebook less it, the mean)."""
+    centre = _mean(codebook)
+    return z - centre, codebook - centre, centre
 
 
 def _clamp(log_s2: Tensor, like: Tensor) -> Tensor:

@@ -234,10 +234,12 @@ def backward(scores, grad_scores, bias, scale, hashes, stats, grads):
         log_norm_y = stats.log_norm_y[i]
         delta = grads.delta[i]
         grad_entropy = grads.entropy[i]
+        for k in range(len(row)):
+            row[k] += bias[k]  # in a loop of its own: here it is rounded as in the forward pass
         moment = _f32(0.0)
         for k in range(len(row)):
-            x = max((row[k] + bias[k] - max_score) * precision, _MIN_LOGIT)
-            x = min(x, _f32(0.0))  # max_score was rounded otherwise
+            x = max((row[k] - max_score) * precision, _MIN_LOGIT)
+            x = min(x, _f32(0.0))  # where a product was rounded otherwise after all
             log_p = x - log_norm_p
             w = (x - _log_exponential(row_hash, code_hashes[k])) * inv_temperature
             y = _exp(w - log_norm_y)

@@ -15,7 +15,10 @@ from ..noise import code_hashes, log_exponential, row_hashes
 
 
 def distances(z: Tensor, codebook: Tensor) -> Tensor:
-    """‖z − b_k‖² [N, K]."""
+    """‖z − b_k‖² [N, K]; with both less the codebook's mean, little of them is rounded away."""
+    centre = codebook.detach().mean(0)
+    z = z - centre
+    codebook = codebook - centre
     z_norm = z.square().sum(1, keepdim=True)
     return z_norm - 2 * z @ codebook.T + codebook.square().sum(1)
 
@@ -61,4 +64,6 @@ def quantize(
     square = distances(z, codebook)
     log_p = torch.log_softmax(-square / (2 * log_s2.exp()), 1)
     y = torch.softmax((log_p + gumbel(z, codebook, seed, first_row)) / temperature, 1)
-    return y @ codebook, -(log_p.exp() * log_p).sum(1), square.argmin(1)
+    centre = codebook.detach().mean(0)  # Σ y = 1
+    out = y @ (codebook - centre) + centre
+    return out, -(log_p.exp() * log_p).sum(1), square.argmin(1)
