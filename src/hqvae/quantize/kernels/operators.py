@@ -170,8 +170,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad_out, grad_codes, grad_max_score, grad_entropy, *_):
-    inputs = list(ctx.saved_tensors[: ctx.inputs])
-    output = list(ctx.saved_tensors[ctx.inputs :])
+    saved = list(ctx.saved_tensors)  # read once: checkpoints give each saved tensor back once
+    inputs = saved[: ctx.inputs]
+    output = saved[ctx.inputs :]
     grads = quantize_backward(grad_out, grad_entropy, inputs, ctx.first_row, output)
     return *grads, None, None, None  # temperature, seed and first_row have none
 
