@@ -12,6 +12,7 @@ import torch
 from processes import Command
 
 from hqvae.cli import main
+from hqvae.data import AudioConfig, ShuffledBatches, WaveConfig, open_data, starting_signals
 from hqvae.overrides import override
 from hqvae.presets import PRESETS, preset
 from hqvae.run import Run
@@ -155,6 +156,73 @@ def test_spectra_that_cannot_be_are_refused(case, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", *words, "--data", data, "--out", str(run)]) == 2
     assert message in capsys.readouterr().err and not run.exists()
+
+
+# ----------------------------------------------------------------------------------- silence
+
+
+def write_silence(folder, sound=0.0, seconds=12.0):
+    """Two files for each split with so many seconds of noise in their middle."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "validation", "test"):
+        (folder / split).mkdir()
+        for number in range(2):
+            samples = np.zeros(round(seconds * RATE))
+            middle = len(samples) // 2
+            loud = slice(middle, middle + round(sound * RATE))
+            samples[loud] = 0.1 * generator.standard_normal(len(samples[loud]))
+            soundfile.write(folder / split / f"{number}.wav", samples, RATE)
+    return folder
+
+
+def opened_waves(folder, **config):
+    wave = {"rate": RATE, "seconds": 0.3, "frontend": WaveConfig(), **config}
+    return open_data(AudioConfig(source=str(folder), **wave), 1, ("train",), 1)[1]["train"]
+
+
+@pytest.mark.parametrize("name", AUDIO)
+def test_every_preset_starts_on_recordings_with_long_silences(name, tmp_path):
+    """Also with a seed whose first batch is silent."""
+    write_silence(tmp_path, sound=0.5)
+    dataset = opened_waves(tmp_path)
+    orders = [ShuffledBatches(len(dataset), 2, seed) for seed in range(8)]
+    silent = [o for o in orders if not dataset.training_batch(*o.at(0)).any()]
+    settings = ("train.batch_size=2", "train.steps=3", "train.validation_items=2")
+    words, run = train(name, tmp_path, *settings, f"train.seed={silent[0].seed}")
+    assert main(words) == 0 and (run / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["rsqvae-audio", "rsqvae-mel"])
+def test_data_that_are_silent_throughout_are_refused_in_a_sentence(name, tmp_path, capsys):
+    run = tmp_path / "run"
+    data = str(write_silence(tmp_path, seconds=1.0))
+    words = ["train", name, "--data", data, "--out", str(run), "data.seconds=0.3"]
+    assert main([*words, "--accelerator", "cpu"]) == 2
+    shown = capsys.readouterr().err
+    assert "every segment of the training split is silent or constant throughout" in shown
+    assert shown.count("\n") == 1 and not run.exists()
+
+
+def test_a_model_starts_on_the_first_batches_where_these_are_heard(tmp_path):
+    write_splits(tmp_path, train=6.0)
+    dataset = opened_waves(tmp_path)
+    order = ShuffledBatches(len(dataset), 4, 0)
+    expected = torch.cat([dataset.training_batch(*order.at(step)) for step in (3, 4)])
+    found = starting_signals(dataset, order, 3, 2)
+    assert torch.equal(found, dataset.signal(expected))
+
+
+def test_silent_and_faint_examples_give_their_places_to_others(tmp_path):
+    """Faint ones stand behind the others of an epoch, and silent ones nowhere."""
+    write_silence(tmp_path, sound=0.5)
+    faint = 1e-4 * np.random.default_rng(1).standard_normal(12 * RATE)
+    soundfile.write(tmp_path / "train" / "faint.wav", faint, RATE, subtype="FLOAT")
+    dataset = opened_waves(tmp_path)
+    order = ShuffledBatches(len(dataset), 40, 0)
+    spreads = starting_signals(dataset, order, 0).flatten(1).std(1)
+    heard = int((spreads > 1e-2).sum())
+    assert len(spreads) == 40 and 1 <= heard < 10 and (spreads > 0).all()
+    assert (spreads[:heard] > 1e-2).all() and (spreads[heard:] < 2e-4).all()
 
 
 # ---------------------------------------------------------------------------------- compared

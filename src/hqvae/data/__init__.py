@@ -12,7 +12,13 @@ from typing import Any, TypeVar
 from hqvae.errors import InputError
 
 from .audio import AUDIO, AudioConfig, AudioDataset
-from .batches import ShuffledBatches, examples_for_figure, sequential_batches, training_batches
+from .batches import (
+    ShuffledBatches,
+    examples_for_figure,
+    sequential_batches,
+    starting_signals,
+    training_batches,
+)
 from .dataset import BrokenItem, Dataset, Progress, to_signal
 from .frontend import Frontend, LogMel, MelConfig, WaveConfig, Waveform
 from .images import IMAGE, PIXEL_UNIT, ImageConfig, ImageDataset
@@ -46,6 +52,7 @@ __all__ = [
     "open_data",
     "open_source",
     "sequential_batches",
+    "starting_signals",
     "to_signal",
     "training_batches",
 ]

@@ -18,7 +18,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from hqvae.config import Config
-from hqvae.data import ShuffledBatches, Splits, sequential_batches, training_batches
+from hqvae.data import (
+    ShuffledBatches,
+    Splits,
+    sequential_batches,
+    starting_signals,
+    training_batches,
+)
 from hqvae.doctor import findings
 from hqvae.errors import DegenerateFeatures, InputError
 from hqvae.likelihood import running_variance
@@ -77,7 +83,7 @@ class Autoencoder(Task[Losses]):
 
     def _init_scale(self) -> None:
         try:
-            self.model.init_scale(self._global_batches(1, 0, "cpu"))
+            self.model.init_scale(starting_signals(self.train_data, self.order, step=0))
         except DegenerateFeatures as error:
             noun = self.train_data.modality.noun
             wish = f"expected {noun}s that differ from each other and within"
@@ -172,7 +178,7 @@ class Autoencoder(Task[Losses]):
         fit = _MAX_SAMPLES // (size * math.prod(self.train_data.shape))
         count = min(wanted / size, _MAX_BATCHES, len(self.train_data) / size, fit)
         count = max(1, math.ceil(count))
-        x = self._global_batches(count, step, self.fabric.device)
+        x = starting_signals(self.train_data, self.order, step, count, self.fabric.device)
         part = self.slices[0].stop - self.slices[0].start  # what training encodes at once fits
         verb(x, Noise.of(self.config.train.seed).fold(Stream.INIT), part, count)
         for level in self.model.levels:
@@ -186,11 +192,6 @@ class Autoencoder(Task[Losses]):
         self.model.use_nearest()
         if isinstance(average, HQVAE):
             average.use_nearest()
-
-    def _global_batches(self, count: int, step: int, device: torch.device | str) -> Tensor:
-        """The signals of `count` steps' global batches."""
-        raw = [self.train_data.training_batch(*self.order.at(step + i)) for i in range(count)]
-        return torch.cat([self.train_data.signal(batch, device) for batch in raw])
 
     def _positions(self) -> list[int]:
         """|S_r| of every level."""
