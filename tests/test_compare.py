@@ -23,6 +23,7 @@ from hqvae.compare.jobs import HQVAE_COMMAND, ComparisonDir
 from hqvae.compare.summary import Estimate, format_difference, format_estimate, summarise, verdicts
 from hqvae.errors import InputError
 from hqvae.files import lock
+from hqvae.overrides import to_dict
 
 SETTINGS = {
     "train.steps": 4,
@@ -170,7 +171,7 @@ def test_what_is_no_comparison_is_refused_before_anything_is_written(case, data,
                 torch.cuda.is_available(), reason="this machine has what is asked for"
             ),
         ),
-        (["{spec}", "--devices", "0"], "--devices 0: expected at least 1"),
+        (["{spec}", "--devices", "0"], "--devices 0: expected 1 to "),
         (
             ["{spec}", "model.levels.0.stride=16"],
             "model.levels.0.stride=16 is larger than the images; expected at most 8",
@@ -183,6 +184,32 @@ def test_bad_arguments_are_refused(arguments, words, data, tmp_path, capsys):
     out = ["--data", data, "--out", str(tmp_path / "out")]
     assert main(["compare", *words_given, *out]) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "5", "{}", "[" * 99999, '{"config": CONFIG, "measures": 3}'],
+    ids=range(7),
+)
+def test_torn_figures_of_a_run_are_one_sentence(text, tmp_path, data):
+    spec = read_spec(written(tmp_path))
+    run = run_specs(spec, data)[0]
+    text = text.replace("CONFIG", json.dumps(to_dict(run.config)))
+    path = tmp_path / "out" / "results" / f"{run.name}.test.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(InputError, match="holds no figures of a run; delete it") as error:
+        ComparisonDir(tmp_path / "out").result(run, "test")
+    assert "\n" not in str(error.value)
+
+
+def test_a_comparison_without_a_name_is_refused(tmp_path, data, capsys, monkeypatch):
+    spec = written(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert compare(spec, data, "") == 2
+    assert "--out '' names no folder" in capsys.readouterr().err
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_files_that_are_no_spec_are_refused(tmp_path):

@@ -276,15 +276,18 @@ def test_a_worker_does_not_hold_its_parents_lock(tmp_path):
     """A killed training can be resumed at once, however long its workers take to notice."""
     run = Run.create(tmp_path / "run", preset("sqvae"))
     context = multiprocessing.get_context("fork")
-    ended = context.Event()
+    begun = context.Event()
+    worker = context.Process(target=lambda: (begun.set(), time.sleep(300)), daemon=True)
     with run.locked():
-        worker = context.Process(target=ended.wait)
         worker.start()
+        assert begun.wait(60)
     # The lock of this process has ended with its block; only a worker's copy could be left.
-    with run.locked():
-        assert worker.is_alive()
-    ended.set()
-    worker.join()
+    try:
+        with run.locked():
+            assert worker.is_alive()
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(image_file, tmp_path):

@@ -67,6 +67,13 @@ def test_a_runs_folder_is_not_used_again(run):
     assert (run.path / "config.json").read_bytes() == before
 
 
+def test_what_a_kill_left_before_the_config_is_no_hindrance(tmp_path):
+    (tmp_path / ".config.json.partial").write_text('{"mod')
+    with pytest.raises(InputError, match=r"has no config\.json; begin it without resume=True"):
+        Run.resume(tmp_path, TINY)
+    assert files(Run.create(tmp_path, TINY)) == ["config.json"]
+
+
 def test_a_folder_with_other_files_is_not_used(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="already holds files that are no run"):

@@ -3,11 +3,13 @@
 import json
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from data_files import solid, torn_png, write
+from lightning.fabric import Fabric
 from training import ROTATION, SETTINGS, level_settings, same, tiny, trained, weights
 
 from conftest import IMAGE_PRESETS
@@ -18,7 +20,7 @@ from hqvae.overrides import from_dict, override
 from hqvae.presets import preset
 from hqvae.run import Run
 from hqvae.train import rank_slices, train
-from hqvae.train.setup import check_data, record_left_out
+from hqvae.train.setup import check_data, make_fabric, record_left_out
 
 
 @pytest.mark.parametrize("name", IMAGE_PRESETS)
@@ -169,6 +171,44 @@ def test_devices_that_do_not_exist_are_refused(image_file, tmp_path):
     with pytest.raises(InputError, match="accelerator=abacus devices=1 nodes=1"):
         train(tiny("sqvae", image_file), str(tmp_path / "run"), accelerator="abacus")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devices": 99_999_999}, r"devices=99999999: expected 1 to \d+, the cores of"),
+        ({"devices": -1}, r"devices=-1: expected 1 to"),
+        ({"nodes": 0}, r"nodes=0: expected at least 1"),
+        ({"nodes": 2}, r"nodes=2: the machines have no place to meet; expected MASTER_ADDR"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused(options, message, image_file, tmp_path, monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match=message):
+        trained(tiny("sqvae", image_file), tmp_path, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_machine_says_whom_it_waits_for(monkeypatch, capsys):
+    monkeypatch.setenv("MASTER_ADDR", "first.machine")
+    monkeypatch.setattr(Fabric, "launch", lambda fabric: None)
+    make_fabric(preset("sqvae"), "cpu", 1, 2)
+    assert capsys.readouterr().err == "waiting for the processes of 2 machines\n"
+
+
+@pytest.mark.parametrize("out", ["data/run", "data/train/../run"])
+def test_a_run_inside_of_its_data_is_refused(out, broken_folder, tmp_path):
+    with pytest.raises(InputError, match=r"lies inside of data=.* a folder elsewhere"):
+        train(tiny("vqvae", broken_folder), str(tmp_path / out), accelerator="cpu")
+    beside = Path(broken_folder)
+    assert sorted(path.name for path in beside.iterdir()) == ["train", "validation"]
+
+
+def test_a_run_without_a_name_is_refused(image_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="out='' names no folder"):
+        train(tiny("vqvae", image_file), "", accelerator="cpu")
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------------------- processes

@@ -3,9 +3,9 @@
 import errno
 import json
 import os
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.util import register_after_fork
 from pathlib import Path
 from typing import IO, Any
 
@@ -75,8 +75,8 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 def lock(file: IO[Any], wait: bool = False) -> bool:
     """Take the lock of a file that is open for writing; False when another process holds it.
 
-    The lock is held until the file is closed or the process ends, however it ends: a fork does not
-    hold it too. With `wait`, wait for the other process.
+    The lock is held until the file is closed or the process ends, however it ends: a worker that
+    `multiprocessing` forks does not hold it too. With `wait`, wait for the other process.
 
     Raises InputError on a file system without locks.
     """
@@ -93,21 +93,13 @@ def lock(file: IO[Any], wait: bool = False) -> bool:
             f"{file.name} cannot be locked: {error.strerror}; "
             "choose a folder on a file system with locks"
         ) from error
-    _locked.add(file)
+    register_after_fork(file, _drop_lock)
     return True
 
 
-_locked: "weakref.WeakSet[IO[Any]]" = weakref.WeakSet()
-
-
-def _drop_locks() -> None:
-    """A worker that outlives its parent would hold the parent's locks: its files lead nowhere."""
-    for file in _locked:
-        if not file.closed:
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nowhere, file.fileno(), inheritable=False)
-            os.close(nowhere)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_drop_locks)
+def _drop_lock(file: IO[Any]) -> None:
+    """In a worker, which may outlive its parent and would hold its lock: the file leads nowhere."""
+    if not file.closed:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, file.fileno(), inheritable=False)
+        os.close(nowhere)

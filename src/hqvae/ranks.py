@@ -4,6 +4,7 @@ With one process, sums and copies are the identity. The process group is asked f
 never cached: a module built before the group exists must still be right after it.
 """
 
+import os
 from typing import TypeVar
 
 import torch
@@ -33,6 +34,15 @@ def pick_device(accelerator: str) -> torch.device:
             "expected auto or cpu"
         )
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check_devices(accelerator: str, devices: int) -> None:
+    """Raises InputError for more devices than there are, each of which would have a process."""
+    gpus = 0 if accelerator == "cpu" else torch.cuda.device_count()
+    present = gpus or os.cpu_count() or 1
+    if not 1 <= devices <= present:
+        noun = "GPUs" if gpus else "cores"
+        raise InputError(f"devices={devices}: expected 1 to {present}, the {noun} of this machine")
 
 
 def world_size() -> int:

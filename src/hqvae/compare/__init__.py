@@ -8,9 +8,11 @@ from pathlib import Path
 from hqvae.console import ProgressBar
 from hqvae.data import Dataset, open_data
 from hqvae.errors import InputError
-from hqvae.ranks import pick_device
+from hqvae.ranks import check_devices, pick_device
+from hqvae.run import check_apart
 
-from .jobs import ComparisonDir, JobPool, Resources
+from .folder import ComparisonDir
+from .jobs import JobPool, Resources
 from .report import ReportContext, print_tables, write_report
 from .spec import RunSpec, Spec, read_spec, run_specs
 
@@ -30,11 +32,14 @@ def compare(spec: Spec, data: str, out: str, resources: Resources = Resources())
     process is at it. Raises InputError for a spec, data or folder that cannot be used, before
     anything is written.
     """
-    for name, count in (("jobs", resources.jobs), ("devices", resources.devices)):
-        if count < 1:
-            raise InputError(f"{name}={count}: expected at least 1")
+    if resources.jobs < 1:
+        raise InputError(f"jobs={resources.jobs}: expected at least 1")
     # Each run picks its own device; this refuses one that is missing.
     pick_device(resources.accelerator)
+    check_devices(resources.accelerator, resources.devices)
+    if not out:
+        raise InputError("out='' names no folder; expected one, such as runs/first")
+    check_apart(out, data)
     if Path(out).is_file():
         raise InputError(f"out={out!r} is a file; expected a folder")
     runs = run_specs(spec, data)

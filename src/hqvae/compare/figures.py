@@ -124,7 +124,7 @@ def finished_runs(
 
 def _history(axes: Axes, run: Run, name: str, scale: np.ndarray | float = 1.0) -> None:
     """Every layer's log entries against the step, divided by `scale`."""
-    entries = run.entries("train")
+    entries = [entry for entry in run.entries("train") if name in entry]
     steps = [entry["step"] for entry in entries]
     values = np.array([entry[name] for entry in entries]) / scale
     for layer in range(values.shape[1]):

@@ -1,15 +1,11 @@
 """The runs of a comparison, each `hqvae train` and `hqvae evaluate` in processes of their own.
 
-    OUT/runs/NAME/                 an ordinary run
-    OUT/runs/NAME.log              what its commands printed
-    OUT/results/NAME.SPLIT.json    its figures; a run that has them is done
-
 A run is claimed by locking its log. So any number of `hqvae compare` on the same OUT, on one
 machine or several that share the folder, divide the runs among themselves. What is cut off goes on
 from its checkpoint.
 """
 
-import json
+import math
 import os
 import shlex
 import signal
@@ -30,11 +26,12 @@ import torch
 
 from hqvae.console import ProgressBar
 from hqvae.errors import InputError
-from hqvae.files import atomic_write, lock
-from hqvae.overrides import difference, from_dict, to_dict
+from hqvae.files import lock, read_json
+from hqvae.overrides import to_dict
 from hqvae.run import Run
 
-from .spec import RunSpec, run_name
+from .folder import ComparisonDir
+from .spec import RunSpec
 
 HQVAE_COMMAND = [sys.executable, "-m", "hqvae.cli"]
 _EVALUATION_BATCH = 64
@@ -68,57 +65,6 @@ class Resources:
         return variables
 
 
-class ComparisonDir:
-    """Where a comparison lies, and the only place that knows its layout."""
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-
-    def run(self, spec: RunSpec) -> Path:
-        """The run's folder."""
-        return self.path / "runs" / spec.name
-
-    def log(self, spec: RunSpec) -> Path:
-        """What the run's commands print."""
-        return self.path / "runs" / f"{spec.name}.log"
-
-    def result(self, spec: RunSpec, split: str) -> dict[str, Any] | None:
-        """A finished run's figures; None while there are none.
-
-        Raises InputError when they are another config's.
-        """
-        path = self._result(spec.name, split)
-        if not path.is_file():
-            return None
-        saved = json.loads(path.read_text())
-        try:
-            changed = difference(from_dict(saved["config"]), spec.config)
-        except InputError as error:  # of a version that had other settings
-            changed = str(error)
-        if changed:
-            raise InputError(
-                f"{path} is of another config: {changed}; "
-                "choose another folder, or delete what is to be run again"
-            )
-        return saved
-
-    def save_result(self, split: str, result: dict[str, Any]) -> None:
-        """Keep a finished run's figures, with which it counts as done."""
-        name = run_name(result["case"], result["system"], result["seed"])
-        with atomic_write(self._result(name, split)) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
-
-    def _result(self, name: str, split: str) -> Path:
-        return self.path / "results" / f"{name}.{split}.json"
-
-    @contextmanager
-    def reporting(self) -> Iterator[None]:
-        """Two processes that finish together write their reports one after the other."""
-        with (self.path / "report.lock").open("ab") as file:
-            lock(file, wait=True)
-            yield
-
-
 class JobPool:
     """The runs of a comparison that are not done yet, and the processes that work on them."""
 
@@ -132,7 +78,8 @@ class JobPool:
         self.stopping = threading.Event()
         self.children: set[Popen[bytes]] = set()
         self.slots: SimpleQueue[int] = SimpleQueue()
-        for slot in range(resources.jobs):
+        self.at_once = min(resources.jobs, max(1, len(specs)))
+        for slot in range(self.at_once):
             self.slots.put(slot)
 
     def work(self, progress: ProgressBar) -> list[str]:
@@ -143,7 +90,7 @@ class JobPool:
         left = [spec for spec in self.specs if self.folder.result(spec, self.split) is None]
         done = len(self.specs) - len(left)
         (self.folder.path / "runs").mkdir(parents=True, exist_ok=True)
-        with self._stoppable(), ThreadPoolExecutor(self.resources.jobs) as pool:
+        with self._stoppable(), ThreadPoolExecutor(self.at_once) as pool:
             futures = [pool.submit(self._train_and_evaluate, spec, progress) for spec in left]
             try:
                 for future in as_completed(futures):
@@ -285,13 +232,17 @@ def _words(options: dict[str, str]) -> list[str]:
 
 def read_result(spec: RunSpec, path: Path) -> dict[str, Any]:
     """An evaluated run's report, with its place in the comparison and its training speed."""
-    report = json.loads((path / "report" / "report.json").read_text())
-    speeds = [entry["items_per_second"] for entry in Run.open(path).entries("train")]
+    try:
+        report = read_json(path / "report" / "report.json")
+    except ValueError as error:
+        raise InputError(f"{spec.title}: {error}") from error
+    entries = Run.open(path).entries("train")
+    speeds = [entry["items_per_second"] for entry in entries if "items_per_second" in entry]
     return {
         "case": spec.case,
         "system": spec.system,
         "seed": spec.seed,
         "config": to_dict(spec.config),
         **report,
-        "items_per_second": median(speeds[1:] or speeds),
+        "items_per_second": median(speeds[1:] or speeds or [math.nan]),
     }

@@ -24,7 +24,8 @@ from .figures import (
     reconstructions,
     usage_history,
 )
-from .jobs import HQVAE_COMMAND, ComparisonDir, Resources, train_command
+from .folder import ComparisonDir
+from .jobs import HQVAE_COMMAND, Resources, train_command
 from .spec import RunSpec, Spec, slug
 from .summary import Row, format_difference, format_estimate, summarise, verdicts
 

@@ -1,18 +1,21 @@
 """`train`: data, run and task put together, then the loop."""
 
 import logging
+import os
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 
 from hqvae.config import Config, TrainConfig, check_together
 from hqvae.console import scan_bars
 from hqvae.data import Splits, open_data
 from hqvae.errors import InputError, summary_of
-from hqvae.ranks import gather, rank
-from hqvae.run import Run
+from hqvae.ranks import check_devices, gather, rank
+from hqvae.run import Run, check_apart
 
 from .autoencoder import Autoencoder
 from .loop import loop
@@ -51,6 +54,7 @@ def train(
     slices = rank_slices(config.train, fabric.global_rank, fabric.world_size)
     if not resume:
         Run.check_unused(out)
+        check_apart(out, config.data.source)
     model = config.model
     wanted = ("train", "validation")
     with scan_bars(quiet=fabric.global_rank > 0) as progress:
@@ -75,6 +79,9 @@ def make_fabric(config: Config, accelerator: str, devices: int, nodes: int) -> F
     # Before codebooks start, and once codes are the nearest ones, some parameters have no gradient:
     # DDP is not to wait for one.
     phases = config.phases.pretrain_fraction > 0 or config.phases.nearest_fraction > 0
+    check_devices(accelerator, devices)
+    if nodes < 1:
+        raise InputError(f"nodes={nodes}: expected at least 1")
     strategy = DDPStrategy(find_unused_parameters=phases) if devices * nodes > 1 else "auto"
     try:
         fabric = Fabric(
@@ -84,8 +91,25 @@ def make_fabric(config: Config, accelerator: str, devices: int, nodes: int) -> F
         raise InputError(
             f"accelerator={accelerator} devices={devices} nodes={nodes}: {summary_of(error)}"
         ) from error
+    if nodes > 1:
+        assert isinstance(fabric.strategy, DDPStrategy)
+        check_meeting_point(fabric.strategy, nodes)
     fabric.launch()
     return fabric
+
+
+def check_meeting_point(strategy: DDPStrategy, nodes: int) -> None:
+    """Say whom this machine waits for.
+
+    Raises InputError where it could never meet the others.
+    """
+    alone = isinstance(strategy.cluster_environment, LightningEnvironment)
+    if alone and "MASTER_ADDR" not in os.environ:
+        raise InputError(
+            f"nodes={nodes}: the machines have no place to meet; expected MASTER_ADDR, MASTER_PORT "
+            "and NODE_RANK (0, 1 …) in the environment of each, or a start by torchrun or Slurm"
+        )
+    print(f"waiting for the processes of {nodes} machines", file=sys.stderr, flush=True)
 
 
 def rank_slices(config: TrainConfig, rank: int, world: int) -> list[slice]:
