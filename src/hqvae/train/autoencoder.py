@@ -95,9 +95,8 @@ class Autoencoder(Task[Losses]):
         scalars = [p for level in self.model.levels for p in level.quantizer.posterior.parameters()]
         known = {id(p) for p in scalars}
         rest = [p for p in self.model.parameters() if id(p) not in known and p.requires_grad]
-        lr_scalars = lr * self.config.phases.lr_log_s2
-        groups = [{"params": rest, "lr": lr}, {"params": scalars, "lr": lr_scalars}]
-        return [group for group in groups if group["params"]]
+        rates = [(rest, lr), (scalars, lr * self.config.phases.lr_log_s2)]
+        return [{"params": params, "lr": rate} for params, rate in rates if params]
 
     def batches(self, start: int) -> Generator[list[Tensor], None, None]:
         data = self.train_data
