@@ -114,6 +114,7 @@ WRONG_CODES = {
     "truth values": (lambda c: [layer > 0 for layer in c], "bool.*integers"),
     "lists": (lambda c: [layer.tolist() for layer in c], "list.*integers"),
     "no signal": (lambda c: [layer[:0] for layer in c], r"\[0, 2, 2\].*none of them 0"),
+    "one array": (lambda c: torch.stack(c[:2], 1), r"one array of shape \[4, 2, 2, 2\].*list of 5"),
     "too few": (lambda c: c[:3], "codes of 3 layers; expected 5"),
     "too many": (lambda c: [*c, c[0]], "codes of 6 layers; expected 5"),
     "outside the codebook": (lambda c: [layer + 1000 for layer in c], "codes range from 1"),

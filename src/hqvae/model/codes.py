@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -13,7 +14,7 @@ from .config import HQVAEConfig
 
 
 def codes_by_level(
-    config: HQVAEConfig, codes: Sequence[Any], layers: int | None = None
+    config: HQVAEConfig, codes: Sequence[Any] | Tensor, layers: int | None = None
 ) -> list[Int[Tensor, "B _ ..."]]:
     """Codes of the first layers, int64 and stacked as [B, k, *S_r] for each level.
 
@@ -34,6 +35,11 @@ def codes_by_level(
     count = len(places) if layers is None else layers
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(places):
         raise ValueError(f"layers={layers!r}: expected a whole number from 1 to {len(places)}")
+    if isinstance(codes, Tensor | np.ndarray):
+        raise ValueError(
+            f"codes are one array of shape {list(codes.shape)}; "
+            f"expected a list of {count} arrays, one for each layer, as `encode` gives"
+        )
     if not count <= len(codes) <= len(places):
         raise ValueError(f"codes of {len(codes)} layers; expected {count}, one array for each")
     arrays = [integer_codes(of_layer, f"codes of layer {i}") for i, of_layer in enumerate(codes)]
