@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from hqvae import console
+from hqvae.cli import main
 from hqvae.console import ProgressBar, print_table, scan_bars
 
 LAYER_COLUMNS = ["layer", "stride", "codes", "K", "perplexity", "used", "H(P̂) bits", "s²"]
@@ -55,6 +56,21 @@ def test_errors_of_means_fold_before_any_figure_does(monkeypatch):
     assert max(map(cell_len, narrow)) <= 72
     above, below = next(pair for pair in pairwise(narrow) if "7.91" in pair[0])
     assert "30.55" in above and "± 0.0004" in below and "± 3" in below
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_what_a_stream_cannot_show_is_replaced(encoding, monkeypatch):
+    """After all measuring, an error would be a loss."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    monkeypatch.setattr("sys.stdout", streams[0])
+    monkeypatch.setattr("sys.stderr", streams[1])
+    assert main(["presets", "sqvae"]) == 0
+    assert main(["presets", "sqvaé→"]) == 2
+    print_table("σ²", ["−ELBO"], [["σ → 12"]])
+    for stream in streams:
+        stream.flush()
+    assert b"12" in streams[0].buffer.getvalue() and b"?" in streams[0].buffer.getvalue()
+    assert b"did you mean 'sqvae'" in streams[1].buffer.getvalue()
 
 
 def test_a_piped_table_is_as_wide_as_it_needs_to_be(capsys):

@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 from dataclasses import replace
+from io import TextIOWrapper
 from typing import Annotated
 
 import cyclopts
@@ -267,6 +268,9 @@ def _with_flags(sentence: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # σ and − outside of UTF-8
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

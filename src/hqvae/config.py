@@ -1,15 +1,19 @@
 """The whole of a run's settings."""
 
 import math
+import os
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hqvae.config_class import config_class
+from hqvae.config_class import config_class, settings
 from hqvae.data import AudioConfig, ImageConfig
 from hqvae.errors import InputError
 from hqvae.model import HQVAEConfig
+from hqvae.model.size import count_values
 from hqvae.quantize import ExternalConfig, GumbelSoftmaxConfig, RandomInit
+
+_LOWEST = 1e-6  # τ; samples are hard long before it, and a division by zero is no sample
 
 
 @config_class
@@ -26,8 +30,8 @@ class TemperatureConfig:
     def at(self, step: int, total: int) -> float:
         """τ of a step, in a run of so many."""
         if self.decay is not None:
-            return self.start * math.exp(-self.decay * step)
-        return self.start * (self.end / self.start) ** (step / total)
+            return max(_LOWEST, self.start * math.exp(-self.decay * step))
+        return max(_LOWEST, self.start * (self.end / self.start) ** (step / total))
 
 
 @config_class
@@ -74,13 +78,13 @@ class PhaseConfig:
 class TrainConfig:
     """How long and how training goes, whatever is trained."""
 
-    steps: int = Field(default=20_000, ge=1)
+    steps: int = Field(default=20_000, ge=1, le=10**12)
     """optimiser steps"""
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, le=10**9)
     """passes over the training items, in place of `steps`"""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=2**20)
     """items of one step, over all devices and accumulated batches"""
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=2**20)
     """batches that a step's items are taken in, when they do not fit at once"""
     lr: float = Field(default=1e-3, gt=0)
     """Adam's learning rate"""
@@ -112,7 +116,7 @@ class TrainConfig:
     """passes over the training items between them, in place of `validate_every`"""
     validation_items: int = Field(default=512, ge=1)
     """at most so many are used while training"""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """of weights, noise and data order"""
 
     @model_validator(mode="after")
@@ -155,8 +159,41 @@ class Config:
     """training as such"""
 
 
+# The most that is of use, in place of a machine without memory or processes left.
+_MOST: dict[str, float] = {
+    "size": 2**14,
+    "workers": 1024,
+    "seconds": 3600,
+    "frontend.n_fft": 2**20,
+    "frontend.mels": 2**12,
+}
+_BYTES_PER_WEIGHT = 16  # in training: itself, its gradient, and Adam's two means, in float32
+
+
+def check_data(data: ImageConfig | AudioConfig) -> None:
+    """Raises InputError for sizes of data that no machine has room for."""
+    for key, _, value in settings(data):
+        if key in _MOST and value is not None and value > _MOST[key]:
+            raise InputError(f"data.{key}={value:g}: expected at most {_MOST[key]:g}")
+
+
+def check_memory(needed: int, of_what: str) -> None:
+    """Raises InputError where this machine has less memory than these bytes."""
+    if not hasattr(os, "sysconf"):
+        return
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        raise InputError(
+            f"{of_what} need {needed / 1e9:,.0f} GB of memory at least, "
+            f"and this machine has {present / 1e9:,.0f}; expected less"
+        )
+
+
 def check_together(config: Config) -> None:
-    """Raises InputError where two settings, each good by itself, cannot go together."""
+    """Raises InputError where settings, each good by itself, cannot go together or fit nowhere."""
+    check_data(config.data)
+    weights = count_values(config.model)
+    check_memory(_BYTES_PER_WEIGHT * weights, f"the model's {weights:,} weights")
     phases = config.phases
     quantizer = config.model.quantizer
     init = None if isinstance(quantizer, ExternalConfig) else quantizer.init

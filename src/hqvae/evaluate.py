@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
+from hqvae.config import check_data
 from hqvae.console import print_table, scan_bars
 from hqvae.data import SPLITS, AudioConfig, ImageConfig, open_data, sequential_batches
 from hqvae.doctor import Finding, findings
 from hqvae.errors import InputError, NonFiniteError, nearest_name
 from hqvae.measure import LayerMeasures, Measures, measure
 from hqvae.model import HQVAE
-from hqvae.overrides import to_dict
+from hqvae.overrides import explain, to_dict
 from hqvae.pictures import save_pictures
 from hqvae.ranks import pick_device
 from hqvae.run import Run
@@ -87,7 +89,12 @@ class EvalOptions:
                     f"{name}={value:g}: run {run!r} is of {modality.noun}s, which have none"
                 )
             changes[name] = value
-        return replace(trained, **changes)
+        try:
+            data = replace(trained, **changes)
+        except ValidationError as error:
+            raise InputError(explain(error, type(trained))) from error
+        check_data(data)
+        return data
 
 
 def evaluate(

@@ -4,12 +4,13 @@ import json
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hqvae.config import Config
 from hqvae.errors import InputError, nearest_name
+from hqvae.plain_yaml import read_yaml
 
+_LONGEST_SHOWN = 200  # characters of a value in a message
 _CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
 
 
@@ -63,7 +64,12 @@ def explain(error: ValidationError, root: type = Config) -> str:
     message = message[:1].lower() + message[1:]
     if first["type"] == "value_error":
         return f"{where}: {message}"
-    return f"{where}={json.dumps(first['input'], default=str)}: {message}"
+    return f"{where}={_short(json.dumps(first['input'], default=str))}: {message}"
+
+
+def _short(text: str) -> str:
+    """A value as a sentence can hold it."""
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 def _union_tags(root: type) -> set[tuple[str, str]]:
@@ -95,9 +101,9 @@ def _value(key: str, text: str) -> Any:
     YAML 1.1 reads those as strings; nobody who trains networks does. What is quoted stays a string.
     """
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{key}={text!r} is not a readable value") from error
+        value = read_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{key}={_short(text)!r} is not a readable value: {error}") from error
     quoted = text.strip()[:1] in ("'", '"')
     if not isinstance(value, str) or quoted or value[:1] not in tuple("0123456789.-"):
         return value

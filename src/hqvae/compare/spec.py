@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from hqvae.config import Config, check_together
@@ -28,6 +27,7 @@ from hqvae.data import SPLITS
 from hqvae.errors import InputError, nearest_name
 from hqvae.model import HQVAE
 from hqvae.overrides import explain, flatten, override, setting, to_dict
+from hqvae.plain_yaml import read_yaml
 from hqvae.presets import preset
 
 # What all systems of a case must have in common.
@@ -165,14 +165,13 @@ def read_spec(path: str) -> Spec:
     """The spec in a YAML file. Raises InputError for a file that is none."""
     file = Path(path)
     try:
-        tree = yaml.safe_load(file.read_text())
+        tree = read_yaml(file.read_text())
     except FileNotFoundError as error:
         beside = [p.name for p in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
         hint = f"; {nearest_name(file.name, beside)}" if beside else ""
         raise InputError(f"spec {path!r} does not exist{hint}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"spec {path!r} is not readable YAML: {reason}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"spec {path!r} is not readable YAML: {error}") from error
     if not isinstance(tree, dict):
         raise InputError(
             f"spec {path!r} holds no mapping; expected at least `systems:`, each with a `preset:`"

@@ -1,6 +1,7 @@
 """`train`: data, run and task put together, then the loop."""
 
 import logging
+import math
 import os
 import sys
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 
-from hqvae.config import Config, TrainConfig, check_together
+from hqvae.config import Config, TrainConfig, check_memory, check_together
 from hqvae.console import scan_bars
 from hqvae.data import Splits, open_data
 from hqvae.errors import InputError, summary_of
@@ -152,6 +153,9 @@ def record_left_out(run: Run, splits: Splits) -> None:
 def check_data(config: Config, splits: Splits, processes: int) -> None:
     """Raises InputError where model, data and processes do not go together."""
     train, validation = splits["train"], splits["validation"]
+    batch_size = config.train.batch_size
+    values = batch_size * math.prod(train.shape)
+    check_memory(4 * values, f"train.batch_size={batch_size} {train.modality.example}s")
     examples = train.modality.examples(config.data)
     stride = config.model.levels[0].stride
     space = train.shape[1:]
