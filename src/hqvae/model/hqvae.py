@@ -155,7 +155,10 @@ class HQVAE(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self, codes: Sequence[Any], layers: int | None = None, size: Sequence[int] | None = None
+        self,
+        codes: Sequence[Any] | Tensor,
+        layers: int | None = None,
+        size: Sequence[int] | None = None,
     ) -> Float[Tensor, "B C ..."]:
         """Signals `[B, C, *S]` from the codes of all layers, or of the first `layers` ones.
 
