@@ -4,6 +4,7 @@ The library raises these errors; the command prints an `InputError` and exits wi
 """
 
 import difflib
+import logging
 from collections.abc import Iterable
 
 
@@ -20,6 +21,24 @@ class NonFiniteError(ValueError):
 
 class DegenerateFeatures(ValueError):
     """Features that are all the same or not finite: no scale and no codebook fits them."""
+
+
+def printable(text: str) -> str:
+    """The text with what is not UTF-8, as in some file names, escaped: any stream takes it.
+
+    >>> printable("caf" + bytes([0xE9]).decode(errors="surrogateescape"))
+    'caf\\\\udce9'
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _escape_message(record: logging.LogRecord) -> bool:
+    record.msg = printable(record.getMessage())
+    record.args = None
+    return True
+
+
+logging.getLogger("hqvae").addFilter(_escape_message)
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:
