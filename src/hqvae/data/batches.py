@@ -24,7 +24,7 @@ from .dataset import BrokenItem, Dataset
 _ORDER = 0  # streams of random numbers
 _NOISE = 1
 
-_FAINT = 1e-3  # standard deviation of a signal in [−1, 1]; −60 dB of a waveform
+_FAINT = 1e-3  # standard deviation of signals in [−1, 1]; −60 dB of waveforms
 
 
 @dataclass(frozen=True)
@@ -149,30 +149,30 @@ def starting_signals(
 ) -> Shaped[Tensor, "B C *S"]:
     """The signals that a model is initialised on: those of `count` global batches from `step` on.
 
-    Constant and faint ones, as recordings have in long silences, give their places to the next of
-    the epoch that are not; faint ones stand where there are too few others. So the scale of a model
-    does not hang on a batch that happens to be silent.
+    Batches whose signals hardly differ, as recordings have in long silences, give their places to
+    the next of the epoch; faint ones stand where there are too few others. So a model starts
+    whichever batch happens to be first.
 
-    Raises InputError where every signal of an epoch is constant.
+    Raises InputError where the signals of an epoch are all the same constant.
     """
-    wanted = count * order.batch_size
     kept: list[Tensor] = []
     faint: list[Tensor] = []
     for at in range(step, step + max(count, -(-order.count // order.batch_size))):
         signals = dataset.signal(dataset.training_batch(*order.at(at)), device)
-        deviations = signals.flatten(1).std(1, correction=0).tolist()
-        kept += [signal for signal, spread in zip(signals, deviations) if spread > _FAINT]
-        if len(kept) >= wanted:
+        deviation = float(signals.std(correction=0))
+        if deviation > _FAINT:
+            kept.append(signals)
+        elif deviation > 0 and len(faint) < count:
+            faint.append(signals)
+        if len(kept) == count:
             break
-        others = [signal for signal, spread in zip(signals, deviations) if 0 < spread <= _FAINT]
-        faint = [*faint, *others][:wanted]
     if not kept and not faint:
         example = dataset.modality.example
         raise InputError(
-            f"every {example} of the training split is silent or constant throughout; "
-            f"expected {example}s that a model can learn something of"
+            f"every {example} of the training split is silent or the same constant; "
+            f"expected {dataset.modality.noun}s that differ from each other and within"
         )
-    return torch.stack([*kept, *faint][:wanted])
+    return torch.cat([*kept, *faint][:count])
 
 
 def _checked(dataset: Dataset, loaded: Iterator[_Loaded]) -> Iterator[Tensor]:

@@ -1,6 +1,7 @@
 """A sound file, read straight on: its real length, and mono samples in blocks."""
 
 import os
+import re
 from collections.abc import Iterator
 from functools import cache
 from io import BytesIO
@@ -11,6 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from hqvae.errors import InputError
+
+from .ogg import last_page
 
 _NAMES = """wav wave bwf rf64 w64 aif aiff aifc au snd caf flac ogg oga opus mp1 mp2 mp3
     voc sph nist avr paf pvf sds sf svx 8svx wve xi"""
@@ -27,8 +30,8 @@ _EXACT = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC"})
 _ONE_BY_ONE = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # encodings of one sample at a time
 _COMPRESSED = ("VORBIS", "OPUS", "MPEG")
 _RUN_UP = 2**17  # frames after which such a decoder gives what it gives from the beginning
-_LARGEST_PAGE = 65_307  # bytes of a page of Ogg
-_SERIAL = slice(14, 18)  # in a page: the number of the stream that it belongs to
+# What libsndfile notes of WAV, AIFF and AU files that are shorter than their headers say.
+_SHOULD_BE = re.compile(r"(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)")
 
 
 class Length(NamedTuple):
@@ -110,15 +113,29 @@ class SoundReader:
     def remark(self, read: int) -> str | None:
         """Why a file of which so many frames can be read is not read whole, where it is not."""
         ends = read / self.rate
-        if read < self._file.frames < _UNKNOWN:
-            return f"it ends after {ends:.3g} s, and its header says {self._seconds:.3g} s"
-        if self._file.format == "OGG" and _is_chain(self._source):
+        promised = self._promised()
+        if read < promised < _UNKNOWN:
+            says = promised / self.rate
+            return f"it ends after {ends:.3g} s, and its header says {says:.3g} s"
+        if self._file.format != "OGG":
+            return None
+        last = last_page(self._source)
+        if last.of_another_stream:
             return f"it is a chain of Ogg streams, and the first, of {ends:.3g} s, is read"
-        return None
+        return (
+            None
+            if last.ends_stream
+            else (f"it breaks off after {ends:.3g} s: its last page does not end its stream")
+        )
 
-    @property
-    def _seconds(self) -> float:
-        return self._file.frames / self.rate
+    def _promised(self) -> int:
+        """Frames that the header promises; libsndfile has taken cut files for shorter ones."""
+        cut = _SHOULD_BE.search(self._file.extra_info)
+        if cut is None:
+            return int(self._file.frames)
+        said, there = map(int, cut.groups())
+        # Of what is written to a pipe the header says as much as it can.
+        return self._file.frames * said // there if there < said < 2**31 - 2**16 else 0
 
     def _reaches(self, frames: int) -> bool:
         """Whether there is a last frame of so many."""
@@ -213,17 +230,3 @@ def _sound_file_class(soundfile: Any) -> Any:
             return False
 
     return StraightSoundFile
-
-
-def _is_chain(source: Path | BytesIO) -> bool:
-    """Whether the last page of an Ogg file is of another stream than the first."""
-    if isinstance(source, BytesIO):
-        head = source.getvalue()[: _SERIAL.stop]
-        tail = source.getvalue()[-2 * _LARGEST_PAGE :]
-    else:
-        with source.open("rb") as file:
-            head = file.read(_SERIAL.stop)
-            file.seek(max(0, source.stat().st_size - 2 * _LARGEST_PAGE))
-            tail = file.read()
-    last = tail.rfind(b"OggS", 0, len(tail) - _SERIAL.stop)
-    return last >= 0 and tail[last:][_SERIAL] != head[_SERIAL]
