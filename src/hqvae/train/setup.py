@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 
 from lightning.fabric import Fabric
@@ -21,6 +21,7 @@ from hqvae.run import Run, check_apart
 from .autoencoder import Autoencoder
 from .loop import loop
 from .monitor import summary_writer_class
+from .resume import check_same_past, say_changes
 from .state import TrainState
 
 for _name in ("lightning.fabric", "lightning.pytorch"):
@@ -64,10 +65,17 @@ def train(
     check_data(config, splits, fabric.world_size)
     task = Autoencoder(config, splits, fabric, slices)
     run = open_run(fabric, config, out, resume, splits.fingerprints)
-    with run.locked() if fabric.global_rank == 0 else nullcontext():
+    with ExitStack() as locks:
+        if fabric.global_rank == 0:
+            locks.enter_context(run.locked())
         state = TrainState(task, config.train, fabric, task.total)
         if resume:
             state.restore(run)
+            check_same_past(run.config, config, len(splits["train"]), state.step)
+            if fabric.global_rank == 0 and say_changes(run, config, state.step):
+                run.config = config
+                run.save_config()
+                locks.enter_context(run.locked())  # of the new file
         record_left_out(run, splits)
         interval = config.train.validation_interval(len(splits["train"]))
         finished = loop(task, state, config.train, run, interval)
