@@ -28,6 +28,7 @@ _PARTS = [
     "nets",
     "objective",
     "overrides",
+    "plain_yaml",
     "presets",
     "ranks",
     "run",

@@ -127,7 +127,7 @@ REFUSED = {
     "unknown verb": (["trian", "sqvae", "--out", "{out}"], ["trian", "train"]),
     "a setting as a flag": (
         ["train", "sqvae", "--out", "{out}", "--steps", "10"],
-        ['"--steps"', "settings have no dashes: train.steps=10"],
+        ["--steps; ", "settings have no dashes: train.steps=10"],
     ),
     "a setting as a flag with its value": (
         ["train", "sqvae", "--out", "{out}", "--batch-size=7"],
@@ -138,8 +138,8 @@ REFUSED = {
         train("model.quantizer.kind=fsq"),
         ["expected model.quantizer.kind=external model.quantizer.name=fsq"],
     ),
-    "diagnose nothing": (["doctor"], ["RUN", "such as: hqvae doctor runs/first"]),
-    "evaluate no word": (["evaluate"], ["RUN", "such as: hqvae evaluate runs/first"]),
+    "diagnose nothing": (["doctor"], ["run requires", "such as: hqvae doctor runs/first"]),
+    "evaluate no word": (["evaluate"], ["run requires", "such as: hqvae evaluate runs/first"]),
     "train into nothing": (["train", "sqvae"], ["--out", "such as: hqvae train"]),
     "train nothing": (["train", "--out", "{out}"], ["train needs a preset", "hqvae"]),
     "unknown option": (train("--devicse", "1"), ["--devicse", "--devices"]),

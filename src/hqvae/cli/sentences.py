@@ -30,11 +30,11 @@ def with_flags(sentence: str) -> str:
 def with_example(sentence: str, words: Sequence[str]) -> str:
     """A message of the parser, with what would have worked.
 
-    >>> with_example('Unknown option: "--steps".', ["train", "sqvae", "--steps", "10"])
-    'Unknown option: "--steps"; settings have no dashes: train.steps=10'
+    >>> with_example("Unknown option: --steps", ["train", "sqvae", "--steps", "10"])
+    'Unknown option: --steps; settings have no dashes: train.steps=10'
     """
     sentence = sentence.rstrip(".")
-    if unknown := re.search(r'Unknown option: "--([\w.-]+)', sentence):
+    if unknown := re.search(r"Unknown option: --([\w.-]+)", sentence):
         if setting := _setting(unknown[1], words):
             return f"{sentence}; settings have no dashes: {setting}"
         return sentence
