@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 
 # Not passes_numba and the Triton kernels, which others' compilers read.
 _PARTS = [
+    "apart",
     "checkpoints",
     "cli",
     "compare",

@@ -259,19 +259,6 @@ class Run(RunFiles):
         return load_checkpoint(self.path / "checkpoints")
 
 
-def check_apart(out: str | Path, source: str) -> None:
-    """Raises InputError for a folder inside that of the data.
-
-    Its pictures would be data, and a run could not be resumed because its data have changed.
-    """
-    data = Path(source).resolve()
-    if data.is_dir() and Path(out).resolve().is_relative_to(data):
-        raise InputError(
-            f"out={str(out)!r} lies inside of data={source!r}, and what is written there would be "
-            "read as data; expected a folder elsewhere"
-        )
-
-
 def _is_unused(path: Path) -> bool:
     """Whether a folder holds nothing but what a killed process left half-written."""
     if not path.is_dir():

@@ -11,12 +11,13 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 
+from hqvae.apart import check_apart
 from hqvae.config import Config, TrainConfig, check_memory, check_together
 from hqvae.console import scan_bars
 from hqvae.data import Splits, open_data
 from hqvae.errors import InputError, summary_of
 from hqvae.ranks import check_devices, gather, rank
-from hqvae.run import Run, check_apart
+from hqvae.run import Run
 
 from .autoencoder import Autoencoder
 from .loop import loop
