@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 
 # Not passes_numba and the Triton kernels, which others' compilers read.
 _PARTS = [
+    "apart",
     "checkpoints",
     "cli",
     "compare",
@@ -28,6 +29,7 @@ _PARTS = [
     "nets",
     "objective",
     "overrides",
+    "plain_yaml",
     "presets",
     "ranks",
     "run",

@@ -49,7 +49,10 @@ class ForkedCommand:
                 elif file is not None:
                     os.dup2(file.fileno(), target)
             os.closerange(3, 4096)  # as exec does: locks of others must not live on in here
-            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+            # A fork of a fork drops such streams: they must not close what the new ones write to.
+            sys.stdout, sys.stderr = (
+                os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2)
+            )
             os.environ.update(env or {})
             code = main(words)
         except BaseException:

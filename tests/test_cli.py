@@ -125,6 +125,23 @@ REFUSED = {
     "no preset": (["train", "--out", "{out}"], ["preset"]),
     "no folder": (["train", "sqvae"], ["--out"]),
     "unknown verb": (["trian", "sqvae", "--out", "{out}"], ["trian", "train"]),
+    "a setting as a flag": (
+        ["train", "sqvae", "--out", "{out}", "--steps", "10"],
+        ["--steps; ", "settings have no dashes: train.steps=10"],
+    ),
+    "a setting as a flag with its value": (
+        ["train", "sqvae", "--out", "{out}", "--batch-size=7"],
+        ["settings have no dashes: train.batch_size=7"],
+    ),
+    "half a key": (train("steps=10"), ["'steps'", "did you mean train.steps=10?"]),
+    "an external quantizer": (
+        train("model.quantizer.kind=fsq"),
+        ["expected model.quantizer.kind=external model.quantizer.name=fsq"],
+    ),
+    "diagnose nothing": (["doctor"], ["run requires", "such as: hqvae doctor runs/first"]),
+    "evaluate no word": (["evaluate"], ["run requires", "such as: hqvae evaluate runs/first"]),
+    "train into nothing": (["train", "sqvae"], ["--out", "such as: hqvae train"]),
+    "train nothing": (["train", "--out", "{out}"], ["train needs a preset", "hqvae"]),
     "unknown option": (train("--devicse", "1"), ["--devicse", "--devices"]),
     "evaluate no run": (["evaluate", "{empty}"], ["empty' is no run", "config.json"]),
     "evaluate nothing": (["evaluate", "{missing}"], ["missing' is no run"]),

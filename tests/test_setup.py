@@ -1,6 +1,7 @@
 """Setting a training up: what it leaves, what it refuses, how processes share it."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -196,12 +197,21 @@ def test_a_machine_says_whom_it_waits_for(monkeypatch, capsys):
     assert capsys.readouterr().err == "waiting for the processes of 2 machines\n"
 
 
-@pytest.mark.parametrize("out", ["data/run", "data/train/../run"])
+@pytest.mark.parametrize("out", ["data/train/run", "data/run/../train/run"])
 def test_a_run_inside_of_its_data_is_refused(out, broken_folder, tmp_path):
     with pytest.raises(InputError, match=r"lies inside of data=.* a folder elsewhere"):
         train(tiny("vqvae", broken_folder), str(tmp_path / out), accelerator="cpu")
     beside = Path(broken_folder)
     assert sorted(path.name for path in beside.iterdir()) == ["train", "validation"]
+
+
+def test_a_run_beside_the_splits_of_its_data_is_none_of_them(broken_folder, tmp_path):
+    config = tiny("vqvae", broken_folder, "train.steps=1")
+    assert train(config, str(tmp_path / "data" / "run"), accelerator="cpu") is not None
+    shutil.rmtree(tmp_path / "data" / "validation")
+    shutil.move(tmp_path / "data" / "train", tmp_path / "data" / "all")
+    with pytest.raises(InputError, match="would be read as data"):
+        train(config, str(tmp_path / "data" / "other"), accelerator="cpu")
 
 
 def test_a_run_without_a_name_is_refused(image_file, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A config as plain values and back, and `key=value` on top of it."""
 
 import json
+from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
@@ -9,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from hqvae.config import Config
 from hqvae.errors import InputError, nearest_name
 from hqvae.plain_yaml import read_yaml
+from hqvae.quantize import ExternalConfig
 
 _LONGEST_SHOWN = 200  # characters of a value in a message
 _CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
@@ -29,10 +31,32 @@ def override(config: Config, settings: list[str]) -> Config:
         if not separator:
             raise InputError(f"setting {setting!r} is not of the form key=value")
         value = _value(key, text)
+        _check_known(tree, key.strip(), value, text)
         _assign(tree, key.strip().split("."), key, value)
         if key.endswith("kind") or isinstance(value, dict | list):
             tree = to_dict(from_dict(tree))  # later settings may name the keys that came with it
     return from_dict(tree)
+
+
+def keys_named(name: str, config: Config) -> list[str]:
+    """Whole keys of settings whose last part is this name.
+
+    >>> keys_named("steps", Config())
+    ['train.steps']
+    """
+    return [key for key in flatten(to_dict(config)) if key.split(".")[-1] == name]
+
+
+def _check_known(tree: dict[str, Any], key: str, value: Any, text: str) -> None:
+    """Raises InputError, with what was meant, for half a key, or a name in place of a kind."""
+    meant = [known for known in flatten(tree) if known.split(".")[-1] == key]
+    if key not in tree and meant:
+        raise InputError(f"key {key!r} does not exist; did you mean {meant[0]}={text}?")
+    if key == "model.quantizer.kind" and value in get_args(get_type_hints(ExternalConfig)["name"]):
+        raise InputError(
+            f"{key}={value}: it is an external quantizer; "
+            f"expected {key}=external model.quantizer.name={value}"
+        )
 
 
 def setting(key: str, value: Any) -> str:
@@ -85,13 +109,25 @@ def _union_tags(root: type) -> set[tuple[str, str]]:
     return found
 
 
-def difference(one: Config, other: Config) -> str | None:
-    """The first key in which two configs differ, with both values; None when they agree."""
+def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """{key: its values in both} of all keys in which two configs differ, in order."""
     flat_one = flatten(to_dict(one))
     flat_other = flatten(to_dict(other))
-    for key in sorted(flat_one | flat_other):
-        if flat_one.get(key) != flat_other.get(key):
-            return f"{key} is {flat_one.get(key)} there and {flat_other.get(key)} here"
+    return {
+        key: (flat_one.get(key), flat_other.get(key))
+        for key in sorted(flat_one | flat_other)
+        if flat_one.get(key) != flat_other.get(key)
+    }
+
+
+def difference(one: Config, other: Config, but: Collection[str] = ()) -> str | None:
+    """The first key in which two configs differ, with both values; None when they agree.
+
+    Keys in `but` may differ.
+    """
+    for key, (there, here) in differences(one, other).items():
+        if key not in but:
+            return f"{key} is {there} there and {here} here"
     return None
 
 

@@ -34,6 +34,16 @@ from hqvae.run_files import RunFiles
 from hqvae.versions import versions
 
 logger = logging.getLogger("hqvae")
+# What may be another than at the start: how long, from where, and what is said meanwhile.
+CHANGEABLE = (
+    "train.steps",
+    "train.epochs",
+    "train.log_every",
+    "train.tensorboard",
+    "data.source",
+    "data.workers",
+    "data.cache_mb",
+)
 FORMAT = 2  # of the folder; 1 was that of hqvae 0.1 before its layers became levels
 _NO_FINGERPRINTS: Mapping[str, str] = MappingProxyType({})
 
@@ -86,9 +96,13 @@ class Run(RunFiles):
         except OSError as error:
             raise InputError(f"out={str(path)!r} cannot be made: {error.strerror}") from error
         run = cls(path, config, fingerprints)
-        about = {"format": FORMAT, "fingerprints": dict(fingerprints), "versions": versions()}
-        run.write_json("config.json", {**to_dict(config), **about})
+        run.save_config()
         return run
+
+    def save_config(self) -> None:
+        """Write config, versions and fingerprints."""
+        about = {"format": FORMAT, "fingerprints": dict(self.fingerprints), "versions": versions()}
+        self.write_json("config.json", {**to_dict(self.config), **about})
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
@@ -123,11 +137,16 @@ class Run(RunFiles):
     ) -> "Run":
         """An existing run, to go on with this config and data.
 
+        Keys in `CHANGEABLE` may differ; the run's config is what it was.
+
         Raises InputError when the run was made with another config or other data.
         """
         run = cls.open(path)
-        if changed := difference(run.config, config):
-            raise InputError(f"run {str(path)!r} was made with another config: {changed}")
+        if changed := difference(run.config, config, but=CHANGEABLE):
+            raise InputError(
+                f"run {str(path)!r} was made with another config: {changed}; "
+                "settings need not be repeated, the run has them"
+            )
         for split in ("train", "validation"):
             then, now = run.fingerprints.get(split), fingerprints.get(split)
             if then and now and then != now:
@@ -238,19 +257,6 @@ class Run(RunFiles):
         Raises InputError when there are checkpoints and none can be read.
         """
         return load_checkpoint(self.path / "checkpoints")
-
-
-def check_apart(out: str | Path, source: str) -> None:
-    """Raises InputError for a folder inside that of the data.
-
-    Its pictures would be data, and a run could not be resumed because its data have changed.
-    """
-    data = Path(source).resolve()
-    if data.is_dir() and Path(out).resolve().is_relative_to(data):
-        raise InputError(
-            f"out={str(out)!r} lies inside of data={source!r}, and what is written there would be "
-            "read as data; expected a folder elsewhere"
-        )
 
 
 def _is_unused(path: Path) -> bool:

@@ -5,11 +5,11 @@ It says which system reconstructs better, and which uses its codebooks.
 
 from pathlib import Path
 
+from hqvae.apart import check_apart
 from hqvae.console import ProgressBar
 from hqvae.data import Dataset, open_data
 from hqvae.errors import InputError
 from hqvae.ranks import check_devices, pick_device
-from hqvae.run import check_apart
 
 from .folder import ComparisonDir
 from .jobs import JobPool, Resources

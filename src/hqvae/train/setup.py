@@ -4,23 +4,25 @@ import logging
 import math
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 
+from hqvae.apart import check_apart
 from hqvae.config import Config, TrainConfig, check_memory, check_together
 from hqvae.console import scan_bars
 from hqvae.data import Splits, open_data
 from hqvae.errors import InputError, summary_of
 from hqvae.ranks import check_devices, gather, rank
-from hqvae.run import Run, check_apart
+from hqvae.run import Run
 
 from .autoencoder import Autoencoder
 from .loop import loop
 from .monitor import summary_writer_class
+from .resume import check_same_past, say_changes
 from .state import TrainState
 
 for _name in ("lightning.fabric", "lightning.pytorch"):
@@ -64,10 +66,17 @@ def train(
     check_data(config, splits, fabric.world_size)
     task = Autoencoder(config, splits, fabric, slices)
     run = open_run(fabric, config, out, resume, splits.fingerprints)
-    with run.locked() if fabric.global_rank == 0 else nullcontext():
+    with ExitStack() as locks:
+        if fabric.global_rank == 0:
+            locks.enter_context(run.locked())
         state = TrainState(task, config.train, fabric, task.total)
         if resume:
             state.restore(run)
+            check_same_past(run.config, config, len(splits["train"]), state.step)
+            if fabric.global_rank == 0 and say_changes(run, config, state.step):
+                run.config = config
+                run.save_config()
+                locks.enter_context(run.locked())  # of the new file
         record_left_out(run, splits)
         interval = config.train.validation_interval(len(splits["train"]))
         finished = loop(task, state, config.train, run, interval)

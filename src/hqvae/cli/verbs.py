@@ -1,21 +1,14 @@
-"""Command line: `hqvae VERB …`. What cannot be used ends in one sentence and exit code 2.
+"""The verbs of the command: `hqvae VERB …`. Each returns its exit code."""
 
-The library's messages speak of values (`out='runs/a'`); here they become flags (`--out 'runs/a'`).
-"""
-
-import errno
-import logging
-import re
-import sys
 from dataclasses import replace
-from io import TextIOWrapper
 from typing import Annotated
 
-import cyclopts
 from cyclopts import App, Parameter
 
 from hqvae import __version__
 from hqvae.errors import InputError
+
+STOPPED = 130  # exit code where somebody asked to stop
 
 app = App(
     name="hqvae",
@@ -34,14 +27,15 @@ Accelerator = Annotated[str, Parameter(help="auto, cpu or cuda.")]
 Split = Annotated[str, Parameter(help="train, validation or test.")]
 Limit = Annotated[int | None, Parameter(help="At most so many images.")]
 Data = Annotated[str, Parameter(help=f"{_DATA_HELP}, or photos (built in).")]
+TrainingData = Annotated[str | None, Parameter(help=f"{_DATA_HELP}; photos (built in) if none.")]
 OtherData = Annotated[str | None, Parameter(help="Data as for train; the run's own if none.")]
 
 
 @app.command
 def train(
-    preset: str,
+    preset: str | None = None,
     *settings: Setting,
-    data: Data = "photos",
+    data: TrainingData = None,
     out: str,
     resume: Switch = False,
     compile: Switch = False,
@@ -49,7 +43,7 @@ def train(
     devices: int = 1,
     nodes: int = 1,
 ) -> int:
-    """Train a system on images or sounds; writes a run folder.
+    """Train a system on images or sounds; writes a run folder. Or go on with one.
 
     Examples:
 
@@ -58,6 +52,8 @@ def train(
         hqvae train sqvae --data cifar10/ --out runs/sq train.epochs=100 train.batch_size=128
 
         hqvae train rsqvae --out runs/deep model.levels.0.layers=8 train.lr=3e-4
+
+        hqvae train --resume --out runs/deep
 
     Parameters
     ----------
@@ -71,7 +67,9 @@ def train(
     out
         Run folder, new (or with --resume, the one to go on with).
     resume
-        Go on bitwise from the newest checkpoint of --out; everything else as in the first command.
+        Go on bitwise from the newest checkpoint of --out, with the run's own settings. A preset
+        and settings may be repeated, and must then be the run's; train.steps, train.epochs,
+        train.log_every, train.tensorboard, data.workers, data.cache_mb and --data may be others.
     compile
         Use torch.compile (half a minute at the start; worth it on a GPU).
     devices
@@ -80,16 +78,28 @@ def train(
         Machines to train on.
     """
     from hqvae.overrides import override
+    from hqvae.presets import PRESETS
     from hqvae.presets import preset as preset_named
+    from hqvae.train import resumed_config
     from hqvae.train import train as run_training
 
-    config = preset_named(preset)
-    data_config = replace(config.data, source=data)
-    train_config = replace(config.train, compile=compile)
-    config = override(replace(config, data=data_config, train=train_config), list(settings))
+    words = list(settings)
+    if preset is not None and "=" in preset:
+        words = [preset, *words]
+        preset = None
+    if compile:
+        words.append("train.compile=true")
+    if resume:
+        config = resumed_config(out, preset, words, data)
+    elif preset is None:
+        raise InputError(f"train needs a preset; expected one of: {', '.join(PRESETS)}")
+    else:
+        config = preset_named(preset)
+        data_config = replace(config.data, source="photos" if data is None else data)
+        config = override(replace(config, data=data_config), words)
     run = run_training(config, out, resume, accelerator, devices, nodes)
     if run is None:
-        return _STOPPED
+        return STOPPED
     print(f"{out} is trained; next: hqvae evaluate {out}")
     return 0
 
@@ -244,57 +254,3 @@ def presets(name: str | None = None) -> int:
         return 0
     print_table("presets", ["preset", "quantizer", "levels (layers × codes)"], list(overview()))
     return 0
-
-
-_REFUSED = 2
-_STOPPED = 130
-_FLAG = re.compile(
-    r"(?<![\w.'\"/-])(accelerator|batch_size|data|devices|jobs|limit|nodes|out|resume|seconds|"
-    r"seeds|shuffle_items|size|split)=(?=\S)"
-)
-
-
-def _with_flags(sentence: str) -> str:
-    """A message of the library in the command's words; keys of the config stay as they are.
-
-    >>> _with_flags("out='a' holds a run; continue it with resume=True")
-    "--out 'a' holds a run; continue it with --resume"
-    >>> _with_flags("batch_size=0 and train.batch_size=0: expected at least 1")
-    '--batch-size 0 and train.batch_size=0: expected at least 1'
-    """
-    flags = _FLAG.sub(lambda match: f"--{match[1].replace('_', '-')} ", sentence)
-    return flags.replace("--resume True", "--resume")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # σ and − outside of UTF-8
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
-    try:
-        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-        return code or 0
-    except InputError as error:
-        return _fail(_with_flags(str(error)))
-    except cyclopts.CycloptsError as error:
-        return _fail(" ".join(str(error).split()))
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            disk = error.filename or "the run folder"
-            return _fail(f"no space left on the disk of {disk}; free some and go on with --resume")
-        name = error.filename2 or error.filename
-        if name is None:
-            return _fail(str(error))
-        return _fail(f"{name} cannot be written or read: {error.strerror}")
-    except KeyboardInterrupt:
-        return _fail("interrupted", _STOPPED)
-
-
-def _fail(sentence: str, code: int = _REFUSED) -> int:
-    print(f"hqvae: {sentence}", file=sys.stderr)
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Command line: `hqvae VERB …`. What cannot be used ends in one sentence and exit code 2."""
+
+import errno
+import logging
+import sys
+from io import TextIOWrapper
+
+import cyclopts
+
+from hqvae.errors import InputError
+
+from .sentences import with_example, with_flags
+from .verbs import STOPPED, app
+
+__all__ = ["app", "main"]
+
+_REFUSED = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # σ and − outside of UTF-8
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return code or 0
+    except InputError as error:
+        return _fail(with_flags(str(error)))
+    except cyclopts.CycloptsError as error:
+        words = sys.argv[1:] if arguments is None else arguments
+        return _fail(with_example(" ".join(str(error).split()), words))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            disk = error.filename or "the run folder"
+            return _fail(f"no space left on the disk of {disk}; free some and go on with --resume")
+        name = error.filename2 or error.filename
+        if name is None:
+            return _fail(str(error))
+        return _fail(f"{name} cannot be written or read: {error.strerror}")
+    except KeyboardInterrupt:
+        return _fail("interrupted", STOPPED)
+
+
+def _fail(sentence: str, code: int = _REFUSED) -> int:
+    print(f"hqvae: {sentence}", file=sys.stderr)
+    return code

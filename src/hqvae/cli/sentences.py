@@ -1,0 +1,62 @@
+"""The library's and the parser's messages in the command's words.
+
+The library speaks of values (`out='runs/a'`); here they become flags (`--out 'runs/a'`). The parser
+says what is missing or unknown; here it also says what would have worked.
+"""
+
+import re
+from collections.abc import Sequence
+
+from .verbs import app
+
+_FLAG = re.compile(
+    r"(?<![\w.'\"/-])(accelerator|batch_size|data|devices|jobs|limit|nodes|out|resume|seconds|"
+    r"seeds|shuffle_items|size|split)=(?=\S)"
+)
+
+
+def with_flags(sentence: str) -> str:
+    """A message of the library in the command's words; keys of the config stay as they are.
+
+    >>> with_flags("out='a' holds a run; continue it with resume=True")
+    "--out 'a' holds a run; continue it with --resume"
+    >>> with_flags("batch_size=0 and train.batch_size=0: expected at least 1")
+    '--batch-size 0 and train.batch_size=0: expected at least 1'
+    """
+    flags = _FLAG.sub(lambda match: f"--{match[1].replace('_', '-')} ", sentence)
+    return flags.replace("--resume True", "--resume")
+
+
+def with_example(sentence: str, words: Sequence[str]) -> str:
+    """A message of the parser, with what would have worked.
+
+    >>> with_example("Unknown option: --steps", ["train", "sqvae", "--steps", "10"])
+    'Unknown option: --steps; settings have no dashes: train.steps=10'
+    """
+    sentence = sentence.rstrip(".")
+    if unknown := re.search(r"Unknown option: --([\w.-]+)", sentence):
+        if setting := _setting(unknown[1], words):
+            return f"{sentence}; settings have no dashes: {setting}"
+        return sentence
+    if words and words[0] in app and "requires an argument" in sentence:
+        documented = app[words[0]].default_command.__doc__ or ""
+        examples = re.findall(rf"^\s+(hqvae {words[0]} .+)$", documented, re.MULTILINE)
+        if examples:
+            return f"{sentence}, such as: {examples[0]}"
+    return sentence
+
+
+def _setting(option: str, words: Sequence[str]) -> str | None:
+    """The `key=value` that somebody meant who wrote `--option value`."""
+    from hqvae.overrides import keys_named
+    from hqvae.presets import PRESETS
+
+    name = option.replace("-", "_")
+    known = [config for preset, config in PRESETS.items() if preset in words]
+    keys = keys_named(name, known[0] if known else PRESETS["hqvae"])
+    given = [word for word in words if re.fullmatch(rf"--{re.escape(option)}(=.*)?", word)]
+    if not keys or not given:
+        return None
+    after = [*words[words.index(given[0]) + 1 :], "…"]
+    value = given[0].partition("=")[2] or after[0]
+    return f"{keys[0]}={value}"
