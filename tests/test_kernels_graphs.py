@@ -37,7 +37,8 @@ from dataclasses import replace
 import torch
 from hqvae.model import HQVAE
 from hqvae.presets import preset
-from hqvae.quantize import Codebook, NearestCodeConfig, ResidualQuantizer
+from hqvae.quantize import Codebook, NearestCodeConfig, ResidualQuantizer, VectorQuantize
+from torch._dynamo.testing import CompileCounterWithBackend
 
 class Verb(torch.nn.Module):
     def __init__(self, module, verb, **options):
@@ -77,6 +78,16 @@ model = HQVAE(replace(config, net=replace(config.net, widths=(8, 8), blocks=1, i
 x = torch.rand(2, 3, 32, 32) * 2 - 1
 check(model, "encode", x)
 check(model, "decode", model.eval().encode(x))
+check(VectorQuantize(8, 16), "forward", z_e.movedim(1, -1))
+
+quantize = VectorQuantize(8, 16)
+counter = CompileCounterWithBackend("eager")
+compiled = torch.compile(quantize, backend=counter)
+graphs = []
+for step in range(4):
+    compiled(z_e.movedim(1, -1))
+    graphs.append(counter.frame_count)
+assert quantize.steps == 4 and graphs[1] == graphs[3], graphs
 """
 
 
@@ -88,4 +99,5 @@ def test_what_encodes_and_what_decodes_can_be_exported():
     assert done.returncode == 0, done.stderr[-3000:]
     expected = ["Codebook nearest", "Codebook lookup", "Codebook lookup"]
     expected += ["ResidualQuantizer encode", "ResidualQuantizer lookup"] * 4
-    assert done.stdout.splitlines() == [*expected, "HQVAE encode", "HQVAE decode"]
+    expected += ["HQVAE encode", "HQVAE decode", "VectorQuantize forward"]
+    assert done.stdout.splitlines() == expected

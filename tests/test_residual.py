@@ -13,7 +13,6 @@ from hqvae.quantize import (
     Noise,
     RandomInit,
     ResidualQuantizer,
-    VectorQuantize,
     flatten_positions,
     pool_layers,
 )
@@ -242,6 +241,13 @@ def test_pooled_layers_go_sample_by_sample():
     assert torch.equal(rows[7], z[1][0, :, 0, 1]) and torch.equal(rows[13], z[0][1, :, 0, 1])
 
 
+def test_pooled_layers_may_have_no_positions():
+    z, codes = [features((4, DIM)), features((4, DIM), seed=2)], (torch.arange(4), torch.arange(4))
+    rows, flat = pool_layers(z, codes)
+    assert torch.equal(rows, torch.stack(z, 1).flatten(0, 1))
+    assert flat.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
 # ---------------------------------------------------------------------------------- phases
 
 
@@ -262,58 +268,3 @@ def test_the_nearest_code_phase_is_the_deterministic_system_over_the_same_codebo
     restarted = [q.update(z_e, ours.codes, Noise(3)) for q in (quantizer, twin)]
     assert restarted[0] == restarted[1]
     assert same(quantizer.state_dict(), twin.state_dict())
-
-
-# --------------------------------------------------------------------------------- adapter
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("shape", [(6, DIM), (2, 9, DIM), (2, 3, 4, DIM)], ids=str)
-def test_the_adapter_takes_channels_last(quantizer, shape, training):
-    z = features(shape).requires_grad_()
-    quantizer.train(training)
-    torch.manual_seed(3)
-    quantized, indices, loss = VectorQuantize(quantizer)(z, 0.5)
-    torch.manual_seed(3)
-    out = quantizer(z.movedim(-1, 1), 0.5)
-    assert quantized.shape == shape and indices.shape == (*shape[:-1], L) and loss.shape == ()
-    assert torch.equal(quantized, out.z.movedim(1, -1))
-    assert torch.equal(indices, out.codes.movedim(1, -1))
-    torch.testing.assert_close(loss, (out.latent_loss - out.entropy.sum(1)).mean())
-    (gradient,) = torch.autograd.grad(loss, z)
-    assert gradient.isfinite().all() and gradient.abs().sum() > 0
-    vectors = VectorQuantize(quantizer).get_output_from_indices(indices)
-    torch.testing.assert_close(vectors, quantizer.lookup(out.codes).movedim(1, -1))
-
-
-def test_the_adapters_loss_is_the_commitment_or_nats_per_sample():
-    z = features((2, 9, DIM))
-    ema = build("ema", layers=1)
-    quantized, _, loss = VectorQuantize(ema)(z)
-    torch.testing.assert_close(loss, 0.25 * (z - quantized).square().mean())
-    stochastic = build("stochastic", layers=1).eval()
-    quantized, _, loss = VectorQuantize(stochastic)(z)
-    entropy = stochastic(z.movedim(-1, 1)).entropy.mean()
-    square = (z - quantized).square().sum() / 2
-    expected = square / (2 * stochastic.posterior.variance[0]) - entropy
-    torch.testing.assert_close(loss, expected)
-
-
-@pytest.mark.parametrize("shape", [(40, DIM), (2, 5, 4, DIM)], ids=str)
-def test_the_adapter_moves_codebooks_of_running_averages(shape):
-    z, quantizer = features(shape), build("ema")
-    twin, quantize = copy.deepcopy(quantizer), VectorQuantize(quantizer)
-    _, indices, _ = quantize(z)
-    assert quantize.update(z, indices, Noise(1)) == 0
-    twin.update(z.movedim(-1, 1), indices.movedim(-1, 1), Noise(1))
-    assert same(twin.state_dict(), quantizer.state_dict())
-    assert not torch.equal(quantizer.codebooks[0].vectors, build("ema").codebooks[0].vectors)
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("whole", [True, False], ids=["module too", "input only"])
-def test_the_adapter_gives_back_the_dtype_it_got(quantizer, whole, training):
-    quantize = VectorQuantize(quantizer).train(training)
-    z = features((2, 9, DIM)).bfloat16()
-    quantized, _, loss = (quantize.bfloat16() if whole else quantize)(z)
-    assert quantized.dtype == torch.bfloat16 and loss.isfinite()

@@ -15,6 +15,7 @@ from hqvae.quantize import (
     Quantized,
     RandomInit,
     ResidualQuantizer,
+    ResidualVQ,
     VectorQuantize,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     "Quantized",
     "RandomInit",
     "ResidualQuantizer",
+    "ResidualVQ",
     "VectorQuantize",
     "WaveConvConfig",
     "preset",

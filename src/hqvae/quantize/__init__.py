@@ -1,6 +1,6 @@
 """Quantizers: useful inside `HQVAE`, and alone in anybody's network."""
 
-from .adapter import VectorQuantize
+from .adapter import ResidualVQ, VectorQuantize
 from .codebook import Codebook, flatten_positions, integer_codes, unflatten_positions
 from .external import ExternalConfig
 from .kernels import LOG_S2_RANGE, beam_search
@@ -32,6 +32,7 @@ __all__ = [
     "QuantizerConfig",
     "RandomInit",
     "ResidualQuantizer",
+    "ResidualVQ",
     "Stream",
     "VectorQuantize",
     "beam_search",

@@ -1,63 +1,220 @@
-"""Our quantizers behind the call of vector-quantize-pytorch: `(quantized, indices, loss)`."""
+"""Our quantizers behind the calls of vector-quantize-pytorch: `(quantized, indices, loss)`."""
+
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .noise import Noise
-from .residual import ResidualQuantizer
+from hqvae.ranks import broadcast
+
+from .noise import Noise, Stream
+from .posterior import KMeansInit, NearestCodeConfig
+from .residual import QuantizerConfig, ResidualQuantizer
+
+TEMPERATURE = (1.0, 0.3)  # of relaxed samples: at the first step, and from `anneal_steps` on
+DROP_IN = NearestCodeConfig(beta=1.0, decay=0.9, restart=True, init=KMeansInit())
+_SEED = 0  # of k-means and restarts: every process must draw the same
 
 
-class VectorQuantize(nn.Module):
-    """A `ResidualQuantizer` with channels last: `[B, *S, D] → (quantized, indices, loss)`.
+class _DropIn(nn.Module):
+    """A `ResidualQuantizer` that does by itself, in training mode, what changes its state.
 
-    The call is that of `ResidualVQ` of vector-quantize-pytorch. The loss is a scalar, averaged over
-    the first axis. For a stochastic quantizer it is ‖z̃ − z‖²/2s² − H in nats per sample: add it to
-    a reconstruction loss in nats. For a deterministic one it is β times the mean squared
-    commitment: add it to a mean squared error, and call `update` after the optimiser's step.
+    It starts from the first batch, counts steps for its temperature, and moves codebooks of
+    running averages. Evaluation mode changes nothing.
+    """
+
+    def __init__(
+        self, quantizer: ResidualQuantizer, channel_last: bool, loss: str, anneal_steps: int
+    ):
+        super().__init__()
+        if loss not in ("mse", "nats"):
+            raise ValueError(f"loss is {loss!r}; expected 'mse' or 'nats'")
+        if loss == "nats" and not quantizer.posterior.in_nats:
+            raise ValueError(
+                "loss='nats' needs a quantizer whose codes have a posterior: GumbelSoftmaxConfig()"
+            )
+        if anneal_steps < 1:
+            raise ValueError(f"anneal_steps is {anneal_steps}; expected at least 1")
+        self.quantizer = quantizer
+        self.channel_last = channel_last
+        self.loss = loss
+        self.anneal_steps = anneal_steps
+        self.steps = 0  # batches of training; 0 before the start
+
+    @property
+    def temperature(self) -> float:
+        """τ of the next relaxed sample: from 1 to 0.3, exponentially over `anneal_steps` steps."""
+        start, end = TEMPERATURE
+        return start * (end / start) ** min(1.0, self.steps / self.anneal_steps)
+
+    @property
+    def codebook(self) -> Float[Tensor, "K D"]:
+        """The vectors of the first layer."""
+        return self.quantizer.codebooks[0].vectors
+
+    def get_extra_state(self) -> Tensor:
+        """The number of steps, a tensor: every format of weights can hold one."""
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Any) -> None:
+        self.steps = int(state)
+
+    def forward(
+        self, z: Float[Tensor, "B ..."]
+    ) -> tuple[Float[Tensor, "B ..."], Int[Tensor, "B ..."], Float[Tensor, ""]]:
+        z_e = self._channels_second(z)
+        temperature = self._temperature_of_step(z_e.detach()) if self.training else 1.0
+        out = self.quantizer(z_e, temperature)
+        loss = (out.latent_loss - out.entropy.sum(1)).mean()
+        if self.loss == "mse" and self.quantizer.posterior.in_nats:
+            per_element = 2 * self.quantizer.posterior.variance.sum() / max(1, z_e[:1].numel())
+            loss = loss * per_element.detach()
+        if self.training:
+            self._learn(z_e.detach(), out.codes)
+        return self._channels_back(out.z).to(z.dtype), self._codes_out(out.codes), loss
+
+    def get_output_from_indices(self, indices: Int[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """The vectors that the indices stand for, laid out as the input is."""
+        return self._channels_back(self.quantizer.lookup(self._codes_in(indices)))
+
+    # The number of steps stays out of compiled graphs, which would be made anew for each.
+
+    @torch.compiler.disable
+    def _temperature_of_step(self, z_e: Tensor) -> Tensor:
+        if not self.steps:
+            self._start(z_e)
+        return torch.tensor(self.temperature)
+
+    @torch.compiler.disable
+    def _learn(self, z_e: Tensor, codes: Tensor) -> None:
+        self.quantizer.update(z_e, codes, Noise.of(_SEED, self.steps, Stream.RESTART))
+        self.steps += 1
+
+    def _start(self, z_e: Tensor) -> None:
+        """k-means of the first process's first batch, the same in every process."""
+        self.quantizer.init(z_e, Noise.of(_SEED, Stream.INIT))
+        with torch.no_grad():
+            for values in self.quantizer.state_dict().values():
+                values.copy_(broadcast(values))
+
+    def _channels_second(self, z: Tensor) -> Tensor:
+        axis = -1 if self.channel_last else 1
+        if z.ndim < 2 or z.shape[axis] != self.quantizer.dim:
+            width = self.quantizer.dim
+            layout = f"[B, *S, {width}]" if self.channel_last else f"[B, {width}, *S]"
+            raise ValueError(
+                f"the input has shape {list(z.shape)}; this quantizer expects {layout} "
+                f"(channel_last={self.channel_last})"
+            )
+        return z.movedim(axis, 1)
+
+    def _channels_back(self, z: Tensor) -> Tensor:
+        return z.movedim(1, -1) if self.channel_last else z
+
+    def _codes_out(self, codes: Tensor) -> Tensor:
+        return codes.movedim(1, -1)
+
+    def _codes_in(self, indices: Tensor) -> Tensor:
+        return indices.movedim(-1, 1)
+
+
+class VectorQuantize(_DropIn):
+    """A drop-in for `VectorQuantize` of vector-quantize-pytorch: one codebook, in any network.
+
+        quantize = VectorQuantize(dim=64, codebook_size=512)
+        quantized, indices, commit_loss = quantize(features)
+        loss = F.mse_loss(decoder(quantized), x) + commit_loss
+
+    It needs no other call. In training mode it starts with the k-means of its first batch, moves
+    its codes by running averages and puts unused ones back on features. In evaluation mode it
+    changes nothing. A state dict holds its codes and whether it has started.
+
+    The loss is the mean squared distance of features from their codes, times β = 1. Such is the
+    unit of a mean squared error, so the sum above is right as it is.
+
+    With `config=GumbelSoftmaxConfig()` it passes on relaxed samples, which learn with their s².
+    Their temperature falls from 1 to 0.3, exponentially over `anneal_steps` batches, and stays
+    there. The loss is ‖z̃ − z‖²/2s² − H in nats per sample, times 2s²/(elements of a sample's
+    features): once more a mean squared error. With `loss="nats"` it is the nats as they are, to go
+    with a reconstruction loss in nats: Σ(x − x̂)²/2σ² per sample.
+
+    Args:
+        dim: width D of a feature and a code
+        codebook_size: K ≥ 2
+        config: how codes are chosen, and how they move
+        channel_last: whether inputs are [B, *S, D]; else they are [B, D, *S]
+        accept_image_fmap: their word for `channel_last=False`
+        loss: "mse", or "nats" for a stochastic config
+        anneal_steps: batches in which the temperature falls
 
     Shape:
-        z [B, *S, D] → quantized [B, *S, D] in the dtype of z, indices [B, *S, L], loss []
+        [B, *S, D] or [B, D, *S] → quantized of the same shape and dtype, indices [B, *S], loss []
 
-    >>> quantize = VectorQuantize(ResidualQuantizer(dim=64, codebook_size=512, layers=4))
-    >>> quantize.init(torch.randn(8, 100, 64))  # once, on features as they will be
-    >>> quantized, indices, loss = quantize(torch.randn(2, 100, 64))
+    Raises ValueError for inputs of another width, DegenerateFeatures for a first batch whose
+    features are all the same or not finite.
+
+    >>> encoder, decoder = nn.Conv2d(3, 64, 4, 4), nn.ConvTranspose2d(64, 3, 4, 4)
+    >>> quantize = VectorQuantize(dim=64, codebook_size=16, channel_last=False)
+    >>> x = torch.rand(8, 3, 32, 32)
+    >>> quantized, indices, commit_loss = quantize(encoder(x))
+    >>> loss = nn.functional.mse_loss(decoder(quantized), x) + commit_loss
+    >>> quantized.shape, indices.shape, loss.shape
+    (torch.Size([8, 64, 8, 8]), torch.Size([8, 8, 8]), torch.Size([]))
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        config: QuantizerConfig = DROP_IN,
+        channel_last: bool = True,
+        accept_image_fmap: bool = False,
+        loss: str = "mse",
+        anneal_steps: int = 10_000,
+    ):
+        quantizer = ResidualQuantizer(dim, codebook_size, config=config)
+        super().__init__(quantizer, channel_last and not accept_image_fmap, loss, anneal_steps)
+
+    def _codes_out(self, codes: Tensor) -> Tensor:
+        return codes[:, 0]
+
+    def _codes_in(self, indices: Tensor) -> Tensor:
+        return indices.unsqueeze(1)
+
+
+class ResidualVQ(_DropIn):
+    """A drop-in for `ResidualVQ` of vector-quantize-pytorch: each layer on what those before left.
+
+    As `VectorQuantize`, with `num_quantizers` layers. The commitment is the mean over the layers,
+    and one number, where theirs has one for each.
+
+    Args:
+        num_quantizers: L ≥ 1
+        shared_codebook: whether the layers hold one codebook
+        beam_size: how many partial sums evaluation keeps when it looks for codes
+
+    Shape:
+        [B, *S, D] or [B, D, *S] → quantized of the same shape, indices [B, *S, L], loss []
+
+    >>> quantize = ResidualVQ(dim=64, codebook_size=16, num_quantizers=4)
+    >>> quantized, indices, commit_loss = quantize(torch.randn(2, 100, 64))
     >>> quantized.shape, indices.shape
     (torch.Size([2, 100, 64]), torch.Size([2, 100, 4]))
     """
 
-    def __init__(self, quantizer: ResidualQuantizer):
-        super().__init__()
-        self.quantizer = quantizer
-
-    def forward(
-        self, z: Float[Tensor, "B *S D"], temperature: float = 1.0
-    ) -> tuple[Float[Tensor, "B *S D"], Int[Tensor, "B *S L"], Float[Tensor, ""]]:
-        out = self.quantizer(z.movedim(-1, 1), temperature)
-        loss = (out.latent_loss - out.entropy.sum(1)).mean()
-        return out.z.movedim(1, -1).to(z.dtype), out.codes.movedim(1, -1), loss
-
-    @torch.no_grad()
-    def init(self, z: Float[Tensor, "B *S D"], noise: Noise | None = None) -> None:
-        """Start codebooks and s² from features: `kmeans_init` of vector-quantize-pytorch.
-
-        Without it codes are N(0, I), and s² is made for features of variance one. `noise` is drawn
-        from torch's generator when not given. Changes state.
-        """
-        self.quantizer.init(z.movedim(-1, 1), noise or Noise.draw())
-
-    @torch.no_grad()
-    def update(
-        self, z: Float[Tensor, "B *S D"], indices: Int[Tensor, "B *S L"], noise: Noise | None = None
-    ) -> int:
-        """Move codebooks that learn by moving averages; returns how many codes were restarted.
-
-        `noise` (drawn from torch's generator when not given) chooses what they restart on.
-        Codebooks that learn by gradient stay.
-        """
-        codes = indices.movedim(-1, 1)
-        return self.quantizer.update(z.movedim(-1, 1), codes, noise or Noise.draw())
-
-    def get_output_from_indices(self, indices: Int[Tensor, "B *S L"]) -> Float[Tensor, "B *S D"]:
-        """The vectors that the indices stand for."""
-        return self.quantizer.lookup(indices.movedim(-1, 1)).movedim(1, -1)
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        num_quantizers: int,
+        config: QuantizerConfig = DROP_IN,
+        shared_codebook: bool = False,
+        beam_size: int = 1,
+        accept_image_fmap: bool = False,
+        loss: str = "mse",
+    ):
+        quantizer = ResidualQuantizer(
+            dim, codebook_size, num_quantizers, config, shared_codebook, beam_size
+        )
+        super().__init__(quantizer, not accept_image_fmap, loss, anneal_steps=10_000)

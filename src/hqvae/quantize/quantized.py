@@ -49,8 +49,14 @@ def pool_layers(
     Sample by sample, and only then layer by layer: the processes' rows one after the other are
     then those of one process.
     """
-    rows = torch.cat([z.detach().movedim(1, -1).flatten(1, -2) for z in z_e], 1)
-    return rows.flatten(0, 1), torch.cat([c.flatten(1) for c in codes], 1).flatten()
+    rows = torch.cat([_positions(z.detach()).movedim(1, 2) for z in z_e], 1)
+    pooled = torch.cat([_positions(c.unsqueeze(1)).squeeze(1) for c in codes], 1)
+    return rows.flatten(0, 1), pooled.flatten()
+
+
+def _positions(z: Float[Tensor, "B D *S"] | Int[Tensor, "B D *S"]) -> Tensor:
+    """[B, D, *S] → [B, D, positions], one position where there is no space."""
+    return z.unsqueeze(-1).flatten(2)
 
 
 def sum_layers(parts: Sequence[Tensor]) -> Tensor:
