@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hqvae.data.sources import SPLIT_NAMES
+from hqvae.data.sources.index import split_named
 from hqvae.errors import InputError
 
 
@@ -16,7 +16,7 @@ def check_apart(out: str | Path, source: str) -> None:
     place = Path(out).resolve()
     if not root.is_dir() or not place.is_relative_to(root):
         return
-    splits = [path.name for path in root.iterdir() if path.name.lower() in SPLIT_NAMES]
+    splits = [path.name for path in root.iterdir() if split_named(path.name)]
     top = place.relative_to(root).parts[:1]
     if (root / "metadata.csv").is_file() or (splits and not set(top) <= set(splits)):
         return

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from hqvae.config_class import config_class, settings
-from hqvae.data import AudioConfig, ImageConfig
+from hqvae.data import DataConfig, ImageConfig
 from hqvae.errors import InputError
 from hqvae.model import HQVAEConfig
 from hqvae.model.size import count_values
@@ -151,7 +151,7 @@ class Config:
 
     model: ModelConfig = HQVAEConfig()
     """the member of the family"""
-    data: ImageConfig | AudioConfig = Field(default=ImageConfig(), discriminator="kind")
+    data: DataConfig = Field(default=ImageConfig(), discriminator="kind")
     """what it is trained on"""
     phases: PhaseConfig = PhaseConfig()
     """phases of an autoencoder's training"""
@@ -170,7 +170,7 @@ _MOST: dict[str, float] = {
 _BYTES_PER_WEIGHT = 16  # in training: itself, its gradient, and Adam's two means, in float32
 
 
-def check_data(data: ImageConfig | AudioConfig) -> None:
+def check_data(data: DataConfig) -> None:
     """Raises InputError for sizes of data that no machine has room for."""
     for key, _, value in settings(data):
         if key in _MOST and value is not None and value > _MOST[key]:

@@ -109,7 +109,11 @@ class Run(RunFiles):
         """An existing run. Raises InputError when there is none that this version can read."""
         path = Path(path)
         saved = _read_config(path)
-        if saved.keys() == {"model"} and isinstance(saved["model"], dict):
+        if (
+            "model" in saved
+            and saved.keys() <= {"model", "data"}
+            and isinstance(saved["model"], dict)
+        ):
             hint = "load it with HQVAE.from_pretrained"
             raise InputError(f"{str(path)!r} holds a model and no run; {hint}")
         made_with = saved.pop("versions", None)
@@ -222,7 +226,7 @@ class Run(RunFiles):
             raise InputError(f"run {str(self.path)!r} {what}; {error}") from error
         if state is None or not state.get("has_weights"):
             return None
-        model = HQVAE(self.config.model)
+        model = HQVAE(self.config.model, data=self.config.data)
         try:
             if state["task"]["posterior"] != model.posterior:
                 model.use_nearest()

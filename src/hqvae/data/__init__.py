@@ -33,6 +33,7 @@ __all__ = [
     "AudioConfig",
     "AudioDataset",
     "BrokenItem",
+    "DataConfig",
     "Dataset",
     "FileIndex",
     "Frontend",
@@ -58,6 +59,7 @@ __all__ = [
 ]
 
 log = logging.getLogger("hqvae")
+DataConfig = ImageConfig | AudioConfig  # a union by `kind`
 ConfigT = TypeVar("ConfigT", bound=SourceConfig)
 
 

@@ -1,5 +1,6 @@
 """Audio: any file → mono 16-bit samples, resampled; whole, or cut into segments."""
 
+import logging
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +24,7 @@ from .samples import decode, decode_segment, length_at
 from .sound_files import SUFFIXES, Length, SoundReader
 from .sources import FileIndex, SourceConfig
 
+log = logging.getLogger("hqvae")
 _ROUNDING = 1  # samples by which a resampled length may differ from what the header promises
 _LONGEST_SEGMENT = 2**26  # samples; more than a model sees at once on any machine of today
 
@@ -79,6 +81,26 @@ class AudioModality(Modality[AudioConfig]):
     ) -> list[Metric]:
         """RMSE and PSNR, and what the frontend's signals have beside."""
         return [Distortion(self.unit(config).scale), *config.frontend.metrics(config.rate)]
+
+    def prepare(
+        self, opened: SoundReader, config: AudioConfig, channels: int, whole: bool = False
+    ) -> Float[Tensor, "1 ..."]:
+        """A sound is always whole: `config.seconds` is how long training's segments are."""
+        frontend = config.frontend.build(config.rate)
+        with opened as file:
+            sound = decode(file, config.rate, config.loudness)
+        if sound.remark is not None:
+            log.warning("a sound is in use, but %s", sound.remark)
+        samples = sound.samples
+        raw = torch.from_numpy(_followed_by_silence(samples, frontend.ceil(len(samples))))
+        return frontend.forward(to_signal(raw[None]))[0]
+
+    def restore(
+        self, signal: Float[Tensor, "B 1 ..."], config: AudioConfig
+    ) -> list[Float[np.ndarray, "T"]]:
+        """Samples in [−1, 1] at `config.rate`."""
+        sounds = config.frontend.build(config.rate).inverse(signal.float().cpu())
+        return list(sounds[:, 0].clamp(-1, 1).numpy())
 
     def examples(self, config: AudioConfig) -> str:
         return f"segments with data.frontend.kind={config.frontend.kind}"

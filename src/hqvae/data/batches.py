@@ -124,6 +124,7 @@ def training_batches(
         _TrainingBatches(dataset),
         sampler=_RankSampler(order, start, stop, slices),  # type: ignore[arg-type]
         batch_size=None,
+        collate_fn=_as_it_is,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
@@ -194,6 +195,10 @@ def _end_workers(loaded: Any, started: Sequence[BaseProcess]) -> None:
     for worker in started:
         worker.kill()  # nothing happens where it has ended
         worker.join()
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded  # torch's own would look for arrays inside
 
 
 def _leave_stopping_to_parent(worker: int) -> None:

@@ -207,6 +207,8 @@ class Dataset(ABC):
 
     def note_broken(self, found: Mapping[int, str], consequence: str) -> None:
         """Record items found broken; name those that are news, with what becomes of them."""
+        if not found:
+            return
         news = {item: reason for item, reason in found.items() if item not in self._broken}
         self._broken |= news
         if torch.utils.data.get_worker_info() is not None:

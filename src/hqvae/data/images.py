@@ -94,6 +94,30 @@ class ImageModality(Modality[ImageConfig]):
         metrics: list[Metric] = [Distortion(PIXEL_UNIT.scale), SSIM()]
         return [*metrics, Perceptual.from_cache(device)] if thorough else metrics
 
+    def prepare(
+        self, opened: Image.Image, config: ImageConfig, channels: int, whole: bool = False
+    ) -> Float[Tensor, "C H W"]:
+        """Resized and cropped to `config.size`, where there is one. Raises ValueError below it."""
+        image = _in_mode(opened, channels, config)
+        if not whole and config.size is not None:
+            if min(image.size) < config.size:
+                sides = f"{image.width}×{image.height}"
+                raise ValueError(
+                    f"it has {sides} pixels, and images of size={config.size} are expected; "
+                    "whole=True takes it at its own size"
+                )
+            image = resize_shorter_side(image, config.size)
+            raw = _central_crop(to_array(image), config.size)
+        else:
+            raw = to_array(image)
+        return to_signal(torch.from_numpy(np.ascontiguousarray(raw))[None])[0]
+
+    def restore(self, signal: Float[Tensor, "B C H W"], config: ImageConfig) -> list[Image.Image]:
+        """Pictures of Pillow: RGB, or L where there is one channel."""
+        pixels = ((signal.float().clamp(-1, 1) + 1) * PIXEL_UNIT.scale).round()
+        arrays = pixels.to("cpu", torch.uint8).movedim(1, -1).numpy()
+        return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in arrays]
+
     def examples(self, config: ImageConfig) -> str:
         return "images"
 
@@ -215,15 +239,13 @@ class ImageDataset(Dataset):
         return self._in_mode(self.index.open(i))
 
     def _in_mode(self, image: Image.Image) -> Image.Image:
-        return to_mode(image, "RGB" if self.channels == 3 else "L", self.config.bits)
+        return _in_mode(image, self.channels, self.config)
 
     def _crop(self, image: np.ndarray, crop_noise: float | None) -> np.ndarray:
-        """A square of the longer side: its middle, rounded down, or where the noise says."""
-        spare = [side - self.size for side in image.shape[1:]]
+        """A square of the longer side: its middle, or where the noise says."""
         if crop_noise is None:
-            top, left = [room // 2 for room in spare]
-        else:
-            top, left = [int(crop_noise * (room + 1)) for room in spare]
+            return _central_crop(image, self.size)
+        top, left = [int(crop_noise * (side - self.size + 1)) for side in image.shape[1:]]
         return image[:, top : top + self.size, left : left + self.size]
 
     # -------------------------------------------------------------------------------------- batches
@@ -282,3 +304,13 @@ class ImageDataset(Dataset):
             if image is not None:
                 self._stacked[i] = image
                 images[i] = self._stacked[i]  # a view: each image is kept once
+
+
+def _in_mode(image: Image.Image, channels: int, config: ImageConfig) -> Image.Image:
+    return to_mode(image, "RGB" if channels == 3 else "L", config.bits)
+
+
+def _central_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The square in the middle of [C, H, W], rounded down."""
+    top, left = [(side - size) // 2 for side in image.shape[1:]]
+    return image[:, top : top + size, left : left + size]

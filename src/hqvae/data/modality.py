@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
 
 from hqvae.errors import InputError
 from hqvae.metrics import Metric
@@ -94,6 +96,18 @@ class Modality(ABC, Generic[ConfigT]):
         self, config: ConfigT, device: torch.device | str = "cpu", thorough: bool = False
     ) -> list[Metric]:
         """What tells originals and reconstructions apart; `thorough` takes slow ones too."""
+
+    @abstractmethod
+    def prepare(self, opened: Any, config: ConfigT, channels: int, whole: bool = False) -> Tensor:
+        """The signal [C, *S] of what `open` gave, as training's items are prepared.
+
+        `whole` leaves its own size, where training has items cut to one. May raise anything where
+        the file is broken.
+        """
+
+    @abstractmethod
+    def restore(self, signal: Shaped[Tensor, "B C *S"], config: ConfigT) -> list[Any]:
+        """What signals are of, one each, to be saved or played: the way back from `prepare`."""
 
     @abstractmethod
     def examples(self, config: ConfigT) -> str:

@@ -159,4 +159,5 @@ def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
 
 def to_array(image: Image.Image) -> UInt8[np.ndarray, "C H W"]:
     pixels = np.asarray(image).reshape(image.height, image.width, -1)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    array = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return array if array.flags.writeable else array.copy()  # torch warns of what it cannot write

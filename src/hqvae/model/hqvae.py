@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hqvae.data import DataConfig
 from hqvae.nets import Decoder, Encoder
 from hqvae.objective import ElboSample, Losses
 from hqvae.quantize import Noise
@@ -30,13 +31,14 @@ from hqvae.topdown import (
     walk,
 )
 
-from . import pretrained
+from . import pretrained, signals
 from .build import make_levels
 from .codes import check_signal_size, codes_by_level
 from .config import HQVAEConfig
 from .cost import Objective, square_error
 from .presets import model_preset
 from .probe import as_features, check_decoder
+from .signals import as_signal
 
 
 class HQVAE(nn.Module):
@@ -47,6 +49,7 @@ class HQVAE(nn.Module):
         encoder: in place of ours: x [B, C, *S] → features of every level, coarse first,
             [B, W_r, *S/stride_r] each (one level: the tensor itself will do)
         decoder: in place of ours: latent of the finest level [B, D, *S/stride] → x̂ [B, C, *S]
+        data: what signals are made of, for `preprocess`; a trained model has it from its run
 
     Signals are floats in [−1, 1]. Raises ValueError for networks whose sizes do not fit the
     levels. Source: HQ-VAE (Takida et al., TMLR 2024, arXiv 2401.00365).
@@ -64,9 +67,11 @@ class HQVAE(nn.Module):
         config: HQVAEConfig = HQVAEConfig(),
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
+        data: DataConfig | None = None,
     ):
         super().__init__()
         self.config = config
+        self.data = data
         strides = [level.stride for level in config.levels]
         finest = config.levels[-1]
         net = config.net
@@ -145,11 +150,14 @@ class HQVAE(nn.Module):
     # ----------------------------------------------------------------------------- codes
 
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "B C *S"]) -> tuple[Int[Tensor, "B ..."], ...]:
+    def encode(self, x: Any) -> tuple[Int[Tensor, "B ..."], ...]:
         """L tensors of nearest codes `[B, *S_l]`, coarse to fine; the same in either mode.
 
-        Batches of signals of several lengths: `hqvae.tiling.encode_padded`.
+        `x` are signals [B, C, *S], a tensor or an array: floats in [−1, 1], uint8 pictures of
+        0 … 255, or int16 sounds. Raises ValueError for other types, shapes and values. Batches of
+        signals of several lengths: `hqvae.tiling.encode_padded`.
         """
+        x = as_signal(x, self.config, next(self.parameters()))
         outputs = walk(self.levels, NearestCodes(self.features(x)))[1]
         return tuple(codes for output in outputs for codes in output.quantized.codes.unbind(1))
 
@@ -171,6 +179,37 @@ class HQVAE(nn.Module):
         check_signal_size(size, [side * self.stride for side in by_level[0].shape[2:]])
         latent, _ = walk(self.levels, GivenCodes(by_level))
         return self._reconstruct(latent, size)
+
+    # ----------------------------------------------------------------------------- files
+
+    def preprocess(self, file: Any, whole: bool = False) -> Float[Tensor, "1 C *S"]:
+        """The signal of a file, made as those of training were: what `encode` takes.
+
+        Args:
+            file: the path of a picture or sound, or its bytes
+            whole: a picture at its own size; else resized and cropped to that of training. Sounds
+                are always whole, at the rate of training
+
+        Raises FileNotFoundError for no file, ValueError for one that cannot be used, and where the
+        model does not know what its signals are (`model.data`).
+
+        >>> from io import BytesIO
+        >>> from PIL import Image
+        >>> from hqvae.data import ImageConfig
+        >>> model, file = HQVAE(data=ImageConfig(size=16)), BytesIO()
+        >>> Image.new("RGB", (40, 20), "red").save(file, "png")
+        >>> model.preprocess(file.getvalue()).shape
+        torch.Size([1, 3, 16, 16])
+        """
+        return signals.preprocess(file, signals.require_data(self.data), self.config, whole)
+
+    def postprocess(self, x_hat: Float[Tensor, "B C *S"]) -> list[Any]:
+        """What signals are of, one each: Pillow's pictures, or samples at `model.data.rate`.
+
+        The way back from `preprocess`, to be saved or played. Raises ValueError where the model
+        does not know what its signals are.
+        """
+        return signals.postprocess(x_hat, signals.require_data(self.data))
 
     # ----------------------------------------------------------------------------- verbs
 
@@ -260,7 +299,10 @@ class HQVAE(nn.Module):
     # --------------------------------------------------------------------------- on disk
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into a folder."""
+        """Write `config.json` and `model.safetensors` into a folder.
+
+        The config has the model's, and what its signals are (`model.data` without its source).
+        """
         pretrained.save(self, Path(folder))
 
     @classmethod
@@ -287,6 +329,6 @@ class HQVAE(nn.Module):
         config = pretrained.read_config(folder)
         pretrained.check_weights(folder / pretrained.WEIGHTS)
         pretrained.check_sizes(config, folder, own_networks=encoder is not None)
-        model = cls(config, encoder, decoder)
+        model = cls(config, encoder, decoder, pretrained.read_data(folder))
         pretrained.load_weights(model, folder)
         return model.eval()

@@ -14,10 +14,12 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 
+from hqvae.data import DataConfig
 from hqvae.errors import summary_of
 from hqvae.files import atomic_write, read_json
 
 from .config import HQVAEConfig
+from .signals import preparation, read_preparation
 from .size import count_codes, count_values
 
 if TYPE_CHECKING:
@@ -34,11 +36,13 @@ def save(model: "HQVAE", folder: Path) -> None:
     """Raises ValueError for a run's folder, whose config says more than a model's."""
     if (folder / CONFIG).is_file() and "format" in read_json(folder / CONFIG):
         raise ValueError(f"{folder} is a run's folder; expected another one for a model alone")
-    config = TypeAdapter(HQVAEConfig).dump_python(model.config, mode="json")
+    config = {"model": TypeAdapter(HQVAEConfig).dump_python(model.config, mode="json")}
+    if model.data is not None:
+        config["data"] = preparation(model.data)
     with atomic_write(folder / WEIGHTS) as temporary:
         save_weights(model, temporary)
     with atomic_write(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps({"model": config}, indent=2) + "\n")
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def save_weights(model: "HQVAE", path: Path) -> None:
@@ -90,6 +94,17 @@ def read_config(folder: Path) -> HQVAEConfig:
             f"({where}: {first['msg']}); "
             f"it was written by hqvae {known.get('hqvae', 'of an unknown version')}"
         ) from error
+
+
+def read_data(folder: Path) -> DataConfig | None:
+    """What the model's signals are; None where its folder does not say.
+
+    Raises ValueError for what cannot be read.
+    """
+    try:
+        return read_preparation(read_json(folder / CONFIG).get("data"))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
 
 
 def check_sizes(config: HQVAEConfig, folder: Path, own_networks: bool) -> None:

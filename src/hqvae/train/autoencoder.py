@@ -70,7 +70,7 @@ class Autoencoder(Task[Losses]):
         self.quantize_from = config.phases.quantize_from(self.total)
         self.nearest_from = config.phases.nearest_from(self.total)
         torch.manual_seed(config.train.seed)
-        self.model = HQVAE(config.model)
+        self.model = HQVAE(config.model, data=config.data)
         self.mean_sigma2 = torch.zeros((), device=fabric.device)  # 0: of no batch yet
         self.pictures = Reconstructions()
         self.clear_counters()

@@ -1,0 +1,136 @@
+"""Signals from outside: checked for `encode`, made from files, and made into what can be saved."""
+
+import os
+from dataclasses import fields
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from hqvae.data import DataConfig, Modality, SourceConfig, to_signal
+from hqvae.errors import InputError, summary_of
+
+from .config import HQVAEConfig
+
+_SLACK = 0.01  # by which interpolation may overshoot the range
+_STORED = {2: torch.uint8, 1: torch.int16}  # of pictures and of sounds, by the number of axes
+
+
+def as_signal(x: Any, config: HQVAEConfig, like: Tensor) -> Float[Tensor, "B C *S"]:
+    """A batch from outside as a model takes it: floats in [−1, 1] of the type of `like`.
+
+    Args:
+        x: a tensor or array: floats in [−1, 1], uint8 pictures of 0 … 255, or int16 sounds
+        config: of the model
+        like: a weight of the model; arrays go to its device
+
+    Raises ValueError for other types, and for values that are not finite or outside of the range.
+
+    >>> pictures = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
+    >>> as_signal(pictures, HQVAEConfig(), like=torch.zeros(1)).unique()
+    tensor([1.])
+    """
+    if isinstance(x, np.ndarray) and x.dtype.kind in "iuf":
+        x = torch.from_numpy(np.ascontiguousarray(x)).to(like.device)
+    if isinstance(x, Tensor) and x.dtype == _STORED[config.axes]:
+        return to_signal(x, x.device).to(like.dtype)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = getattr(x, "dtype", type(x).__name__)
+        stored = {2: "uint8 pictures of 0 … 255", 1: "int16 sounds"}[config.axes]
+        raise ValueError(f"x is of type {kind}; expected floats in [−1, 1], or {stored}")
+    _check_range(x)
+    return x.to(like.dtype)
+
+
+def _check_range(x: Tensor) -> None:
+    """Raises ValueError for values outside of [−1, 1]. A compiled graph cannot ask for values."""
+    if torch.compiler.is_compiling() or not x.numel():
+        return
+    low, high = (float(bound) for bound in x.aminmax())
+    if not (low >= -1 - _SLACK and high <= 1 + _SLACK):
+        raise ValueError(
+            f"x has values from {low:.4g} to {high:.4g}; expected floats in [−1, 1] "
+            "(pictures of 0 … 255: as uint8, or x / 127.5 − 1)"
+        )
+
+
+# --------------------------------------------------------------------------- files and back
+
+
+def preparation(data: DataConfig) -> dict[str, Any]:
+    """What a config says of signals, as plain values: not where a data set lies, nor its splits."""
+    saved: dict[str, Any] = TypeAdapter(type(data)).dump_python(data, mode="json")
+    for field in fields(SourceConfig):
+        del saved[field.name]
+    return saved
+
+
+def read_preparation(saved: Any) -> DataConfig | None:
+    """The config that `preparation` or a run saved; None where nothing was.
+
+    Raises ValueError for what is none.
+    """
+    if saved is None:
+        return None
+    names = {field.name for field in fields(SourceConfig)}
+    try:
+        if isinstance(saved, dict):
+            saved = {key: value for key, value in saved.items() if key not in names}
+        return TypeAdapter[DataConfig](DataConfig).validate_python(saved)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ValueError(f"its data are no description of signals: {reason}") from error
+
+
+def postprocess(x_hat: Float[Tensor, "B C *S"], data: DataConfig) -> list[Any]:
+    """`HQVAE.postprocess` with the data of the model."""
+    modality: Modality[Any] = data.modality
+    return modality.restore(x_hat.detach(), data)
+
+
+def require_data(data: DataConfig | None) -> DataConfig:
+    """Raises ValueError where a model does not know what its signals are."""
+    if data is None:
+        raise ValueError(
+            "this model does not know what its signals are; "
+            "expected model.data=hqvae.data.ImageConfig(size=…) or AudioConfig(rate=…)"
+        )
+    return data
+
+
+def preprocess(
+    file: Any, data: DataConfig, config: HQVAEConfig, whole: bool
+) -> Float[Tensor, "1 C *S"]:
+    """`HQVAE.preprocess` with data and config of the model."""
+    modality: Modality[Any] = data.modality
+    modality.check_model(data, config.channels, config.axes)
+    name = str(file) if isinstance(file, str | os.PathLike) else type(file).__name__
+    try:
+        opened = modality.open(_source(file))
+        signal = modality.prepare(opened, data, config.channels, whole)
+    except (OSError, InputError):
+        raise
+    except Exception as error:  # decoders raise anything
+        raise ValueError(f"{name} cannot be used: {summary_of(error)}") from error
+    return signal[None]
+
+
+def _source(file: Any) -> Path | BytesIO:
+    """Raises ValueError for what names no file and holds none."""
+    if isinstance(file, str | os.PathLike):
+        path = Path(file).expanduser()
+        path.stat()  # raises FileNotFoundError with the name, whoever decodes
+        return path
+    if isinstance(file, bytes | bytearray | memoryview):
+        return BytesIO(file)
+    if isinstance(file, BytesIO):
+        return file
+    raise ValueError(
+        f"expected the path or the bytes of a file, not {type(file).__name__}; "
+        "`encode` takes tensors and arrays"
+    )
