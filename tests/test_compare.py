@@ -63,20 +63,6 @@ def written(folder, **changes):
     return str(path)
 
 
-def beside_sq(**settings):
-    """The system SQ, and VQ with these settings (`__` for dots)."""
-    named = {key.replace("__", "."): value for key, value in settings.items()}
-    return {"systems": {**SYSTEMS, "VQ": {"preset": "vqvae", "settings": named}}}
-
-
-FSQ = {
-    "model.quantizer.kind": "other",
-    "model.quantizer.name": "fsq",
-    "model.levels.0.codebook_size": 12,
-}
-SAME_NAME = {"SQ!": {"preset": "sqvae"}, "sq": {"preset": "sqvae"}}
-
-
 def compare(spec, data, out, *more):
     """The exit code of `hqvae compare`, on the CPU."""
     return main(["compare", spec, "--data", data, "--out", str(out), "--accelerator", "cpu", *more])
@@ -386,7 +372,7 @@ def test_a_comparison_leaves_tables_and_a_page_that_opens_offline(finished, data
     pictures = list((out / "pictures").glob("*.png"))
     # 4 a case, 1 over the cases.
     assert page.count('src="data:image/png;base64,') == 9 == len(pictures)
-    assert not re.search(r'(src|href)="(?!data:)|http|<script', page)
+    assert not re.search(r'(src|href)="(?!data:)|https?:|<script', page)
     report = json.loads((out / "report.json").read_text())
     assert len(report["rows"]) == 4 and len(report["results"]) == 4 and report["missing"] == []
     for row, rate in zip(report["results"], (3, 3, 6, 6)):
@@ -470,6 +456,16 @@ def test_what_goes_wrong_in_one_run_of_ours_stops_the_others_at_once(data, tmp_p
     with pytest.raises(RuntimeError, match="no such thing"):
         compare(written(tmp_path, seeds=list(range(9))), data, tmp_path / "c")
     assert len(begun) == 1
+
+
+def test_how_far_a_run_is_is_shown_while_it_goes_on(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hqvae.compare.jobs._LOOK_EVERY", 0.01)
+    monkeypatch.setattr("hqvae.console._PIPED_EVERY", 0.0)
+    settings = {**SETTINGS, "train.log_every": 1}
+    spec = written(tmp_path, seeds=[0], settings=settings, systems={"SQ": SYSTEMS["SQ"]})
+    assert compare(spec, data, tmp_path / "c") == 0
+    lines = capsys.readouterr().err
+    assert re.search(r"^\[1/1\] SQ, seed 0: .*step \d/4 .*bits/dim", lines, re.MULTILINE)
 
 
 def newest_step(folder):

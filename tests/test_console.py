@@ -126,6 +126,15 @@ def test_piped_progress_says_how_long_it_will_take(capsys, monkeypatch):
     assert second.endswith(f"step 300/1200  {STATUS}  1:30:00 left")
 
 
+def test_piped_progress_within_a_step_is_a_line_a_minute(capsys, monkeypatch):
+    clock = iter([0.0, 30.0, 61.0, 61.0, 100.0, 130.0, 130.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with ProgressBar(total=3, completed=1, quiet=False) as progress_bar:
+        for number in range(4):
+            progress_bar.show(1 + number / 10, f"look {number}")
+    assert capsys.readouterr().err.splitlines() == ["look 1", "look 3"]
+
+
 def test_all_processes_but_the_first_are_silent(capsys):
     with ProgressBar(total=8, completed=0, quiet=True) as progress_bar:
         progress_bar.update(4, STATUS)

@@ -116,6 +116,12 @@ class VectorModality(Modality[VectorConfig]):
     def metrics(self, config: VectorConfig, device="cpu", thorough=False) -> list[Metric]:
         return [Distortion()]
 
+    def prepare(self, opened: Any, config: VectorConfig, channels: int, whole=False):
+        return torch.from_numpy(opened)
+
+    def restore(self, signal: torch.Tensor, config: VectorConfig) -> list[Any]:
+        return list(signal.numpy())
+
     def examples(self, config: VectorConfig) -> str:
         return "vectors"
 

@@ -27,6 +27,7 @@ from rich.text import Text
 
 _PIPED_WIDTH = 120  # of prose; tables are as wide as they need to be
 _FIRST_STEPS = 5  # after which piped output says how long all of them will take
+_PIPED_EVERY = 60.0  # seconds between lines of what goes on
 _SPEED_WINDOW = 3600.0  # seconds; rich's own 30 know no speed where a step takes minutes
 
 
@@ -55,6 +56,7 @@ class ProgressBar:
         self.total = total
         self.completed = completed
         self.began = time.monotonic()
+        self.shown = self.began
         self.quiet = quiet
         self.console = Console(file=sys.stderr)
         self.bar = None
@@ -101,6 +103,18 @@ class ProgressBar:
             clock = time.strftime("%H:%M:%S")
             line = f"{clock}  step {step}/{self.total}  {status}  {self._left(step)}"
             print(line, file=sys.stderr, flush=True)
+
+    def show(self, done: float, status: str) -> None:
+        """Move the bar, also by part of a step, with `status` below it.
+
+        When piped, print the status, at most once a minute.
+        """
+        if self.bar:
+            self.bar.status = status
+            self.bar.update(self.task, completed=done)
+        elif time.monotonic() > self.shown + _PIPED_EVERY:
+            self.shown = time.monotonic()
+            self.print(status)
 
     def _seconds_left(self, step: int) -> float:
         """At the mean speed so far."""

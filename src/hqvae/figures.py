@@ -59,25 +59,67 @@ def _draw(axes: Axes, image: Tensor, spectra: bool = False, **place: Any) -> Non
     )
 
 
-def _history_panels(
+# Titles of what a log says of every layer.
+USE = "hard perplexity / K"
+INFORMATION = "information of the choices (bits per position)"
+VARIANCE = "s²"
+ENTROPY = "entropy of P̂ (bits per position)"
+
+
+def draw_history(
+    axes: Axes,
+    title: str,
+    values: np.ndarray,
+    entries: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+) -> None:
+    """One of `history_panels` against the step, a line for each layer; no legend.
+
+    A vertical line marks the step at which codes become the nearest ones.
+    """
+    steps = [entry["step"] for entry in entries]
+    for layer, name in enumerate(names):
+        marker = "." if len(steps) < 3 else None
+        axes.plot(steps, values[:, layer], label=name, marker=marker, linewidth=1.2)
+    axes.set_title(title, fontsize=9)
+    axes.tick_params(which="both", labelsize=8)
+    axes.grid(alpha=0.3)
+    if title == VARIANCE:
+        axes.set_yscale("log")
+    if title == USE:
+        axes.set_ylim(0, 1)
+    nearest = _nearest(entries)
+    if nearest.any() and not nearest.all():
+        begins = steps[int(nearest.argmax())]
+        label = "nearest codes from here on"
+        axes.axvline(begins, color="0.4", linestyle=":", linewidth=1, label=label)
+
+
+def history_panels(
     entries: Sequence[Mapping[str, Any]], codebook_sizes: Sequence[int], positions: Sequence[int]
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """(values [steps, L] by title, whether codes were the nearest ones [steps])."""
+) -> dict[str, np.ndarray]:
+    """Values [steps, L] by title. Those of s² and entropy end where codes are the nearest ones.
+
+    They are left out where codes have been so from the first entry on.
+    """
     perplexity = np.array([entry["perplexity"] for entry in entries])
     s2 = np.array([entry["s2"] for entry in entries], dtype=float)
-    certain: np.ndarray = np.asarray(
-        s2.sum(1) == 0
-    )  # steps of nearest codes, which have no s² and no entropy
-    s2[certain] = np.nan
     entropy_bits = np.array([entry["entropy"] for entry in entries]) / np.log(2)
-    entropy_bits[certain] = np.nan
+    nearest = _nearest(entries)
+    s2[nearest] = np.nan
+    entropy_bits[nearest] = np.nan
     panels = {
-        "hard perplexity / K": perplexity / np.array(codebook_sizes),
-        "s²": s2,
-        "entropy of P̂ (bits per position)": entropy_bits / np.array(positions),
-        "information of the choices (bits per position)": np.log2(np.maximum(1, perplexity)),
+        USE: perplexity / np.array(codebook_sizes),
+        INFORMATION: np.log2(np.maximum(1, perplexity)),
+        VARIANCE: s2,
+        ENTROPY: entropy_bits / np.array(positions),
     }
-    return panels, certain
+    return {title: values for title, values in panels.items() if not np.isnan(values).all()}
+
+
+def _nearest(entries: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Whether codes were the nearest ones [steps]: they have no s² and no entropy."""
+    return np.array([sum(entry["s2"]) == 0 for entry in entries])
 
 
 def layer_history(
@@ -86,9 +128,7 @@ def layer_history(
     codebook_sizes: Sequence[int],
     positions: Sequence[int],
 ) -> Figure:
-    """Hard perplexity, s², entropy and information of every layer against the step.
-
-    s² and entropy end where codes become the nearest ones, and a line marks that step.
+    """Hard perplexity, information, s² and entropy of every layer against the step.
 
     Args:
         entries: of the run's log, each with `step`, and `perplexity`, `s2` and `entropy` per layer
@@ -96,29 +136,13 @@ def layer_history(
         codebook_sizes: K of every layer
         positions: how many codes a signal has in every layer
     """
-    panels, certain = _history_panels(entries, codebook_sizes, positions)
-    steps = [entry["step"] for entry in entries]
-    figure = Figure(figsize=(9, 6), dpi=110)
-    for (title, values), axes in zip(panels.items(), figure.subplots(2, 2, sharex=True).flat):
-        for layer, name in enumerate(names):
-            marker = "." if len(steps) < 3 else None
-            axes.plot(steps, values[:, layer], label=name, marker=marker)
-        axes.set_title(title, fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        if title == "s²" and not certain.all():
-            axes.set_yscale("log")
-        if certain.any() and not certain.all():
-            begins = steps[int(certain.argmax())]
-            label = "nearest codes from here on"
-            axes.axvline(begins, color="0.4", linestyle=":", linewidth=1, label=label)
-        if certain.all() and np.isnan(values).all():
-            axes.text(0.5, 0.5, "none: codes are the nearest ones", ha="center", fontsize=8)
-        if title.startswith("hard"):
-            axes.set_ylim(0, 1)
+    panels = history_panels(entries, codebook_sizes, positions)
+    rows = len(panels) // 2
+    figure = Figure(figsize=(9, 3 * rows), dpi=110, layout="constrained")
+    for (title, values), axes in zip(panels.items(), figure.subplots(rows, 2, squeeze=False).flat):
+        draw_history(axes, title, values, entries, names)
     figure.axes[0].legend(fontsize=7)
     figure.supxlabel("step", fontsize=9)
-    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.09, top=0.95, hspace=0.25)
     return figure
 
 

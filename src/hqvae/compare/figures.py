@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from hqvae.data import Dataset, examples_for_figure
-from hqvae.figures import image_grid
+from hqvae.figures import ENTROPY, USE, VARIANCE, draw_history, history_panels, image_grid
 from hqvae.run import Run
 
 from .jobs import ComparisonDir
@@ -19,7 +21,9 @@ from .spec import RunSpec, Spec
 from .summary import Estimate, Row
 
 _DPI = 90
-_STYLES = ("-", "--", ":")  # after ten systems colours come again
+_WIDTH = 12.0  # inches; one for all figures of a report
+_PANELS = 4  # in a row
+_MARGIN = 0.08  # of the means' range, around them
 
 
 def over_cases(spec: Spec, rows: Sequence[Row]) -> Figure:
@@ -27,7 +31,7 @@ def over_cases(spec: Spec, rows: Sequence[Row]) -> Figure:
 
     A line per system, with bars of one standard error.
     """
-    figure = Figure(figsize=(12, 3.6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 3.8), dpi=_DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     positions = {case: position for position, case in enumerate(spec.cases)}
     for system in spec.systems:
@@ -48,7 +52,7 @@ def by_layer(spec: Spec, rows: Sequence[Row]) -> Figure:
 
     A line per system; `rows` are those of one case.
     """
-    figure = Figure(figsize=(12, 3.4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 3.8), dpi=_DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     for row in rows:
         numbers = list(range(1, len(row.layers) + 1))
@@ -62,39 +66,47 @@ def by_layer(spec: Spec, rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def usage_history(runs: Sequence[tuple[str, Run]]) -> Figure:
-    """Perplexity / K of every layer over training, a panel per system: who collapses, and when."""
-    figure = Figure(figsize=(max(4.0, 2.2 * len(runs)), 2.3), dpi=_DPI, layout="constrained")
-    panels = figure.subplots(1, len(runs), squeeze=False)[0]
-    for axes, (name, run) in zip(panels, runs):
-        levels = run.config.model.levels
-        sizes = [level.codebook_size for level in levels for _ in range(level.layers)]
-        _history(axes, run, "perplexity", np.array(sizes))
-        axes.set_title(textwrap.fill(name, 24), fontsize=7)
-        axes.set_ylim(0, 1)
-    panels[0].set_ylabel("perplexity / K", fontsize=7)
-    panels[0].legend(fontsize=5)
+def usage_history(runs: Sequence[tuple[str, Run]], space: Sequence[int]) -> Figure:
+    """Perplexity / K of every layer over training, a panel per system: who collapses, and when.
+
+    `space` is the size of a signal.
+    """
+    columns = min(_PANELS, len(runs))
+    rows = -(-len(runs) // columns)
+    figure = Figure(figsize=(_WIDTH, 2.4 * rows), dpi=_DPI, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes, (name, run) in zip(panels.flat, runs):
+        _draw(axes, USE, run, _history(run, space))
+        axes.set_title(textwrap.fill(name, 40), fontsize=8)
+        axes.set_xlabel("step", fontsize=8)
+    for axes in panels.flat[len(runs) :]:
+        axes.set_axis_off()
+    for row in panels:
+        row[0].set_ylabel("perplexity / K", fontsize=8)
+    longest = max(figure.axes, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+    figure.legend(*longest.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     return figure
 
 
-def annealing_history(runs: Sequence[tuple[str, Run]]) -> Figure | None:
+def annealing_history(runs: Sequence[tuple[str, Run]], space: Sequence[int]) -> Figure | None:
     """s² and the entropy of P̂ of every layer over training, two panels per stochastic system.
 
-    None where there is no such system.
+    Both end where codes become the nearest ones. `space` is the size of a signal. None where the
+    log of no system has them.
     """
-    stochastic = [(name, run) for name, run in runs if run.config.model.quantizer.stochastic]
+    stochastic = [(name, run) for name, run in runs if VARIANCE in _history(run, space)]
     if not stochastic:
         return None
-    figure = Figure(figsize=(7, 2.3 * len(stochastic)), dpi=_DPI, layout="constrained")
-    panels = figure.subplots(len(stochastic), 2, squeeze=False)
-    for (variance, entropy), (name, run) in zip(panels, stochastic):
-        _history(variance, run, "s2")
-        _history(entropy, run, "entropy")
-        variance.set_yscale("log")
-        variance.set_ylabel(textwrap.fill(name, 24), fontsize=7)
-        variance.set_title("s²", fontsize=7)
-        entropy.set_title("entropy of P̂ (nats per signal)", fontsize=7)
-    figure.axes[0].legend(fontsize=5)
+    figure = Figure(figsize=(_WIDTH, 2.6 * len(stochastic)), dpi=_DPI, layout="constrained")
+    rows = figure.subfigures(len(stochastic), 1, squeeze=False)[:, 0]
+    for row, (name, run) in zip(rows, stochastic):
+        panels = _history(run, space)
+        row.suptitle(name, fontsize=9)
+        for title, axes in zip((VARIANCE, ENTROPY), row.subplots(1, 2)):
+            _draw(axes, title, run, panels)
+            axes.set_xlabel("step", fontsize=8)
+        handles, names = row.axes[0].get_legend_handles_labels()
+        row.legend(handles, names, fontsize=7, loc="outside right upper")
     return figure
 
 
@@ -122,33 +134,53 @@ def finished_runs(
     return list(runs.items())
 
 
-def _history(axes: Axes, run: Run, name: str, scale: np.ndarray | float = 1.0) -> None:
-    """Every layer's log entries against the step, divided by `scale`."""
-    entries = [entry for entry in run.entries("train") if name in entry]
-    steps = [entry["step"] for entry in entries]
-    values = np.array([entry[name] for entry in entries]) / scale
-    for layer in range(values.shape[1]):
-        axes.plot(steps, values[:, layer], linewidth=1, label=f"layer {layer + 1}")
-    axes.tick_params(which="both", labelsize=6)
-    axes.set_xlabel("step", fontsize=6)
-    axes.grid(alpha=0.3)
+def _history(run: Run, space: Sequence[int]) -> dict[str, np.ndarray]:
+    config = run.config.model
+    sizes = [layer.codebook_size for layer in config.layers]
+    return history_panels(run.entries("train"), sizes, config.positions(space))
+
+
+def _draw(axes: Axes, title: str, run: Run, panels: Mapping[str, np.ndarray]) -> None:
+    names = [layer.name for layer in run.config.model.layers]
+    draw_history(axes, title, panels[title], run.entries("train"), names)
 
 
 def _line(
     axes: Axes, x: Sequence[int], estimates: Sequence[Estimate], system: str, spec: Spec
 ) -> None:
+    """A system's means, with thin bars of one standard error."""
     number = list(spec.systems).index(system)
+    is_reference = system == spec.reference_system
     axes.errorbar(
         x,
         [estimate.mean for estimate in estimates],
         [estimate.error or 0.0 for estimate in estimates],
         label=system,
-        marker=".",
+        marker="o" if is_reference else ".",
+        markersize=4 if is_reference else 6,
         capsize=2,
-        color=f"C{number % 10}",
-        linestyle=_STYLES[number // 10 % len(_STYLES)],
-        linewidth=2.2 if system == spec.reference_system else 1.0,
+        elinewidth=0.7,
+        color=_colour(number, len(spec.systems)),
+        linewidth=2.2 if is_reference else 1.0,
+        zorder=3 if is_reference else 2,
     )
+
+
+def _colour(number: int, count: int) -> Any:
+    """The colour of a system, which no other one of so many has."""
+    if count <= 10:
+        return colormaps["tab10"](number)
+    return colormaps["tab20"](number) if count <= 20 else colormaps["turbo"](number / (count - 1))
+
+
+def _frame_means(axes: Axes) -> None:
+    """Limits by what is drawn as means: bars of seeds that disagree are cut off, not the rest."""
+    drawn = [bars for bars in axes.containers if isinstance(bars, ErrorbarContainer)]
+    means = np.concatenate([bars.lines[0].get_ydata() for bars in drawn])
+    low, high = np.nanmin(means), np.nanmax(means)
+    if high > low:
+        margin = _MARGIN * (high - low)
+        axes.set_ylim(low - margin, high + margin)
 
 
 def _finish(figure: Figure, titles: Sequence[str]) -> None:
@@ -156,6 +188,7 @@ def _finish(figure: Figure, titles: Sequence[str]) -> None:
     for axes, title in zip(figure.axes, titles):
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
+    _frame_means(figure.axes[0])
     figure.axes[1].set_ylim(0, 1)
     handles, names = figure.axes[0].get_legend_handles_labels()
     labels = [textwrap.fill(name, 36) for name in names]

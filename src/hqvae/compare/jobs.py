@@ -7,6 +7,7 @@ from its checkpoint.
 
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -35,6 +36,8 @@ from .spec import RunSpec
 
 HQVAE_COMMAND = [sys.executable, "-m", "hqvae.cli"]
 _EVALUATION_BATCH = 64
+_LOOK_EVERY = 2.0  # seconds between two looks at how far a run is
+_STEP = re.compile(r"step (\d+)/(\d+)")  # in what `hqvae train` prints
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class JobPool:
         self.resources = resources
         self.stopping = threading.Event()
         self.children: set[Popen[bytes]] = set()
+        self.done = 0
+        self.parts: dict[str, float] = {}  # run at work → share of it that is done
         self.slots: SimpleQueue[int] = SimpleQueue()
         self.at_once = min(resources.jobs, max(1, len(specs)))
         for slot in range(self.at_once):
@@ -88,15 +93,15 @@ class JobPool:
         Raises KeyboardInterrupt when asked to stop, once the runs have written their checkpoints.
         """
         left = [spec for spec in self.specs if self.folder.result(spec, self.split) is None]
-        done = len(self.specs) - len(left)
+        self.done = len(self.specs) - len(left)
         (self.folder.path / "runs").mkdir(parents=True, exist_ok=True)
         with self._stoppable(), ThreadPoolExecutor(self.at_once) as pool:
             futures = [pool.submit(self._train_and_evaluate, spec, progress) for spec in left]
             try:
                 for future in as_completed(futures):
                     future.result()
-                    done += 1
-                    progress.advance_to(done)
+                    self.done += 1
+                    progress.advance_to(self.done)
             except BaseException:
                 # Begin nothing more; what runs writes its checkpoint.
                 self.stop(signal.SIGINT)
@@ -126,7 +131,9 @@ class JobPool:
                 return None
             if code:
                 progress.print(f"{title}: failed")
-                return f"{spec.title} failed with code {code}: {self._last_line(spec)}"
+                path = self.folder.log(spec)
+                last = self._last_line(spec)
+                return f"{spec.title} failed with code {code}: {last} (all of it: {path})"
             result = read_result(spec, self.folder.run(spec))
             self.folder.save_result(self.split, result)
             measures = result["measures"]
@@ -147,12 +154,34 @@ class JobPool:
         slot = self.slots.get()
         try:
             for command in (train, self._evaluate_command(spec)):
-                code = self._run(command, log, self.resources.environment(slot))
+                with self._watching(spec, title, progress):
+                    code = self._run(command, log, self.resources.environment(slot))
                 if code or self.stopping.is_set():
                     return code
         finally:
+            self.parts.pop(title, None)
             self.slots.put(slot)
         return 0
+
+    @contextmanager
+    def _watching(self, spec: RunSpec, title: str, progress: ProgressBar) -> Iterator[None]:
+        """Show how far a run is, meanwhile."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_LOOK_EVERY):
+                line = self._last_line(spec)
+                if step := _STEP.search(line):
+                    self.parts[title] = int(step[1]) / int(step[2])
+                    progress.show(self.done + sum(self.parts.values()), f"{title}: {line}")
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
 
     def _run(self, command: list[str], log: IO[bytes], variables: dict[str, str]) -> int:
         log.write(f"$ {shlex.join(command)}\n".encode())
@@ -186,9 +215,10 @@ class JobPool:
         return [*HQVAE_COMMAND, "evaluate", run, *_words(options)]
 
     def _last_line(self, spec: RunSpec) -> str:
-        path = self.folder.log(spec)
-        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-        return f"{lines[-1].removeprefix('hqvae: ')} (all of it: {path})"
+        """The last that a run has said."""
+        text = self.folder.log(spec).read_text(errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
+        return lines[-1].removeprefix("hqvae: ") if lines else ""
 
     def stop(self, how: signal.Signals) -> None:
         """Begin nothing more, and send this signal to what runs."""

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from hqvae.console import print_table
 from hqvae.data import Dataset
 from hqvae.files import atomic_write
+from hqvae.run import Run
 from hqvae.versions import versions
 
 from .figures import (
@@ -34,7 +35,9 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem; marg
   padding: 0 1rem }
 h1 { font-size: 1.6rem }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd }
-img { max-width: 100%; display: block; margin: 1rem 0 }
+figure { margin: 1.5rem 0 }
+img { width: 100%; display: block }
+figcaption { color: #555; max-width: 50rem }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee;
   white-space: nowrap }
@@ -65,7 +68,7 @@ _USE_HEADS = [
     "codes used there",
 ]
 Table = tuple[list[str], list[list[str]]]  # heads, cells
-Picture = tuple[str, str]  # alternative text, base64 of a PNG
+Picture = tuple[str, str]  # caption, base64 of a PNG
 
 
 @dataclass(frozen=True)
@@ -152,29 +155,50 @@ def _heading(spec: Spec, case: str, rows: Sequence[Row]) -> str:
 def _figures(
     context: ReportContext, results: Sequence[dict[str, Any]], rows: Sequence[Row]
 ) -> dict[str | None, list[tuple[str, str, Figure]]]:
-    """(file name, alternative text, figure) of every case; None: over all cases."""
+    """(file name, caption, figure) of every case; None: over all cases."""
     spec = context.spec
     figures: dict[str | None, list[tuple[str, str, Figure]]] = {}
     if len(spec.cases) > 1 and rows:
-        words = "RMSE and codebook use over the cases"
+        words = (
+            "Left: error, lower is better. Right: how much of its codebook the least used layer "
+            "uses, higher is better. A point per case, with one standard error."
+        )
         figures[None] = [("cases", words, over_cases(spec, rows))]
     for case in spec.cases:
         of_case = [row for row in rows if row.case == case]
         runs = finished_runs(context.runs, results, context.folder, case)
         if not of_case or not runs:
             continue
-        words = "PSNR after each layer, and codebook use of each layer"
-        drawn = [("layers", words, by_layer(spec, of_case))]
-        words = "codebook use during training, first seed"
-        drawn.append(("use", words, usage_history(runs)))
-        annealing = annealing_history(runs)
-        if annealing is not None:
-            words = "s² and entropy during training, first seed"
-            drawn.append(("annealing", words, annealing))
-        words = "originals and reconstructions, first seed"
-        drawn.append(("reconstructions", words, reconstructions(runs, context.datasets[case])))
-        figures[case] = drawn
+        figures[case] = _figures_of_case(spec, of_case, runs, context.datasets[case])
     return figures
+
+
+def _figures_of_case(
+    spec: Spec, rows: Sequence[Row], runs: Sequence[tuple[str, Run]], dataset: Dataset
+) -> list[tuple[str, str, Figure]]:
+    space = dataset.shape[1:]
+    words = (
+        "Left: what the first layers reconstruct, and what each further one adds; a layer that "
+        "adds nothing is flat. Right: how much of its codebook each layer uses; below 0.1 it has "
+        "collapsed. Bars are one standard error over seeds."
+    )
+    drawn = [("layers", words, by_layer(spec, rows))]
+    words = (
+        "Use of the codebooks while training, first seed: a line that falls towards 0 is a layer "
+        "that collapses, at that step."
+    )
+    drawn.append(("use", words, usage_history(runs, space)))
+    annealing = annealing_history(runs, space)
+    if annealing is not None:
+        words = (
+            "Self-annealing of the stochastic systems, first seed: s² and the entropy of the "
+            "posterior fall as the decoder gets better. An entropy that stays at its start is a "
+            "posterior that chooses at random. Both end where codes become the nearest ones."
+        )
+        drawn.append(("annealing", words, annealing))
+    words = "Originals, and what each system makes of them, first seed, examples of the split."
+    drawn.append(("reconstructions", words, reconstructions(runs, dataset)))
+    return drawn
 
 
 def _save(
@@ -242,9 +266,10 @@ def _table(heads: Sequence[str], cells: Sequence[Sequence[str]], reference: str)
     return f"<table><tr>{top}</tr>{''.join(lines)}</table>"
 
 
-def _image(words: str, data: str) -> str:
-    source = f"data:image/png;base64,{data}"
-    return f'<img alt="{escape(words)}" title="{escape(words)}" src="{source}">'
+def _image(caption: str, data: str) -> str:
+    words = escape(caption)
+    image = f'<img alt="{words}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{words}</figcaption></figure>"
 
 
 def _write(folder: ComparisonDir, name: str, text: str) -> None:

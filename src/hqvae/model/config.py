@@ -1,6 +1,7 @@
 """What a member of the family is: its levels, how they are quantized, with which networks."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -119,3 +120,12 @@ class HQVAEConfig:
         """The rate Σ_l log2 K_l / stride_l^axes, in bits per pixel, before entropy coding."""
         bits = (math.log2(layer.codebook_size) / layer.stride**self.axes for layer in self.layers)
         return sum(bits)
+
+    def positions(self, space: Sequence[int]) -> tuple[int, ...]:
+        """|S| of every layer: how many codes it has for a signal of such a size.
+
+        >>> HQVAEConfig(levels=(LevelConfig(stride=8), LevelConfig(stride=4))).positions((32, 30))
+        (16, 64)
+        """
+        padded = [-(-side // self.levels[0].stride) * self.levels[0].stride for side in space]
+        return tuple(math.prod(side // layer.stride for side in padded) for layer in self.layers)

@@ -169,9 +169,10 @@ class Autoencoder(Task[Losses]):
 
         The first process's result is for all.
         """
+        model = self.config.model
         wanted = max(
-            _ROWS_PER_CODE * level.codebook_size / positions
-            for level, positions in zip(self.config.model.levels, self._positions())
+            _ROWS_PER_CODE * layer.codebook_size / positions
+            for layer, positions in zip(model.layers, model.positions(self.train_data.shape[1:]))
         )
         size = self.order.batch_size
         fit = _MAX_SAMPLES // (size * math.prod(self.train_data.shape))
@@ -191,12 +192,6 @@ class Autoencoder(Task[Losses]):
         self.model.use_nearest()
         if isinstance(average, HQVAE):
             average.use_nearest()
-
-    def _positions(self) -> list[int]:
-        """|S_r| of every level."""
-        space = self.train_data.shape[1:]
-        strides = [level.stride for level in self.config.model.levels]
-        return [math.prod(-(-side // stride) for side in space) for stride in strides]
 
     # ----------------------------------------------------------------------- monitoring
 
@@ -257,9 +252,10 @@ class Autoencoder(Task[Losses]):
 
     def history(self, entries: Sequence[dict[str, Any]]) -> dict[str, Figure]:
         """How every layer fared so far."""
-        places = self.config.model.layers
-        name = "training-layers.png"
-        return {name: layers_figure(places, self._positions(), entries)} if entries else {}
+        if not entries:
+            return {}
+        figure = layers_figure(self.config.model, self.train_data.shape[1:], entries)
+        return {"training-layers.png": figure}
 
     # ---------------------------------------------------------------------- checkpoints
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hqvae.data import Dataset, examples_for_figure
 from hqvae.figures import image_grid, layer_history
-from hqvae.model import HQVAE, LayerPlace
+from hqvae.model import HQVAE, HQVAEConfig
 
 _MOST_ROWS = 8
 
@@ -40,12 +40,12 @@ def _to_bytes(pictures: Tensor) -> Tensor:
 
 
 def layers_figure(
-    places: Sequence[LayerPlace], positions: Sequence[int], entries: Sequence[dict[str, Any]]
+    config: HQVAEConfig, space: Sequence[int], entries: Sequence[dict[str, Any]]
 ) -> Figure:
-    """Use, s² and entropy of every layer against the step; `positions` are |S_r| of the levels."""
+    """Use, s² and entropy of every layer against the step, for signals of such a size."""
     return layer_history(
         entries,
-        [place.name for place in places],
-        [place.codebook_size for place in places],
-        [positions[place.level] for place in places],
+        [layer.name for layer in config.layers],
+        [layer.codebook_size for layer in config.layers],
+        config.positions(space),
     )
