@@ -114,7 +114,7 @@ REFUSED = {
         train("train.lr=0.5", "--resume", out="{run}"),
         ["train.lr is 0.001 there and 0.5 here"],
     ),
-    "resume of nothing": (train("--resume"), ["out' is no run"]),
+    "resume of nothing": (train("--resume"), ["out' holds no run", "begin it without --resume"]),
     "batch that cannot be divided": (
         train("train.accumulate=3"),
         ["train.batch_size=4", "3 accumulated"],
@@ -260,7 +260,7 @@ def test_a_run_has_its_files_and_can_be_measured(call, places):
     assert written <= set(os.listdir(f"{places['run']}/report"))
     code, out, errors = call(["doctor", "{run}", "--split", "validation"])
     assert (code, errors) == (0, [])
-    assert out.startswith("4 images at ")
+    assert out.startswith("validation split, 4 images at ")
 
 
 def test_resuming_a_finished_run_changes_nothing(call, places):

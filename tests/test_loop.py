@@ -148,7 +148,7 @@ def test_the_loop_trains_another_task(tmp_path, capsys):
     assert alarms and alarms[0]["finding"] == "flat" and alarms[0]["step"] == 10
     screen = capsys.readouterr().err
     assert screen.startswith("a line → ") and screen.count("shorter steps") == 1
-    assert screen.count("ALARM the line is flat: tilt it") == 1
+    assert screen.count("ALARM, on validation data: the line is flat: tilt it") == 1
 
 
 @pytest.mark.parametrize("step", [15, 30, 45])

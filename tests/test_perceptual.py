@@ -177,7 +177,7 @@ def test_a_report_has_the_figures_whose_weights_are_at_hand(weights, tmp_path, m
 
     np.savez(
         tmp_path / "toy.npz",
-        x_train=np.zeros((8, 16, 16, 3), np.uint8),
+        x_train=np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8),
         x_test=np.zeros((4, 16, 16, 3), np.uint8),
     )
     settings = [

@@ -104,6 +104,12 @@ class ProgressBar:
             line = f"{clock}  step {step}/{self.total}  {status}  {self._left(step)}"
             print(line, file=sys.stderr, flush=True)
 
+    def standing(self, on: str) -> None:
+        """What goes on while the bar stands still; nothing when piped."""
+        if self.bar:
+            self.bar.status = on
+            self.bar.refresh()
+
     def show(self, done: float, status: str) -> None:
         """Move the bar, also by part of a step, with `status` below it.
 

@@ -4,35 +4,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from hqvae.config import Config
 from hqvae.measure import LayerMeasures, Measures
-from hqvae.quantize import LOG_S2_RANGE, GumbelSoftmaxConfig
+from hqvae.quantize import LOG_S2_RANGE, ExternalConfig, GumbelSoftmaxConfig, RandomInit
 
 COLLAPSED = 0.1  # a layer whose hard perplexity is below this share of K
 INACTIVE_DB = 0.05  # a layer whose shuffled codes cost less
+WEAK = 0.1  # a layer that gives less per bit than this share of what the median layer gives
 UNIFORM = 0.95  # a posterior whose entropy is above this share of log K
 
-# By how a stochastic quantizer starts: pretraining needs codebooks that start from features.
-_SOFTER_START = {
-    "kmeans": (
-        "train longer, start after the autoencoder (phases.pretrain_fraction=0.1) or softer "
-        "(a lower model.quantizer.init.sharpness), or choose nearest codes later "
-        "(a lower phases.nearest_fraction)"
-    ),
-    "random": "train longer, or start from features (model.quantizer.init.kind=kmeans)",
-}
 _HARDER_START = {
     "kmeans": "train longer, or start harder: a higher model.quantizer.init.sharpness",
     "random": "train longer, or start harder: a lower model.quantizer.init.s2",
-}
-_AGAINST_COLLAPSE = {
-    "deterministic": (
-        "model.quantizer.restart=true puts unused codes back, and model.quantizer.beta=0.025 with "
-        "train.beta2=0.95 keeps more in use; or a stochastic preset (sqvae, rsqvae)"
-    ),
-    "external": "a smaller codebook_size, or a stochastic preset (sqvae, rsqvae)",
 }
 
 
@@ -66,15 +52,32 @@ def findings(measures: Measures, config: Config) -> list[Finding]:
 def _inactive(layer: LayerMeasures, measures: Measures, config: Config) -> Finding | None:
     if layer.ablation_drop_db >= INACTIVE_DB:
         return None
-    cure = "model.progressive=1 makes coarse layers earn their place"
-    if config.model.progressive:
-        cure = "train longer"
     return Finding(
         "carries nothing",
         layer.name,
         f"its codes can be shuffled and only {max(0.0, layer.ablation_drop_db):.2f} dB are lost",
-        f"{cure}; or drop the layer and spend its bits elsewhere",
+        _against_inactivity(layer, measures, config),
     )
+
+
+def _against_inactivity(layer: LayerMeasures, measures: Measures, config: Config) -> str:
+    """A coarse layer can be made to earn its place; after the last that carries, none can."""
+    carrying = [other for other in measures.layers if other.ablation_drop_db >= INACTIVE_DB]
+    last = (carrying[-1].level, carrying[-1].layer) if carrying else (0, 0)
+    if (layer.level, layer.layer) > last:
+        return f"train longer; or {_drop(layer, config)}, and spend its bits elsewhere"
+    if config.model.progressive:
+        return "train longer"
+    return "model.progressive=1 makes coarse layers earn their place"
+
+
+def _drop(layer: LayerMeasures, config: Config) -> str:
+    """How to leave a layer and those after it in its level out."""
+    if layer.layer:
+        return f"drop it: model.levels.{layer.level}.layers={layer.layer}"
+    if len(config.model.levels) > 1:
+        return f"drop level {layer.level} from model.levels"
+    return "give the other layers more codes"
 
 
 def _collapsed(layer: LayerMeasures, measures: Measures, config: Config) -> Finding | None:
@@ -90,10 +93,34 @@ def _collapsed(layer: LayerMeasures, measures: Measures, config: Config) -> Find
 
 
 def _against_collapse(config: Config) -> str:
+    """What is not set already, likeliest first."""
     quantizer = config.model.quantizer
+    if isinstance(quantizer, ExternalConfig):
+        return "a smaller codebook_size, or a stochastic preset (sqvae, rsqvae)"
     if isinstance(quantizer, GumbelSoftmaxConfig):
-        return _SOFTER_START[quantizer.init.kind]
-    return _AGAINST_COLLAPSE[quantizer.kind]
+        return _softer_start(config)
+    cures = []
+    if not quantizer.restart:
+        cures.append("model.quantizer.restart=true puts unused codes back")
+    if quantizer.beta > 0.025:
+        cures.append("model.quantizer.beta=0.025 lets features spread")
+    if config.train.beta2 > 0.95:
+        cures.append("train.beta2=0.95 keeps more codes in use")
+    return "; ".join([*cures, "or a stochastic preset (sqvae, rsqvae)"])
+
+
+def _softer_start(config: Config) -> str:
+    quantizer = config.model.quantizer
+    assert isinstance(quantizer, GumbelSoftmaxConfig)
+    if isinstance(quantizer.init, RandomInit):
+        return "train longer, or start from features (model.quantizer.init.kind=kmeans)"
+    cures = ["train longer"]
+    if config.phases.pretrain_fraction < 0.1:
+        cures.append("start after the autoencoder (phases.pretrain_fraction=0.1)")
+    cures.append("start softer (a lower model.quantizer.init.sharpness)")
+    if config.phases.nearest_fraction:
+        cures.append("choose nearest codes later (a lower phases.nearest_fraction)")
+    return ", or ".join(cures)
 
 
 def _uniform(layer: LayerMeasures, measures: Measures, config: Config) -> Finding | None:
@@ -124,10 +151,15 @@ def _at_bound(layer: LayerMeasures, measures: Measures, config: Config) -> Findi
 # ------------------------------------------------------------------------------- in words
 
 
-def diagnose(measures: Measures, found: Sequence[Finding], config: Config) -> list[str]:
-    """Paragraphs, one thought each: the whole, every layer, every problem with its remedy."""
+def diagnose(
+    measures: Measures, found: Sequence[Finding], config: Config, split: str = "test"
+) -> list[str]:
+    """Paragraphs, one thought each: the whole, every layer, every problem with its remedy.
+
+    `split` is what was measured.
+    """
     paragraphs = [
-        f"{measures.items} {_amount(measures)}: PSNR {measures.psnr:.2f} dB, "
+        f"{split} split, {measures.items} {_amount(measures)}: PSNR {measures.psnr:.2f} dB, "
         f"−ELBO {measures.bits_per_dim:.3f} bits per dimension."
     ]
     paragraphs += [_describe(index, measures) for index in range(len(measures.layers))]
@@ -135,13 +167,14 @@ def diagnose(measures: Measures, found: Sequence[Finding], config: Config) -> li
         f"PROBLEM {finding.layer} {finding.kind}: {finding.what}. TRY: {finding.advice}."
         for finding in found
     ]
+    weak = _weak(measures, config)
     hints = (*_idle_rate(measures), *_bad_prefixes(measures, config), *_soft(measures, config))
-    paragraphs += hints
+    paragraphs += [*weak, *hints]
     if not found:
-        paragraphs.append(
-            f"No layer has collapsed (perplexity below {COLLAPSED:.0%} of K) and every layer "
-            f"carries something (shuffling it costs {INACTIVE_DB:g} dB or more)."
-        )
+        healthy = f"No layer has collapsed (perplexity below {COLLAPSED:.0%} of K)"
+        if not weak:
+            healthy += f", and shuffling any of them costs {INACTIVE_DB:g} dB or more"
+        paragraphs.append(f"{healthy}.")
     return paragraphs
 
 
@@ -149,6 +182,16 @@ def _amount(measures: Measures) -> str:
     if measures.bits_per_second is not None:
         return f"segments of audio at {measures.bits_per_second:.0f} bits per second"
     return f"images at {measures.bits_per_point:.3f} bits per pixel"
+
+
+def _bits(layer: LayerMeasures) -> float:
+    """Of one signal, before entropy coding."""
+    return layer.positions * math.log2(layer.codebook_size)
+
+
+def _per_kilobit(layer: LayerMeasures) -> float:
+    """dB that are lost where the layer's codes are shuffled, per 1,000 of its bits."""
+    return layer.ablation_drop_db / _bits(layer) * 1000
 
 
 def _describe(index: int, measures: Measures) -> str:
@@ -160,11 +203,27 @@ def _describe(index: int, measures: Measures) -> str:
         adds = f"adds {_decibels(gain)} dB to the layers before it"
     else:
         adds = f"alone gives {layer.psnr_cumulative:.2f} dB"
+    total = sum(map(_bits, measures.layers))
     return (
-        f"{layer.name} (stride {layer.stride}): its codes carry {bits:.2f} of {limit:.2f} bits "
-        f"per position ({layer.used} of {layer.codebook_size} codes used); it {adds}; "
-        f"with its codes shuffled, {_decibels(layer.ablation_drop_db)} dB are lost."
+        f"{layer.name} (stride {layer.stride}): {_bits(layer):,.0f} of {total:,.0f} bits; its "
+        f"codes are {bits:.2f} of {limit:.2f} bits per position "
+        f"({layer.used} of {layer.codebook_size} codes used); it {adds}; with its codes shuffled, "
+        f"{_decibels(layer.ablation_drop_db)} dB are lost, {_decibels(_per_kilobit(layer))} for "
+        "every 1,000 of its bits."
     )
+
+
+def _weak(measures: Measures, config: Config) -> list[str]:
+    """Layers that carry something, and far too little for their bits."""
+    usual = median(map(_per_kilobit, measures.layers))
+    total = sum(map(_bits, measures.layers))
+    return [
+        f"{layer.name} takes {_bits(layer):,.0f} of {total:,.0f} bits "
+        f"({_bits(layer) / total:.0%}) for {_decibels(layer.ablation_drop_db)} dB. "
+        f"TRY: train longer; or {_drop(layer, config)}."
+        for layer in measures.layers
+        if layer.ablation_drop_db >= INACTIVE_DB and _per_kilobit(layer) < WEAK * usual
+    ]
 
 
 def _decibels(value: float) -> str:

@@ -52,8 +52,17 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     'expected one of: auto, cpu'
     """
     names = sorted(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of: {', '.join(names)}"
+    return close_name(name, names) or f"expected one of: {', '.join(names)}"
+
+
+def close_name(name: str, names: Iterable[str]) -> str | None:
+    """`did you mean 'X'?` for the closest of `names`; None if none is close.
+
+    >>> close_name("photo", ["photos", "pictures"])
+    "did you mean 'photos'?"
+    """
+    close = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else None
 
 
 def summary_of(error: BaseException) -> str:

@@ -113,7 +113,7 @@ def evaluate(
 
     Raises InputError for a run, data or split that cannot be used.
     """
-    opened = Run.open(run)
+    opened = open_trained(run)
     device = pick_device(accelerator)
     model = opened.load_model().to(device)
     config = options.data(opened.config.data, source, run)
@@ -158,6 +158,17 @@ def _model_protocol(run: Run, model: HQVAE, device: torch.device) -> dict[str, A
         "model_sha256": run.weights_sha256(),
         "versions": versions(),
     }
+
+
+def open_trained(path: str) -> Run:
+    """A run; a warning where its training has not come to its end."""
+    run = Run.open(path)
+    for entry in run.entries("train")[-1:]:
+        total = entry.get("total", 0)
+        if entry["step"] < total:
+            step = entry["step"]
+            log.warning("run %s is not finished: it stands at step %d of %d", path, step, total)
+    return run
 
 
 def warn_of_change(run: Run, split: str, fingerprints: Mapping[str, str]) -> None:
@@ -227,6 +238,7 @@ def _figures(measures: Measures, unit: str) -> dict[str, str]:
 
 def _layer_cells(layer: LayerMeasures) -> dict[str, str]:
     drop = layer.ablation_drop_db
+    certain = layer.s2 == 0  # codes are the nearest ones: no posterior has collapsed here
     return {
         "layer": layer.name,
         "stride": str(layer.stride),
@@ -234,8 +246,8 @@ def _layer_cells(layer: LayerMeasures) -> dict[str, str]:
         "K": str(layer.codebook_size),
         "perplexity": f"{layer.perplexity:.1f}",
         "used": f"{layer.used / layer.codebook_size:.0%}",
-        "H(P̂) bits": f"{layer.entropy_bits:.2f}",
-        "s²": f"{layer.s2:.3g}",
+        "H(P̂) bits": "–" if certain else f"{layer.entropy_bits:.2f}",
+        "s²": "–" if certain else f"{layer.s2:.3g}",
         "PSNR so far": f"{layer.psnr_cumulative:.2f}",
         "if shuffled": f"−{drop:.2f}" if drop > 0 else f"{-drop:+.2f}",
     }

@@ -39,12 +39,12 @@ def override(config: Config, settings: list[str]) -> Config:
 
 
 def keys_named(name: str, config: Config) -> list[str]:
-    """Whole keys of settings whose last part is this name.
+    """Whole keys of settings that are this name, or whose last part it is.
 
     >>> keys_named("steps", Config())
     ['train.steps']
     """
-    return [key for key in flatten(to_dict(config)) if key.split(".")[-1] == name]
+    return [key for key in flatten(to_dict(config)) if name in (key, key.split(".")[-1])]
 
 
 def _check_known(tree: dict[str, Any], key: str, value: Any, text: str) -> None:

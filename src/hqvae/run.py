@@ -26,11 +26,11 @@ from safetensors import SafetensorError
 from hqvae.checkpoints import UNFIT, load_checkpoint, save_checkpoint
 from hqvae.config import Config
 from hqvae.errors import InputError, summary_of
-from hqvae.files import atomic_write, lock, read_json
+from hqvae.files import atomic_write, lock
 from hqvae.model import HQVAE
 from hqvae.model.pretrained import save_weights
 from hqvae.overrides import difference, from_dict, to_dict
-from hqvae.run_files import RunFiles
+from hqvae.run_files import RunFiles, is_unused, read_config, runs_beside
 from hqvae.versions import versions
 
 logger = logging.getLogger("hqvae")
@@ -75,11 +75,21 @@ class Run(RunFiles):
             raise InputError(f"out={str(path)!r} is a file; expected a new folder")
         if not str(out):
             raise InputError("out='' names no folder; expected a new one, such as runs/first")
-        if path.is_dir() and not _is_unused(path):
+        if path.is_dir() and not is_unused(path):
             what = "files that are no run; choose"
             if (path / "config.json").exists():
                 what = "a run; continue it with resume=True, or choose"
             raise InputError(f"out={str(path)!r} already holds {what} another folder")
+
+    @staticmethod
+    def check_begun(out: str | Path) -> None:
+        """Raises InputError where there is nothing to go on with, not even the start of a run."""
+        path = Path(out)
+        if not path.exists() or is_unused(path):
+            raise InputError(
+                f"{str(path)!r} holds no run, or one that was stopped before its first step; "
+                f"begin it without resume=True{runs_beside(path)}"
+            )
 
     @classmethod
     def create(
@@ -108,7 +118,7 @@ class Run(RunFiles):
     def open(cls, path: str | Path) -> "Run":
         """An existing run. Raises InputError when there is none that this version can read."""
         path = Path(path)
-        saved = _read_config(path)
+        saved = read_config(path)
         if (
             "model" in saved
             and saved.keys() <= {"model", "data"}
@@ -145,6 +155,7 @@ class Run(RunFiles):
 
         Raises InputError when the run was made with another config or other data.
         """
+        cls.check_begun(path)
         run = cls.open(path)
         if changed := difference(run.config, config, but=CHANGEABLE):
             raise InputError(
@@ -261,26 +272,3 @@ class Run(RunFiles):
         Raises InputError when there are checkpoints and none can be read.
         """
         return load_checkpoint(self.path / "checkpoints")
-
-
-def _is_unused(path: Path) -> bool:
-    """Whether a folder holds nothing but what a killed process left half-written."""
-    if not path.is_dir():
-        return False
-    return all(re.fullmatch(r"\..*\.partial", p.name) for p in path.iterdir())
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """What config.json holds. Raises InputError when it is missing or no JSON object."""
-    config_path = path / "config.json"
-    if not config_path.is_file():
-        siblings = list(path.parent.iterdir()) if path.parent.is_dir() else []
-        beside = [p.name for p in siblings if (p / "config.json").is_file()]
-        hint = f"; runs beside it: {', '.join(beside)}" if beside else ""
-        if _is_unused(path):
-            hint = "; begin it without resume=True" + hint
-        raise InputError(f"{str(path)!r} is no run: it has no config.json{hint}")
-    try:
-        return read_json(config_path)
-    except ValueError as error:
-        raise InputError(str(error)) from error

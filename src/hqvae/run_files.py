@@ -6,6 +6,7 @@ All files but the log are written atomically; the log is only appended to.
 import json
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from hqvae.files import atomic_write, read_json_lines
+from hqvae.errors import InputError
+from hqvae.files import atomic_write, read_json, read_json_lines
 
 logger = logging.getLogger("hqvae")
+_NAMED = 5  # runs that a message names
 
 
 class RunFiles:
@@ -98,3 +101,30 @@ def _step_of(entry: Mapping[str, Any]) -> float:
     """Of an entry of the log; infinite where it has none."""
     step = entry.get("step")
     return float(step) if isinstance(step, int) else math.inf
+
+
+def is_unused(path: Path) -> bool:
+    """Whether a folder holds nothing but what a killed process left half-written."""
+    if not path.is_dir():
+        return False
+    return all(re.fullmatch(r"\..*\.partial", p.name) for p in path.iterdir())
+
+
+def runs_beside(path: Path) -> str:
+    """The end of a sentence, with the names of runs in the same folder; empty without any."""
+    siblings = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    names = [p.name for p in siblings if (p / "config.json").is_file()]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"; runs beside it: {', '.join(names[:_NAMED])}{more}" if names else ""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What config.json holds. Raises InputError when it is missing or no JSON object."""
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        what = "has no config.json" if path.exists() else "does not exist"
+        raise InputError(f"{str(path)!r} is no run: it {what}{runs_beside(path)}")
+    try:
+        return read_json(config_path)
+    except ValueError as error:
+        raise InputError(str(error)) from error

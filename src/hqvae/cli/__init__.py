@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # σ and − outside of UTF-8
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    _show_warnings()
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return code or 0
@@ -41,6 +41,23 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"{name} cannot be written or read: {error.strerror}")
     except KeyboardInterrupt:
         return _fail("interrupted", STOPPED)
+
+
+class _CurrentStderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to what is standard error at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _show_warnings() -> None:
+    """Ours, on standard error; other libraries show theirs by themselves."""
+    logger = logging.getLogger("hqvae")
+    if not any(isinstance(handler, _CurrentStderr) for handler in logger.handlers):
+        handler = _CurrentStderr()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        logger.addHandler(handler)
 
 
 def _fail(sentence: str, code: int = _REFUSED) -> int:

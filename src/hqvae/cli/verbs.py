@@ -167,7 +167,8 @@ def doctor(
     from hqvae.run import Run
 
     report = run_evaluation(run, data, EvalOptions(split, limit=limit), accelerator)
-    for paragraph in diagnose(report.measures, report.findings, Run.open(run).config):
+    config = Run.open(run).config
+    for paragraph in diagnose(report.measures, report.findings, config, split):
         print_paragraph(paragraph)
     return 0
 

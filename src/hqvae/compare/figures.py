@@ -177,7 +177,8 @@ def _frame_means(axes: Axes) -> None:
     """Limits by what is drawn as means: bars of seeds that disagree are cut off, not the rest."""
     drawn = [bars for bars in axes.containers if isinstance(bars, ErrorbarContainer)]
     means = np.concatenate([bars.lines[0].get_ydata() for bars in drawn])
-    low, high = np.nanmin(means), np.nanmax(means)
+    low = np.nanmin(means)
+    high = np.nanmax(means)
     if high > low:
         margin = _MARGIN * (high - low)
         axes.set_ylim(low - margin, high + margin)

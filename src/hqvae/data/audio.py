@@ -13,20 +13,18 @@ from pydantic import Field
 from torch import Tensor
 
 from hqvae.config_class import config_class
-from hqvae.errors import InputError
 from hqvae.metrics import Distortion, Metric
 
 from .dataset import BrokenItem, Dataset, Progress, scan, to_signal
-from .frontend import MelConfig, WaveConfig
+from .frontend import MelConfig, WaveConfig, check_segment
 from .modality import Modality, SignalUnit
 from .remarks import Remarks
-from .samples import decode, decode_segment, length_at
+from .samples import decode, decode_segment, followed_by_silence, length_at
 from .sound_files import SUFFIXES, Length, SoundReader
 from .sources import FileIndex, SourceConfig
 
 log = logging.getLogger("hqvae")
 _ROUNDING = 1  # samples by which a resampled length may differ from what the header promises
-_LONGEST_SEGMENT = 2**26  # samples; more than a model sees at once on any machine of today
 
 
 @config_class
@@ -92,7 +90,7 @@ class AudioModality(Modality[AudioConfig]):
         if sound.remark is not None:
             log.warning("a sound is in use, but %s", sound.remark)
         samples = sound.samples
-        raw = torch.from_numpy(_followed_by_silence(samples, frontend.ceil(len(samples))))
+        raw = torch.from_numpy(followed_by_silence(samples, frontend.ceil(len(samples))))
         return frontend.forward(to_signal(raw[None]))[0]
 
     def restore(
@@ -133,16 +131,15 @@ class AudioDataset(Dataset):
         self.unit = self.frontend.unit
         self.sample_rate = self.rate = config.rate
         self.samples = self.frontend.floor(round(config.seconds * config.rate))
-        self._check_length()
+        check_segment(self.frontend, config.seconds, config.rate)
         self.shape = self.frontend.shape(self.samples)
         self._remarks = Remarks(self.keys, self.modality.noun)
         self.lengths = self._read_headers(progress)
         self._first_segment = np.concatenate([[0], np.cumsum(self._segment_counts())])
         self.in_memory = 2 * sum(self.lengths) <= config.cache_mb * 2**20
         self._kept: list[np.ndarray | None] | None = None
-        self._last: tuple[int, np.ndarray] | None = (
-            None  # the item decoded last, where none is kept
-        )
+        # The item decoded last, where none is kept.
+        self._last: tuple[int, np.ndarray] | None = None
         if self.in_memory:
             self._kept = scan(self._decode_or_none, len(index), progress)
         self._warn_of_scan()
@@ -181,26 +178,12 @@ class AudioDataset(Dataset):
         after_first = -(-np.maximum(lengths - self.samples, 0) // self.samples)
         return np.where(lengths > 0, after_first + 1, 0)
 
-    def _check_length(self) -> None:
-        if self.samples < self.frontend.min_samples:
-            needs = "a spectrum" if self.frontend.min_samples > 1 else "a segment"
-            raise InputError(
-                f"data.seconds={self.config.seconds:g} is too short: {self.samples} samples, "
-                f"and {needs} needs {self.frontend.min_samples}"
-            )
-        if self.samples > _LONGEST_SEGMENT:
-            raise InputError(
-                f"data.seconds={self.config.seconds:g} is too long: {self.samples:,} samples, and "
-                f"a segment has at most {_LONGEST_SEGMENT:,} "
-                f"({_LONGEST_SEGMENT // self.rate:,} s at data.rate={self.rate})"
-            )
-
     # ------------------------------------------------------------------------------- one at a time
 
     def read_raw(self, i: int) -> Int16[np.ndarray, "1 T"]:
         """The whole file at `rate`; silence fills up the last frame of a spectrum."""
         sound = self._sound(i)
-        return _followed_by_silence(sound, self.frontend.ceil(len(sound)))
+        return followed_by_silence(sound, self.frontend.ceil(len(sound)))
 
     def load_raw(
         self, i: int, augment_noise: Float[np.ndarray, "2"] | None = None
@@ -210,7 +193,7 @@ class AudioDataset(Dataset):
             samples = self._tile(item, start)
         else:
             samples = self._random_segment(item, float(augment_noise[0]))
-        return _followed_by_silence(samples, self.samples)
+        return followed_by_silence(samples, self.samples)
 
     def _tile(self, item: int, start: int) -> np.ndarray:
         """A segment from `start` on, which must be there: a truncated file gives no silent ones."""
@@ -306,9 +289,3 @@ class AudioDataset(Dataset):
             sound = decode(file, self.rate, self.config.loudness)
         self._remarks.add(item, sound.remark)
         return sound.samples
-
-
-def _followed_by_silence(samples: np.ndarray, length: int) -> Int16[np.ndarray, "1 T"]:
-    padded = np.zeros((1, length), np.int16)
-    padded[0, : len(samples)] = samples
-    return padded

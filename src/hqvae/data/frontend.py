@@ -16,6 +16,8 @@ from hqvae.spectra import default_mel, griffin_lim, log_mel, mel_filters, mel_to
 
 from .modality import SignalUnit
 
+_LONGEST_SEGMENT = 2**26  # samples; more than a model sees at once on any machine of today
+
 
 class Frontend(ABC):
     """Sounds [B, 1, T] ↔ signals in [−1, 1]."""
@@ -48,6 +50,23 @@ class Frontend(ABC):
     @abstractmethod
     def picture(self, signal: Float[Tensor, "B 1 ..."]) -> Float[Tensor, "B 1 M N"]:
         """Log-mel spectra in [−1, 1]: what is drawn of a signal."""
+
+
+def check_segment(frontend: Frontend, seconds: float, rate: int) -> None:
+    """Raises InputError for segments too short for a signal, or too long for any machine."""
+    samples = frontend.floor(round(seconds * rate))
+    if samples < frontend.min_samples:
+        needs = "a spectrum" if frontend.min_samples > 1 else "a segment"
+        raise InputError(
+            f"data.seconds={seconds:g} is too short: {samples} samples, "
+            f"and {needs} needs {frontend.min_samples}"
+        )
+    if samples > _LONGEST_SEGMENT:
+        raise InputError(
+            f"data.seconds={seconds:g} is too long: {samples:,} samples, and "
+            f"a segment has at most {_LONGEST_SEGMENT:,} "
+            f"({_LONGEST_SEGMENT // rate:,} s at data.rate={rate})"
+        )
 
 
 # ------------------------------------------------------------------------------------------ log-mel

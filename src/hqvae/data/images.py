@@ -19,7 +19,7 @@ from hqvae.metrics import SSIM, Distortion, Metric, Perceptual
 
 from .dataset import BrokenItem, Dataset, Progress, scan, to_signal
 from .modality import Modality, SignalUnit
-from .pixels import resize_shorter_side, to_array, to_mode
+from .pixels import central_crop, resize_shorter_side, square, to_array, to_mode, to_pictures
 from .sources import FileIndex, SourceConfig
 from .survey import own_size, remarks
 
@@ -99,24 +99,13 @@ class ImageModality(Modality[ImageConfig]):
     ) -> Float[Tensor, "C H W"]:
         """Resized and cropped to `config.size`, where there is one. Raises ValueError below it."""
         image = _in_mode(opened, channels, config)
-        if not whole and config.size is not None:
-            if min(image.size) < config.size:
-                sides = f"{image.width}×{image.height}"
-                raise ValueError(
-                    f"it has {sides} pixels, and images of size={config.size} are expected; "
-                    "whole=True takes it at its own size"
-                )
-            image = resize_shorter_side(image, config.size)
-            raw = _central_crop(to_array(image), config.size)
-        else:
-            raw = to_array(image)
-        return to_signal(torch.from_numpy(np.ascontiguousarray(raw))[None])[0]
+        raw = square(image, None if whole else config.size)
+        return to_signal(torch.from_numpy(raw)[None])[0]
 
     def restore(self, signal: Float[Tensor, "B C H W"], config: ImageConfig) -> list[Image.Image]:
         """Pictures of Pillow: RGB, or L where there is one channel."""
         pixels = ((signal.float().clamp(-1, 1) + 1) * PIXEL_UNIT.scale).round()
-        arrays = pixels.to("cpu", torch.uint8).movedim(1, -1).numpy()
-        return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in arrays]
+        return to_pictures(pixels.to("cpu", torch.uint8).numpy())
 
     def examples(self, config: ImageConfig) -> str:
         return "images"
@@ -244,7 +233,7 @@ class ImageDataset(Dataset):
     def _crop(self, image: np.ndarray, crop_noise: float | None) -> np.ndarray:
         """A square of the longer side: its middle, or where the noise says."""
         if crop_noise is None:
-            return _central_crop(image, self.size)
+            return central_crop(image, self.size)
         top, left = [int(crop_noise * (side - self.size + 1)) for side in image.shape[1:]]
         return image[:, top : top + self.size, left : left + self.size]
 
@@ -308,9 +297,3 @@ class ImageDataset(Dataset):
 
 def _in_mode(image: Image.Image, channels: int, config: ImageConfig) -> Image.Image:
     return to_mode(image, "RGB" if channels == 3 else "L", config.bits)
-
-
-def _central_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The square in the middle of [C, H, W], rounded down."""
-    top, left = [(side - size) // 2 for side in image.shape[1:]]
-    return image[:, top : top + size, left : left + size]

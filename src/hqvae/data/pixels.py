@@ -161,3 +161,30 @@ def to_array(image: Image.Image) -> UInt8[np.ndarray, "C H W"]:
     pixels = np.asarray(image).reshape(image.height, image.width, -1)
     array = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     return array if array.flags.writeable else array.copy()  # torch warns of what it cannot write
+
+
+def central_crop(pixels: UInt8[np.ndarray, "C H W"], size: int) -> UInt8[np.ndarray, "C S S"]:
+    """The square in the middle, rounded down."""
+    top, left = [(side - size) // 2 for side in pixels.shape[1:]]
+    return pixels[:, top : top + size, left : left + size]
+
+
+def square(image: Image.Image, size: int | None) -> UInt8[np.ndarray, "C H W"]:
+    """Resized and cropped to `size`; at its own size where that is None.
+
+    Raises ValueError for a smaller image: to enlarge it would invent detail.
+    """
+    if size is None:
+        return to_array(image)
+    if min(image.size) < size:
+        raise ValueError(
+            f"it has {image.width}×{image.height} pixels, and size={size} is expected; "
+            "whole=True takes it at its own size"
+        )
+    return np.ascontiguousarray(central_crop(to_array(resize_shorter_side(image, size)), size))
+
+
+def to_pictures(pixels: UInt8[np.ndarray, "B C H W"]) -> list[Image.Image]:
+    """RGB, or L where there is one channel."""
+    arrays = np.moveaxis(pixels, 1, -1)
+    return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in arrays]

@@ -116,3 +116,11 @@ def _check_scale(samples: Float[np.ndarray, "T"]) -> None:
 def _to_16_bits(samples: Float[np.ndarray, "T"]) -> Int16[np.ndarray, "T"]:
     values = (samples * _FULL_SCALE).round()
     return values.clip(-_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
+
+
+def followed_by_silence(
+    samples: Int16[np.ndarray, "T"], length: int
+) -> Int16[np.ndarray, "1 length"]:
+    padded = np.zeros((1, length), np.int16)
+    padded[0, : len(samples)] = samples
+    return padded

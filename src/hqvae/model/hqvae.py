@@ -31,17 +31,18 @@ from hqvae.topdown import (
     walk,
 )
 
-from . import pretrained, signals
+from . import pretrained
 from .build import make_levels
 from .codes import check_signal_size, codes_by_level
 from .config import HQVAEConfig
 from .cost import Objective, square_error
+from .portable import Portable
 from .presets import model_preset
 from .probe import as_features, check_decoder
 from .signals import as_signal
 
 
-class HQVAE(nn.Module):
+class HQVAE(Portable):
     """Hierarchically quantized autoencoder; `config` says which member of the family.
 
     Args:
@@ -69,9 +70,7 @@ class HQVAE(nn.Module):
         decoder: nn.Module | None = None,
         data: DataConfig | None = None,
     ):
-        super().__init__()
-        self.config = config
-        self.data = data
+        super().__init__(config, data)
         strides = [level.stride for level in config.levels]
         finest = config.levels[-1]
         net = config.net
@@ -180,37 +179,6 @@ class HQVAE(nn.Module):
         latent, _ = walk(self.levels, GivenCodes(by_level))
         return self._reconstruct(latent, size)
 
-    # ----------------------------------------------------------------------------- files
-
-    def preprocess(self, file: Any, whole: bool = False) -> Float[Tensor, "1 C *S"]:
-        """The signal of a file, made as those of training were: what `encode` takes.
-
-        Args:
-            file: the path of a picture or sound, or its bytes
-            whole: a picture at its own size; else resized and cropped to that of training. Sounds
-                are always whole, at the rate of training
-
-        Raises FileNotFoundError for no file, ValueError for one that cannot be used, and where the
-        model does not know what its signals are (`model.data`).
-
-        >>> from io import BytesIO
-        >>> from PIL import Image
-        >>> from hqvae.data import ImageConfig
-        >>> model, file = HQVAE(data=ImageConfig(size=16)), BytesIO()
-        >>> Image.new("RGB", (40, 20), "red").save(file, "png")
-        >>> model.preprocess(file.getvalue()).shape
-        torch.Size([1, 3, 16, 16])
-        """
-        return signals.preprocess(file, signals.require_data(self.data), self.config, whole)
-
-    def postprocess(self, x_hat: Float[Tensor, "B C *S"]) -> list[Any]:
-        """What signals are of, one each: Pillow's pictures, or samples at `model.data.rate`.
-
-        The way back from `preprocess`, to be saved or played. Raises ValueError where the model
-        does not know what its signals are.
-        """
-        return signals.postprocess(x_hat, signals.require_data(self.data))
-
     # ----------------------------------------------------------------------------- verbs
 
     @torch.no_grad()
@@ -297,13 +265,6 @@ class HQVAE(nn.Module):
         return x_hat[crop]
 
     # --------------------------------------------------------------------------- on disk
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into a folder.
-
-        The config has the model's, and what its signals are (`model.data` without its source).
-        """
-        pretrained.save(self, Path(folder))
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> "HQVAE":

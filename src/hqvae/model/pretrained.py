@@ -24,6 +24,7 @@ from .size import count_codes, count_values
 
 if TYPE_CHECKING:
     from .hqvae import HQVAE
+    from .portable import Portable
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -32,7 +33,7 @@ _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 _BYTES_PER_VALUE = 4
 
 
-def save(model: "HQVAE", folder: Path) -> None:
+def save(model: "Portable", folder: Path) -> None:
     """Raises ValueError for a run's folder, whose config says more than a model's."""
     if (folder / CONFIG).is_file() and "format" in read_json(folder / CONFIG):
         raise ValueError(f"{folder} is a run's folder; expected another one for a model alone")
@@ -45,7 +46,7 @@ def save(model: "HQVAE", folder: Path) -> None:
         temporary.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def save_weights(model: "HQVAE", path: Path) -> None:
+def save_weights(model: "Portable", path: Path) -> None:
     """The weights, how codes are chosen (a run may replace its posterior), and a checksum.
 
     That is the SHA-256 of the file with zeros in the checksum's place. The same weights make the
@@ -161,6 +162,8 @@ def find_folder(source: str) -> Path:
                 "expected a folder that `save_pretrained` or a run wrote"
             )
         return Path(source)
+    if Path(source).is_file():
+        raise FileNotFoundError(f"{source} is a file; expected the folder that it lies in")
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise FileNotFoundError(
             f"{source}: no such folder, and not the name of a repository (owner/name) either"

@@ -41,6 +41,7 @@ from .task import Task, Validation
 _ROWS_PER_CODE = 64  # features that codebooks start from, where there are so many
 _MAX_BATCHES = 16  # global batches that they come from
 _MAX_SAMPLES = 2**26  # samples of signals in those
+_SETTLING = 0.05  # share of the run, from the start of codebooks on, that raises no alarm
 _SHUFFLED_ITEMS = 128  # items for the ablation of every layer, in a validation
 
 
@@ -212,8 +213,9 @@ class Autoencoder(Task[Losses]):
             "temperature": self.config.phases.temperature.at(step - 1, self.total),
         }
         sizes = [place.codebook_size for place in self.config.model.layers]
-        share, layer = min((count / size, i) for i, (count, size) in enumerate(zip(used, sizes)))
-        use = f"least used: layer {layer}, {share:.0%}" if quantizes else "not quantized yet"
+        layer = min(range(len(sizes)), key=lambda index: perplexity[index] / sizes[index])
+        lowest = f"lowest perplexity: {perplexity[layer]:.0f} of {sizes[layer]}, layer {layer}"
+        use = lowest if quantizes else "not quantized yet"
         return entry, f"{entry['bits_per_dim']:.3f} bits/dim  {entry['psnr']:.2f} dB  {use}"
 
     def clear_counters(self) -> None:
@@ -237,6 +239,8 @@ class Autoencoder(Task[Losses]):
         perplexities = [
             f"{layer.perplexity:.0f}/{layer.codebook_size}" for layer in measures.layers
         ]
+        settled = step == self.total or step - self.quantize_from > _SETTLING * self.total
+        found = findings(measures, self.config) if settled else []
         validation = Validation(
             loss=measures.loss,
             entry=measures.entry(),
@@ -244,7 +248,7 @@ class Autoencoder(Task[Losses]):
                 f"PSNR {measures.psnr:.2f} dB, {measures.bits_per_dim:.3f} bits/dim, "
                 f"perplexity {' '.join(perplexities)}"
             ),
-            alarms=[finding.entry() for finding in findings(measures, self.config)],
+            alarms=[finding.entry() for finding in found],
             figures={"training-reconstructions.png": self.pictures.add(model, data, step, device)},
         )
         self.model.train()

@@ -76,6 +76,7 @@ def loop(task: Task, state: TrainState, config: TrainConfig, run: Run, interval:
 
 def validate(task: Task, state: TrainState, monitor: Monitor) -> None:
     """Measure the weights that would be saved; tell the schedule and the monitor."""
+    monitor.working("validating")
     validation = task.validate(state.eval_model, state.step)
     if validation is not None:
         state.watch_loss(validation.loss)

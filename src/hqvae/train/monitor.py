@@ -49,12 +49,17 @@ class Monitor:
     def advance(self) -> None:
         self.bar.advance_to(self.state.step)
 
+    def working(self, on: str) -> None:
+        """What keeps the bar from moving."""
+        self.bar.standing(on)
+
     def log(self, entry: dict[str, Any], status: str) -> None:
         """One line of the log, and of the screen."""
         rate = self.state.timer.rate(self.state.step) * self.batch_size
         entry = {
             "kind": "train",
             "step": self.state.step,
+            "total": self.state.total,
             **entry,
             "lr": self.state.lr,
             "items_per_second": rate,
@@ -79,7 +84,7 @@ class Monitor:
         for alarm in validation.alarms:
             self.run.log({"kind": "alarm", "step": step, **alarm})
             if (alarm["where"], alarm["finding"]) not in known:  # the screen shows what is new
-                self.say(f"ALARM {alarm['sentence']}")
+                self.say(f"ALARM, on validation data: {alarm['sentence']}")
         figures = {**validation.figures, **self.state.task.history(self.run.entries("train"))}
         for name, figure in figures.items():
             self.run.save_figure(name, figure)

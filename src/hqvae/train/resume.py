@@ -24,6 +24,7 @@ def resumed_config(out: str, preset: str | None, settings: list[str], source: st
 
     Raises InputError where there is no run, and for settings that cannot be.
     """
+    Run.check_begun(out)
     run = Run.open(out)
     own = run.config
     if preset is not None and settings:

@@ -55,9 +55,7 @@ def train(
         summary_writer_class()
     fabric = make_fabric(config, accelerator, devices, nodes)
     slices = rank_slices(config.train, fabric.global_rank, fabric.world_size)
-    if not resume:
-        Run.check_unused(out)
-        check_apart(out, config.data.source)
+    check_folder(config, out, resume)
     model = config.model
     wanted = ("train", "validation")
     with scan_bars(quiet=fabric.global_rank > 0) as progress:
@@ -82,6 +80,16 @@ def train(
         finished = loop(task, state, config.train, run, interval)
         record_left_out(run, splits)  # not all of them are known before they are read
         return run if finished else None
+
+
+def check_folder(config: Config, out: str, resume: bool) -> None:
+    """Raises InputError for a folder that cannot be the run's, before its data are read."""
+    if resume:
+        Run.check_begun(out)
+        Run.open(out)
+    else:
+        Run.check_unused(out)
+        check_apart(out, config.data.source)
 
 
 def make_fabric(config: Config, accelerator: str, devices: int, nodes: int) -> Fabric:

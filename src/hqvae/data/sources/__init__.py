@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from hqvae.config_class import config_class
-from hqvae.errors import InputError, nearest_name
+from hqvae.errors import InputError, close_name
 
 from ..modality import Modality
 from .arrays import index_npz
@@ -92,13 +92,13 @@ def open_source(config: SourceConfig) -> dict[str, FileIndex]:
         return index_folder(listing, modality, config.folder_splits)
     if path.is_file():
         return _open_file(config, path)
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    builtin = ["photos"] if modality.photographs else []
+    meant = close_name(path.name, [*beside, *builtin])
     if not _may_be_hub_name(source, path):
-        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        builtin = ["photos"] if modality.photographs else []
-        raise InputError(
-            f"data {source!r} does not exist; {nearest_name(path.name, [*beside, *builtin])}"
-        )
-    return index_hub(source, config.column, modality)
+        expected = meant or f"expected a folder or file, of which {path.parent} has none so called"
+        raise InputError(f"data {source!r} does not exist; {expected}")
+    return index_hub(source, config.column, modality, meant)
 
 
 def _open_photos(config: SourceConfig, path: Path) -> dict[str, FileIndex]:

@@ -11,14 +11,20 @@ from ..modality import Modality
 from .index import SPLIT_NAMES, FileIndex
 
 
-def index_hub(name: str, column: str | None, modality: Modality) -> dict[str, FileIndex]:
-    """The splits of a data set that the library `datasets` loads by name."""
+def index_hub(
+    name: str, column: str | None, modality: Modality, meant: str | None = None
+) -> dict[str, FileIndex]:
+    """The splits of a data set that the library `datasets` loads by name.
+
+    `meant` is what a message says where there is none: perhaps a name that is here.
+    """
     try:
         import datasets
     except ImportError as error:
         raise InputError(
             f"data {name!r} is no file or folder; "
-            "to read it as a Hugging Face data set, pip install 'hqvae[hub]'"
+            + (f"{meant} " if meant else "")
+            + "to read it as a Hugging Face data set, pip install 'hqvae[hub]'"
         ) from error
     try:
         loaded = datasets.load_dataset(name)
@@ -26,6 +32,7 @@ def index_hub(name: str, column: str | None, modality: Modality) -> dict[str, Fi
         raise InputError(
             f"data {name!r} is no file or folder, "
             f"and loading it from the hub failed: {summary_of(error)}"
+            + (f"; {meant}" if meant else "")
         ) from error
     feature = getattr(datasets, modality.hub_feature)
     indexes = {}
