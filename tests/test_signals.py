@@ -13,6 +13,7 @@ from conftest import SMALL, build, signals
 from hqvae.data import AudioConfig, ImageConfig, MelConfig, WaveConfig, open_data
 from hqvae.model import HQVAE, HQVAEConfig, LevelConfig
 from hqvae.nets import WaveConvConfig
+from hqvae.tiling import encode_chunked, encode_padded
 
 LEVELS = (LevelConfig(stride=4, codebook_size=8, dim=4),)
 RATE = 8000
@@ -56,6 +57,17 @@ def test_int16_sounds_have_the_codes_of_their_floats():
     model = sound_model()
     stored = torch.randint(-32768, 32768, (2, 1, 64), dtype=torch.int16)
     assert same(model.encode(stored), model.encode(stored / 32768))
+
+
+def test_padded_and_chunked_signals_may_be_stored_ones_too():
+    model = sound_model()
+    stored = torch.randint(-32768, 32768, (1, 1, 64), dtype=torch.int16)
+    codes = model.encode(stored)
+    assert same(codes, encode_padded(model, stored.numpy(), [64]))
+    assert same(codes, encode_chunked(model, stored.numpy(), 16))
+    for encode in (encode_padded, encode_chunked):
+        with pytest.raises(ValueError, match="values from 2 to 2"):
+            encode(model, torch.full((1, 1, 64), 2.0), [64] if encode is encode_padded else 16)
 
 
 @pytest.mark.parametrize(

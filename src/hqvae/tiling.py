@@ -15,21 +15,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hqvae.model import HQVAE
+from hqvae.model.signals import as_signal
 from hqvae.nets import CONVOLUTIONS, length_mask, mask_padding
 
 # ------------------------------------------------------------------- several lengths
 
 
 @torch.no_grad()
-def encode_padded(
-    model: HQVAE, x: Float[Tensor, "B C *S"], lengths: Sequence[int]
-) -> tuple[Int[Tensor, "B ..."], ...]:
+def encode_padded(model: HQVAE, x: Any, lengths: Sequence[int]) -> tuple[Int[Tensor, "B ..."], ...]:
     """`model.encode` of a batch of signals that end at `lengths` on the last axis.
 
     The codes are identical to encoding each signal unpadded and unbatched, whatever follows it in
     x. They are 0 past ⌈length / coarsest stride⌉ coarsest positions. Raises ValueError for lengths
-    that do not fit x.
+    that do not fit x, and as `encode` does.
     """
+    x = as_signal(x, model.config, next(model.parameters()))
     size = x.shape[-1]
     if len(lengths) != len(x) or not all(1 <= length <= size for length in lengths):
         raise ValueError(f"lengths={list(lengths)}: expected {len(x)} from 1 to {size}")
@@ -74,14 +74,13 @@ def _coarsest_ends(model: HQVAE, lengths: Sequence[int]) -> Int[Tensor, "B"]:
 # ----------------------------------------------------------------------- long signals
 
 
-def encode_chunked(
-    model: HQVAE, x: Float[Tensor, "B C *S"], chunk: int
-) -> tuple[Int[Tensor, "B ..."], ...]:
+def encode_chunked(model: HQVAE, x: Any, chunk: int) -> tuple[Int[Tensor, "B ..."], ...]:
     """`model.encode(x)` with memory for about `chunk` samples of the last axis, and the margins.
 
     The codes are those of the whole signal, but for ties within rounding. Raises ValueError for a
-    chunk below 1.
+    chunk below 1, and as `encode` does.
     """
+    x = as_signal(x, model.config, next(model.parameters()))
     length = -(-x.shape[-1] // model.stride) * model.stride
     parts = []
     for start, stop, left, right in _spans(model, length, chunk):
