@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import sys
 from io import TextIOWrapper
 
@@ -15,6 +16,7 @@ from .verbs import STOPPED, app
 __all__ = ["app", "main"]
 
 _REFUSED = 2
+_NOBODY_READS = 141  # as shells have it of a process that SIGPIPE ends
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,12 +27,16 @@ def main(arguments: list[str] | None = None) -> int:
     _show_warnings()
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
         return code or 0
     except InputError as error:
         return _fail(with_flags(str(error)))
     except cyclopts.CycloptsError as error:
         words = sys.argv[1:] if arguments is None else arguments
         return _fail(with_example(" ".join(str(error).split()), words))
+    except BrokenPipeError:  # who reads has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NOBODY_READS
     except OSError as error:
         if error.errno == errno.ENOSPC:
             disk = error.filename or "the run folder"
