@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hqvae.config import check_data
 from hqvae.console import print_table, scan_bars
-from hqvae.data import SPLITS, AudioConfig, ImageConfig, open_data, sequential_batches
+from hqvae.data import SPLITS, AudioConfig, ImageConfig, Splits, open_data, sequential_batches
 from hqvae.doctor import Finding, findings
 from hqvae.errors import InputError, NonFiniteError, nearest_name
 from hqvae.measure import LayerMeasures, Measures, measure
@@ -144,9 +144,19 @@ def evaluate(
     }
     report = Report(measures, findings(measures, opened.config), protocol)
     opened.write_json("report/report.json", report.entry())
-    opened.write_lines("report/left-out.jsonl", splits.left_out())
+    record_left_out(opened, splits)
     save_pictures(opened, model, data, device)
     return report
+
+
+def record_left_out(run: Run, splits: Splits) -> None:
+    """List what is broken in the report, where something is; an older list goes."""
+    name = "report/left-out.jsonl"
+    found = splits.left_out()
+    if found:
+        run.write_lines(name, found)
+    else:
+        (run.path / name).unlink(missing_ok=True)
 
 
 def _model_protocol(run: Run, model: HQVAE, device: torch.device) -> dict[str, Any]:
