@@ -264,13 +264,12 @@ class ResidualQuantizer(nn.Module):
 
     def _recursion(self, z_e: Tensor, choose: Callable[[int, Tensor], Choice]) -> list[Choice]:
         """z̃_{l+1} = z̃_l − z_l: the one loop over the layers of a stack."""
-        choices: list[Choice] = []
+        choices = [choose(0, z_e)]
         residual = z_e
-        for layer in range(len(self.codebooks)):
-            choice = choose(layer, residual)
-            z = choice.z.detach() if self.posterior.detach_residual else choice.z
-            residual = residual - z
-            choices.append(choice)
+        for layer in range(1, len(self.codebooks)):
+            z = choices[-1].z
+            residual = residual - (z.detach() if self.posterior.detach_residual else z)
+            choices.append(choose(layer, residual))
         return choices
 
     def _count_together(self, choices: list[Choice], steps: int) -> None:

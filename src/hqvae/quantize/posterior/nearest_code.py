@@ -1,6 +1,7 @@
 """The nearest code, with a straight-through gradient: VQ-VAE, VQ-VAE-2, RQ-VAE."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import ClassVar, Literal
 
 import torch
@@ -89,10 +90,8 @@ class NearestCode(Posterior):
         return self.nearest(layer, z_e, codebook)
 
     def latent_loss(self, z_e: Tensor, choices: Sequence[Choice]) -> Float[Tensor, "B"]:
-        partial_sum = torch.zeros_like(z_e)
         total = z_e.new_zeros(len(z_e), dtype=torch.float32)
-        for choice in choices:
-            partial_sum = partial_sum + choice.z.detach()
+        for partial_sum in accumulate(choice.z.detach() for choice in choices):
             total = total + (z_e - partial_sum).float().square().flatten(1).mean(1)
         return self.config.beta * total / len(choices)
 
