@@ -49,7 +49,7 @@ def index_photos(size: int) -> dict[str, FileIndex]:
                     photos.append(photo)
         if not crops:
             raise InputError(
-                f"data.size={size} is larger than the built-in photographs; at most 427"
+                f"data.size={size} is larger than the built-in photographs; at most 512"
             )
         indexes[split] = FileIndex(names, crops.__getitem__, photos.__getitem__)
     return indexes
