@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from hqvae.errors import DegenerateFeatures
 from hqvae.quantize import (
@@ -163,6 +164,37 @@ def test_the_first_batch_of_training_is_the_start(config):
     assert (quantize.codebook - 100).abs().max() < 10
     with pytest.raises(DegenerateFeatures):
         VectorQuantize(DIM, K, config)(torch.ones(64, DIM))
+
+
+@every_config
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpoints_change_nothing(reentrant, config):
+    """They run forward twice a step: the second time as the first, and nothing moves again."""
+
+    def run(checkpointed):
+        torch.manual_seed(0)
+        quantize = VectorQuantize(DIM, K, config)
+        gradients = []
+        for step in range(3):
+            z = features(seed=step).requires_grad_()
+
+            def forward(z):
+                quantized, _, loss = quantize(2 * z)
+                return quantized.square().sum() + loss
+
+            torch.manual_seed(step)
+            if checkpointed:
+                checkpoint(forward, z, use_reentrant=reentrant).backward()
+            else:
+                forward(z).backward()
+            gradients.append(z.grad)
+        return quantize, gradients
+
+    plain, expected = run(checkpointed=False)
+    quantize, gradients = run(checkpointed=True)
+    assert quantize.steps == 3 and same(plain.state_dict(), quantize.state_dict())
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @every_config

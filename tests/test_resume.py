@@ -107,19 +107,47 @@ def test_a_longer_run_is_what_it_would_have_been_from_the_start(image_file, tmp_
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ([], "nearest codes begin at step 3, not 2"),
-        (NO_PHASES, "its rate fell by a cosine to zero there"),
-        ([*NO_PHASES, "train.schedule=constant"], "its temperature falls until there"),
-        ([*EVEN, "phases.pretrain_fraction=0.25"], "codebooks start at step 3, not 2"),
+        ([], "another rate and another temperature and another length of its phases until here"),
+        ([*NO_PHASES, "train.schedule=constant"], "would have had another temperature until here"),
+        ([*EVEN, "phases.pretrain_fraction=0.25"], "another length of its phases until here"),
     ],
 )
-def test_a_past_that_would_have_been_another_is_refused(settings, said, image_file, tmp_path):
+def test_a_run_that_becomes_longer_says_what_would_have_been_another(
+    settings, said, image_file, tmp_path, caplog
+):
     config = tiny("sqvae", image_file, *settings)
     run = trained(config, tmp_path)
+    posterior = run.load_model().posterior
+    resumed = trained(override(config, ["train.steps=12"]), tmp_path, resume=True)
+    assert said in caplog.text and "is at step 8" in caplog.text
+    assert resumed.load_checkpoint()["step"] == 12 and resumed.load_model().posterior == posterior
+    assert [entry["step"] for entry in resumed.entries("validation")][-1] == 12
+
+
+def test_the_rate_goes_on_as_in_a_run_of_the_new_length(image_file, tmp_path):
+    config = tiny("sqvae", image_file, "train.log_every=1")
+    longer = override(config, ["train.steps=16"])
+    whole = trained(longer, tmp_path / "whole")
+    trained(config, tmp_path / "short")
+    resumed = trained(longer, tmp_path / "short", resume=True)
+    rates = [{e["step"]: e["lr"] for e in run.entries("train")} for run in (whole, resumed)]
+    assert [rates[1][step] for step in range(9, 17)] == [rates[0][step] for step in range(9, 17)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("phases.nearest_fraction=0.25", "nearest codes begin at step 9, not 6"),
+        ("phases.pretrain_fraction=0.5", "codebooks start at step 8, not 4"),
+    ],
+)
+def test_a_phase_that_has_begun_does_not_begin_again(settings, said, image_file, tmp_path):
+    config = tiny("sqvae", image_file, *EVEN, settings)
+    run = trained(config, tmp_path)
     before = (run.path / "config.json").read_bytes()
-    longer = override(config, ["train.steps=12"])
+    steps = 12 if "nearest" in settings else 16
     with pytest.raises(InputError, match=r"is at step 8.*expected 8 steps as before") as e:
-        trained(longer, tmp_path, resume=True)
+        trained(override(config, [f"train.steps={steps}"]), tmp_path, resume=True)
     assert said in str(e.value)
     assert (run.path / "config.json").read_bytes() == before
 

@@ -1,13 +1,16 @@
 """Checkpoints of a run, one file a step: written whole, checked when they are read.
 
-Torch writes a zip file with a checksum (CRC-32) of every tensor, and never looks at it again. A bit
-that a disk has flipped is found here, and the checkpoint before takes the damaged one's place.
+The SHA-256 of each lies beside it (`000001000.sha256`). Torch looks at no checksum of its zip
+files, and theirs are of the tensors alone. A bit that a disk has flipped is found here, and the
+checkpoint before takes the damaged one's place.
 """
 
+import hashlib
 import io
 import logging
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from hqvae.files import atomic_write
 
 logger = logging.getLogger("hqvae")
 KEPT_CHECKPOINTS = 2
+_DIGEST = ".sha256"
 # What zipfile and torch raise for damaged files.
 _UNREADABLE = (
     RuntimeError,
@@ -30,6 +34,7 @@ _UNREADABLE = (
     AttributeError,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
+    zlib.error,
 )
 # What is raised by those who are given a state of another shape.
 UNFIT = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
@@ -37,13 +42,18 @@ UNFIT = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write the state of step `state["step"]`, then drop all but the newest checkpoints."""
-    with atomic_write(folder / f"{state['step']:09d}.pt") as temporary:
-        # Through memory: torch's own file writer hides why the system refused.
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
+    path = folder / f"{state['step']:09d}.pt"
+    # Through memory: torch's own file writer hides why the system refused.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.unlink(missing_ok=True)  # of the same step: it must not meet the new checksum
+    with atomic_write(path.with_suffix(_DIGEST)) as temporary:
+        temporary.write_text(hashlib.sha256(buffer.getbuffer()).hexdigest())
+    with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
     for old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
         old.unlink()
+        old.with_suffix(_DIGEST).unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -67,10 +77,15 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any]:
     """Raises one of _UNREADABLE for a file that is not what was written."""
-    with zipfile.ZipFile(path) as file:
-        damaged = file.testzip()
-    if damaged is not None:
-        raise ValueError(f"its checksum of {damaged} is wrong")
+    digest = path.with_suffix(_DIGEST)
+    if digest.is_file():
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest.read_text(errors="replace"):
+            raise ValueError("its checksum is wrong")
+    else:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        if damaged is not None:
+            raise ValueError(f"its checksum of {damaged} is wrong")
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise ValueError("it holds no state of training")

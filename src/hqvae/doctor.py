@@ -16,9 +16,10 @@ INACTIVE_DB = 0.05  # a layer whose shuffled codes cost less
 WEAK = 0.1  # a layer that gives less per bit than this share of what the median layer gives
 UNIFORM = 0.95  # a posterior whose entropy is above this share of log K
 
+_LONGER = "train longer"
 _HARDER_START = {
-    "kmeans": "train longer, or start harder: a higher model.quantizer.init.sharpness",
-    "random": "train longer, or start harder: a lower model.quantizer.init.s2",
+    "kmeans": f"{_LONGER}, or start harder: a higher model.quantizer.init.sharpness",
+    "random": f"{_LONGER}, or start harder: a lower model.quantizer.init.s2",
 }
 
 
@@ -63,11 +64,10 @@ def _inactive(layer: LayerMeasures, measures: Measures, config: Config) -> Findi
 def _against_inactivity(layer: LayerMeasures, measures: Measures, config: Config) -> str:
     """A coarse layer can be made to earn its place; after the last that carries, none can."""
     carrying = [other for other in measures.layers if other.ablation_drop_db >= INACTIVE_DB]
-    last = (carrying[-1].level, carrying[-1].layer) if carrying else (0, 0)
-    if (layer.level, layer.layer) > last:
-        return f"train longer; or {_drop(layer, config)}, and spend its bits elsewhere"
-    if config.model.progressive:
-        return "train longer"
+    if carrying and (layer.level, layer.layer) > (carrying[-1].level, carrying[-1].layer):
+        return f"{_LONGER}; or {_drop(layer, config)}, and spend its bits elsewhere"
+    if config.model.progressive or layer is measures.layers[-1]:
+        return _LONGER
     return "model.progressive=1 makes coarse layers earn their place"
 
 
@@ -113,8 +113,8 @@ def _softer_start(config: Config) -> str:
     quantizer = config.model.quantizer
     assert isinstance(quantizer, GumbelSoftmaxConfig)
     if isinstance(quantizer.init, RandomInit):
-        return "train longer, or start from features (model.quantizer.init.kind=kmeans)"
-    cures = ["train longer"]
+        return f"{_LONGER}, or start from features (model.quantizer.init.kind=kmeans)"
+    cures = [_LONGER]
     if config.phases.pretrain_fraction < 0.1:
         cures.append("start after the autoencoder (phases.pretrain_fraction=0.1)")
     cures.append("start softer (a lower model.quantizer.init.sharpness)")
@@ -220,7 +220,7 @@ def _weak(measures: Measures, config: Config) -> list[str]:
     return [
         f"{layer.name} takes {_bits(layer):,.0f} of {total:,.0f} bits "
         f"({_bits(layer) / total:.0%}) for {_decibels(layer.ablation_drop_db)} dB. "
-        f"TRY: train longer; or {_drop(layer, config)}."
+        f"TRY: {_LONGER}; or {_drop(layer, config)}."
         for layer in measures.layers
         if layer.ablation_drop_db >= INACTIVE_DB and _per_kilobit(layer) < WEAK * usual
     ]
@@ -251,8 +251,8 @@ def _bad_prefixes(measures: Measures, config: Config) -> list[str]:
         drop = coarse.psnr_cumulative - fine.psnr_cumulative
         if drop > 0.05:
             cure = "The decoder never saw that prefix. TRY: model.progressive=1."
-            if config.model.progressive:
-                cure = "TRY: train longer."
+            if config.model.progressive or fine is measures.layers[-1]:
+                cure = f"TRY: {_LONGER}."
             hints.append(
                 f"decoding with {fine.name} is {drop:.2f} dB worse than without it. {cure}"
             )

@@ -14,7 +14,8 @@ _LABEL_INCHES = 1.3
 _GAP = 0.03  # between images, of a row's height
 _PANEL_DPI = 100
 _PANEL_GAP = 8  # pixels between panels
-_PANEL_TITLE = 32  # pixels above a panel
+_PANEL_TITLE = 36  # pixels above a panel, for two lines
+_PANEL_WIDTH = 160  # pixels that a title needs
 
 
 def image_grid(rows: Sequence[tuple[str, Tensor]], spectra: bool = False) -> Figure:
@@ -119,7 +120,7 @@ def history_panels(
 
 def _nearest(entries: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Whether codes were the nearest ones [steps]: they have no s² and no entropy."""
-    return np.array([sum(entry["s2"]) == 0 for entry in entries])
+    return np.array([sum(entry["s2"]) == 0 for entry in entries], dtype=bool)
 
 
 def layer_history(
@@ -149,12 +150,17 @@ def layer_history(
 def panels_at_own_size(panels: Sequence[tuple[str, Tensor]], columns: int = 3) -> Figure:
     """Pictures `[C, H, W]` in [−1, 1] side by side, one screen pixel for each of theirs.
 
+    Pictures too narrow for their titles have squares of several pixels for each of theirs.
+
     >>> import torch
-    >>> figure = panels_at_own_size([("original", torch.zeros(3, 64, 48))] * 4)
-    >>> figure.get_size_inches() * figure.dpi  # 3 columns of 48 and their gaps, 2 rows of 64
-    array([160., 192.])
+    >>> figure = panels_at_own_size([("original", torch.zeros(3, 300, 200))] * 4)
+    >>> figure.get_size_inches() * figure.dpi  # 3 columns of 200 and their gaps, 2 rows of 300
+    array([616., 672.])
     """
     height, width = panels[0][1].shape[1:]
+    enlarged = -(-_PANEL_WIDTH // width)
+    height *= enlarged
+    width *= enlarged
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     total_width = columns * width + (columns - 1) * _PANEL_GAP

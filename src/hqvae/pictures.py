@@ -58,7 +58,7 @@ def save_whole_picture(run: Run, model: HQVAE, data: Dataset, device: torch.devi
         bits += layer[0].numel() * math.log2(place.codebook_size) / x[0, 0].numel()
         x_hat = model.decode(codes, count, size=x.shape[2:]).clamp(-1, 1)
         psnr = 10 * math.log10(4 / max(float((x - x_hat).square().mean()), 1e-10))
-        head = f"up to {place.name}: {bits:.2f} bits/pixel, {psnr:.1f} dB"
+        head = f"up to {place.name}\n{bits:.2f} bits/pixel, {psnr:.1f} dB"
         panels.append((head, x_hat[0]))
     run.save_figure("whole-picture.png", panels_at_own_size(panels))
 

@@ -4,6 +4,7 @@ With one process, sums and copies are the identity. The process group is asked f
 never cached: a module built before the group exists must still be right after it.
 """
 
+import logging
 import os
 from typing import TypeVar
 
@@ -34,6 +35,12 @@ def pick_device(accelerator: str) -> torch.device:
             "expected auto or cpu"
         )
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def warn(message: str, *values: object) -> None:
+    """A warning that all processes have reason for, by the first one alone."""
+    if rank() == 0:
+        logging.getLogger("hqvae").warning(message, *values)
 
 
 def check_devices(accelerator: str, devices: int) -> None:

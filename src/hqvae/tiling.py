@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hqvae.model import HQVAE
-from hqvae.model.signals import as_signal
+from hqvae.model.signals import as_signal, as_tensor
 from hqvae.nets import CONVOLUTIONS, length_mask, mask_padding
 
 # ------------------------------------------------------------------- several lengths
@@ -29,7 +29,7 @@ def encode_padded(model: HQVAE, x: Any, lengths: Sequence[int]) -> tuple[Int[Ten
     x. They are 0 past ⌈length / coarsest stride⌉ coarsest positions. Raises ValueError for lengths
     that do not fit x, and as `encode` does.
     """
-    x = as_signal(x, model.config, next(model.parameters()))
+    x = as_tensor(x, next(model.parameters()))
     size = x.shape[-1]
     if len(lengths) != len(x) or not all(1 <= length <= size for length in lengths):
         raise ValueError(f"lengths={list(lengths)}: expected {len(x)} from 1 to {size}")

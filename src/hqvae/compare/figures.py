@@ -134,6 +134,11 @@ def finished_runs(
     return list(runs.items())
 
 
+def with_history(runs: Sequence[tuple[str, Run]]) -> list[tuple[str, Run]]:
+    """Those whose log is there."""
+    return [(name, run) for name, run in runs if run.entries("train")]
+
+
 def _history(run: Run, space: Sequence[int]) -> dict[str, np.ndarray]:
     config = run.config.model
     sizes = [layer.codebook_size for layer in config.layers]

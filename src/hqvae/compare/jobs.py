@@ -184,7 +184,7 @@ class JobPool:
             watcher.join()
 
     def _run(self, command: list[str], log: IO[bytes], variables: dict[str, str]) -> int:
-        log.write(f"$ {shlex.join(command)}\n".encode())
+        log.write(f"$ {shlex.join(command)}\n".encode(errors="surrogateescape"))
         log.flush()
         # In a session of its own: a terminal's Ctrl-C reaches it through us, once. A second one
         # would stop it before it has written a checkpoint.

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from hqvae.console import print_table
 from hqvae.data import Dataset
+from hqvae.errors import printable
 from hqvae.files import atomic_write
 from hqvae.run import Run
 from hqvae.versions import versions
@@ -24,6 +25,7 @@ from .figures import (
     over_cases,
     reconstructions,
     usage_history,
+    with_history,
 )
 from .folder import ComparisonDir
 from .jobs import HQVAE_COMMAND, Resources, train_command
@@ -187,8 +189,10 @@ def _figures_of_case(
         "Use of the codebooks while training, first seed: a line that falls towards 0 is a layer "
         "that collapses, at that step."
     )
-    drawn.append(("use", words, usage_history(runs, space)))
-    annealing = annealing_history(runs, space)
+    logged = with_history(runs)
+    if logged:
+        drawn.append(("use", words, usage_history(logged, space)))
+    annealing = annealing_history(logged, space)
     if annealing is not None:
         words = (
             "Self-annealing of the stochastic systems, first seed: s² and the entropy of the "
@@ -274,4 +278,4 @@ def _image(caption: str, data: str) -> str:
 
 def _write(folder: ComparisonDir, name: str, text: str) -> None:
     with atomic_write(folder.path / name) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(printable(text), encoding="utf-8")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from hqvae.errors import InputError
+from hqvae.ranks import warn
 
 from .audio import AUDIO, AudioConfig, AudioDataset
 from .batches import (
@@ -122,5 +123,5 @@ def open_data(
     }
     training = "train" in wanted
     for sentence in modality.remarks(datasets["train" if training else wanted[0]], training):
-        log.warning("data %s: %s", config.source, sentence)
+        warn("data %s: %s", config.source, sentence)
     return resolved, Splits(datasets, indexes)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hqvae.errors import InputError
+from hqvae.ranks import all_sum
 
 from .dataset import BrokenItem, Dataset
 
@@ -238,8 +239,13 @@ def sequential_batches(
             examples = []
     if examples:
         yield torch.from_numpy(np.stack(examples))
-    if not measured and len(spread[rank::world_size]):
-        raise dataset.nothing_left()
+    share = len(spread[rank::world_size])
+    # Asked of all processes: one that raised alone would leave the others waiting for its sums.
+    if bool(all_sum(torch.tensor(int(share > 0 and not measured)))):
+        raise InputError(
+            f"none of the {share} {dataset.modality.example}s that a process was to measure can "
+            "be read"
+        )
 
 
 def examples_for_figure(dataset: Dataset, count: int) -> Shaped[Tensor, "B C *S"]:

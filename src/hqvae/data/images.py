@@ -199,8 +199,8 @@ class ImageDataset(Dataset):
         return self._attempt(i, lambda: to_array(self._decode(i)))
 
     def whole(self, i: int) -> Float[Tensor, "C H W"]:
-        opened = (self.index.open_whole or self.index.open)(i)
-        raw = self._attempt(i, lambda: to_array(self._in_mode(opened)))
+        open_item = self.index.open_whole or self.index.open
+        raw = self._attempt(i, lambda: to_array(self._in_mode(open_item(i))))
         return self.signal(torch.from_numpy(raw)[None])[0]
 
     def load_raw(

@@ -6,8 +6,8 @@
     I;16 and its kin        0 … 2^bits − 1, by `bits`, else by the file: 12 or 16 bits
     I from PNG and PGM      the same, of 16 bits
     I of other files        0 … 2^bits − 1 where `bits` is given: 32 bits state no range
-    F                       0 … 1; or −1 … 1 where some are negative; or whole numbers 0 … 255;
-                            else 0 … 2^bits − 1 where `bits` is given
+    F                       0 … 2^bits − 1 where `bits` is given; else 0 … 1; or −1 … 1 where some
+                            are negative; or whole numbers 0 … 255
     LAB and others          not read
 
 Two kinds have a rule of their own. PGM and JPEG 2000 state their range, and Pillow has used it:
@@ -122,7 +122,7 @@ def _range_of(values: np.ndarray, stated: int | None, bits: int | None) -> tuple
     least = float(values.min())
     most = float(values.max())
     floats = values.dtype.kind == "f"
-    if floats and least >= -1 and most <= 1:
+    if bits is None and floats and least >= -1 and most <= 1:
         return (-1.0 if least < 0 else 0.0), 1.0
     used = bits or stated
     if used is None and floats and least >= 0 and most <= 255 and (values == values.round()).all():

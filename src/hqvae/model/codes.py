@@ -1,5 +1,6 @@
 """Codes from outside, checked: what `decode` is given becomes one tensor for each level."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,12 +33,14 @@ def codes_by_level(
     [torch.Size([2, 1, 8, 8])]
     """
     places = config.layers
-    count = len(places) if layers is None else layers
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(places):
+    count = len(places) if layers is None else _whole(layers)
+    if count is None or not 1 <= count <= len(places):
         raise ValueError(f"layers={layers!r}: expected a whole number from 1 to {len(places)}")
-    if isinstance(codes, Tensor | np.ndarray):
+    if isinstance(codes, str) or not isinstance(codes, Sequence):
+        shape = getattr(codes, "shape", None)
+        what = type(codes).__name__ if shape is None else f"one array of shape {list(shape)}"
         raise ValueError(
-            f"codes are one array of shape {list(codes.shape)}; "
+            f"codes are {what}; "
             f"expected a list of {count} arrays, one for each layer, as `encode` gives"
         )
     if not count <= len(codes) <= len(places):
@@ -54,9 +57,9 @@ def _check_shapes(config: HQVAEConfig, codes: Sequence[Tensor]) -> None:
     """Raises ValueError unless all layers are of as many signals, of one size."""
     names = {1: "[B, T]", 2: "[B, H, W]"}[config.axes]
     first = codes[0].shape
-    if len(first) != 1 + config.axes or 0 in first:
+    if len(first) != 1 + config.axes or 0 in first[1:]:
         raise ValueError(
-            f"codes of layer 0 have shape {list(first)}; expected {names}, none of them 0"
+            f"codes of layer 0 have shape {list(first)}; expected {names}, no side of them 0"
         )
     for index, (place, of_layer) in enumerate(zip(config.layers, codes)):
         finer = config.levels[0].stride // place.stride
@@ -72,11 +75,21 @@ def check_signal_size(size: Sequence[int] | None, longest: Sequence[int]) -> Non
     """Raises ValueError for a size of signals that codes of `longest` samples cannot be of."""
     if size is None:
         return
-    fits = len(size) == len(longest) and all(
-        not isinstance(side, bool) and 1 <= side <= most for side, most in zip(size, longest)
+    sides = list(map(_whole, size)) if isinstance(size, Sequence) else []
+    fits = len(sides) == len(longest) and all(
+        side is not None and 1 <= side <= most for side, most in zip(sides, longest)
     )
     if not fits:
         raise ValueError(
-            f"size={list(size)}: expected {len(longest)} whole number(s), "
-            f"each from 1 to {list(longest)}"
+            f"size={size}: expected {len(longest)} whole number(s), each from 1 to {list(longest)}"
         )
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number of any type, NumPy's too, as an int; None for anything else, and for bool."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None

@@ -249,6 +249,8 @@ class HQVAE(Portable):
                 f"x has shape {list(x.shape)}; "
                 f"this model expects [B, {self.config.channels}, {space}]"
             )
+        if 0 in x.shape[2:]:
+            raise ValueError(f"x has shape {list(x.shape)}; expected at least one point")
         missing = [(-size) % self.stride for size in x.shape[2:]]
         if any(missing):
             pads = [side for m in reversed(missing) for side in (0, m)]
@@ -289,7 +291,9 @@ class HQVAE(Portable):
         folder = pretrained.find_folder(str(source))
         config = pretrained.read_config(folder)
         pretrained.check_weights(folder / pretrained.WEIGHTS)
-        pretrained.check_sizes(config, folder, own_networks=encoder is not None)
+        pretrained.check_sizes(
+            config, folder, own_networks=encoder is not None or decoder is not None
+        )
         model = cls(config, encoder, decoder, pretrained.read_data(folder))
         pretrained.load_weights(model, folder)
         return model.eval()

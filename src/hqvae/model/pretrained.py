@@ -57,7 +57,8 @@ def save_weights(model: "Portable", path: Path) -> None:
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # theirs is at random
-    ordered = json.dumps(header, separators=(",", ":")).encode().ljust(end - 8)
+    ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(end - 8)
+    assert len(ordered) == end - 8
     content = content[:8] + ordered + content[end:]
     digest = hashlib.sha256(content).hexdigest().encode()
     path.write_bytes(content.replace(_NO_DIGEST.encode(), digest, 1))

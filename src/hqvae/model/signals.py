@@ -35,8 +35,7 @@ def as_signal(x: Any, config: HQVAEConfig, like: Tensor) -> Float[Tensor, "B C *
     >>> as_signal(pictures, HQVAEConfig(), like=torch.zeros(1)).unique()
     tensor([1.])
     """
-    if isinstance(x, np.ndarray) and x.dtype.kind in "iuf":
-        x = torch.from_numpy(np.ascontiguousarray(x)).to(like.device)
+    x = as_tensor(x, like)
     if isinstance(x, Tensor) and x.dtype == _STORED[config.axes]:
         return to_signal(x, x.device).to(like.dtype)
     if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -45,6 +44,13 @@ def as_signal(x: Any, config: HQVAEConfig, like: Tensor) -> Float[Tensor, "B C *
         raise ValueError(f"x is of type {kind}; expected floats in [−1, 1], or {stored}")
     _check_range(x)
     return x.to(like.dtype)
+
+
+def as_tensor(x: Any, like: Tensor) -> Any:
+    """An array of numbers as a tensor where `like` is; anything else as it is."""
+    if isinstance(x, np.ndarray) and x.dtype.kind in "iuf":
+        return torch.from_numpy(np.ascontiguousarray(x)).to(like.device)
+    return x
 
 
 def _check_range(x: Tensor) -> None:
@@ -110,12 +116,13 @@ def preprocess(
     modality: Modality[Any] = data.modality
     modality.check_model(data, config.channels, config.axes)
     name = str(file) if isinstance(file, str | os.PathLike) else type(file).__name__
+    source = _source(file)
     try:
-        opened = modality.open(_source(file))
+        opened = modality.open(source)
         signal = modality.prepare(opened, data, config.channels, whole)
-    except (OSError, InputError):
+    except InputError:
         raise
-    except Exception as error:  # decoders raise anything
+    except Exception as error:  # decoders raise anything, for cut files OSError too
         raise ValueError(f"{name} cannot be used: {summary_of(error)}") from error
     return signal[None]
 

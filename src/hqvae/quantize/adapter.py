@@ -41,6 +41,7 @@ class _DropIn(nn.Module):
         self.loss = loss
         self.anneal_steps = anneal_steps
         self.steps = 0  # batches of training; 0 before the start
+        self._other: list[Tensor] = []  # vectors before the last move, or after it in a second pass
 
     @property
     def temperature(self) -> float:
@@ -82,14 +83,32 @@ class _DropIn(nn.Module):
 
     @torch.compiler.disable
     def _temperature_of_step(self, z_e: Tensor) -> Tensor:
-        if not self.steps:
+        if _is_second_pass():
+            self.steps -= 1
+            self._exchange_vectors()
+        elif not self.steps:
             self._start(z_e)
         return torch.tensor(self.temperature)
 
     @torch.compiler.disable
     def _learn(self, z_e: Tensor, codes: Tensor) -> None:
-        self.quantizer.update(z_e, codes, Noise.of(_SEED, self.steps, Stream.RESTART))
+        if _is_second_pass():
+            self._exchange_vectors()
+        elif not self.quantizer.posterior.gradient_moves_codes:
+            self._other = [vectors.clone() for vectors in self._vectors()]
+            self.quantizer.update(z_e, codes, Noise.of(_SEED, self.steps, Stream.RESTART))
         self.steps += 1
+
+    def _vectors(self) -> list[Tensor]:
+        """Of every codebook once, without gradient."""
+        return [codebook.vectors.detach() for codebook in dict.fromkeys(self.quantizer.codebooks)]
+
+    def _exchange_vectors(self) -> None:
+        """Between those that the last forward pass quantized with and those that it moved to."""
+        for vectors, other in zip(self._vectors() if self._other else [], self._other):
+            kept = vectors.clone()
+            vectors.copy_(other)
+            other.copy_(kept)
 
     def _start(self, z_e: Tensor) -> None:
         """k-means of the first process's first batch, the same in every process."""
@@ -117,6 +136,11 @@ class _DropIn(nn.Module):
 
     def _codes_in(self, indices: Tensor) -> Tensor:
         return indices.movedim(-1, 1)
+
+
+def _is_second_pass() -> bool:
+    """Whether a backward pass runs this again, as gradient checkpoints do."""
+    return torch._C._current_graph_task_id() != -1
 
 
 class VectorQuantize(_DropIn):
@@ -211,10 +235,12 @@ class ResidualVQ(_DropIn):
         config: QuantizerConfig = DROP_IN,
         shared_codebook: bool = False,
         beam_size: int = 1,
+        channel_last: bool = True,
         accept_image_fmap: bool = False,
         loss: str = "mse",
+        anneal_steps: int = 10_000,
     ):
         quantizer = ResidualQuantizer(
             dim, codebook_size, num_quantizers, config, shared_codebook, beam_size
         )
-        super().__init__(quantizer, not accept_image_fmap, loss, anneal_steps=10_000)
+        super().__init__(quantizer, channel_last and not accept_image_fmap, loss, anneal_steps)

@@ -1,4 +1,4 @@
-"""Going on with a run: with which settings, and when it may become longer."""
+"""Going on with a run: with which settings, and for how long."""
 
 import logging
 from dataclasses import replace
@@ -58,40 +58,52 @@ def _say_own(run: Run, preset: str) -> None:
         )
 
 
-def check_same_past(before: Config, now: Config, items: int, step: int) -> None:
-    """Raises InputError where a run of another length would have gone another way until here.
+def check_length(before: Config, now: Config, items: int, step: int) -> None:
+    """Raises InputError where a run of another length cannot go on from here.
 
-    A run that becomes longer must be what one of that length from the start would be. So nothing
-    that was done may depend on the length: the rate, phases by fraction, the temperature.
+    A phase that has begun must not begin again, nor one that lies ahead be passed over. Rate and
+    temperature go on as they are at this step in a run of the new length: where they would have
+    been others until here, that is said.
     """
     then = before.train.total_steps(items)
     total = now.train.total_steps(items)
     if then == total or step == 0:
         return
     what = f"the run was begun for {then} steps, and is at step {step}"
-    advice = f"expected {then} steps as before, or a new run"
     if total < step:
-        raise InputError(f"{what}: it cannot end at step {total}; {advice}")
+        raise InputError(
+            f"{what}: it cannot end at step {total}; expected {step} or more, or a new run"
+        )
     phases = now.phases
     starts = {"codebooks start": phases.quantize_from, "nearest codes begin": phases.nearest_from}
     for name, start in starts.items():
-        if min(start(then), step) != min(start(total), step):
+        if (start(then) < step) != (start(total) < step):
             raise InputError(
                 f"{what}: in one of {total} steps {name} at step {start(total)}, not "
-                f"{start(then)}; {advice}"
+                f"{start(then)}; expected {then} steps as before, or a new run"
             )
-    if now.train.schedule == "cosine":
-        raise InputError(
-            f"{what}: its rate fell by a cosine to zero there, and would fall later in one of "
-            f"{total}; {advice} (with train.schedule=constant or plateau it can go on)"
+    if changed := _other_past(now, then, total, step):
+        logger.warning(
+            "%s: a run of %d from the start would have had another %s until here",
+            what,
+            total,
+            " and another ".join(changed),
         )
+
+
+def _other_past(now: Config, then: int, total: int, step: int) -> list[str]:
+    """What of the past depends on the length, in words."""
+    phases = now.phases
     temperature = phases.temperature
     falls = temperature.decay is None and temperature.start != temperature.end
-    if now.model.quantizer.stochastic and falls:
-        raise InputError(
-            f"{what}: its temperature falls until there, and would fall later in one of {total}; "
-            f"{advice} (with phases.temperature.decay it can go on)"
-        )
+    sampled = now.model.quantizer.stochastic and phases.quantize_from(then) < step
+    starts = (phases.quantize_from, phases.nearest_from)
+    reasons = {
+        "rate": now.train.schedule != "constant",
+        "temperature": sampled and falls,
+        "length of its phases": any(min(s(then), step) != min(s(total), step) for s in starts),
+    }
+    return [name for name, holds in reasons.items() if holds]
 
 
 def say_changes(run: Run, now: Config, step: int) -> bool:

@@ -22,7 +22,7 @@ from hqvae.run import Run
 from .autoencoder import Autoencoder
 from .loop import loop
 from .monitor import summary_writer_class
-from .resume import check_same_past, say_changes
+from .resume import check_length, say_changes
 from .state import TrainState
 
 for _name in ("lightning.fabric", "lightning.pytorch"):
@@ -70,7 +70,7 @@ def train(
         state = TrainState(task, config.train, fabric, task.total)
         if resume:
             state.restore(run)
-            check_same_past(run.config, config, len(splits["train"]), state.step)
+            check_length(run.config, config, len(splits["train"]), state.step)
             if fabric.global_rank == 0 and say_changes(run, config, state.step):
                 run.config = config
                 run.save_config()

@@ -1,6 +1,5 @@
 """What lies below a folder: its files, and in words what was passed over."""
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -8,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hqvae.errors import InputError
+from hqvae.ranks import warn
 
-log = logging.getLogger("hqvae")
 _SIDE_FILES = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}  # they describe the others
 _NAMED = 3  # links, folders and kinds of file that a message names
 
@@ -102,7 +101,7 @@ def warn_of_passed_over(root: Path, notes: Sequence[str]) -> None:
     """One line for all that is left out of a folder; empty notes do not count."""
     said = "; ".join(note for note in notes if note)
     if said:
-        log.warning("in folder %r these are left out: %s", str(root), said)
+        warn("in folder %r these are left out: %s", str(root), said)
 
 
 def require_readable(listing: Listing) -> None:

@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from hqvae.errors import InputError, nearest_name, summary_of
@@ -45,8 +45,13 @@ def read_split_table(root: Path) -> SplitTable | None:
         except Exception as error:  # pyarrow's, csv's and json's own, and the system's
             raise InputError(f"{path} cannot be read as a table: {summary_of(error)}") from error
         if rows and all({"file_name", "split"} <= set(row) for row in rows):
-            return SplitTable(name, {str(row["file_name"]): _split(path, row) for row in rows})
+            return SplitTable(name, {_file(row): _split(path, row) for row in rows})
     return None
+
+
+def _file(row: dict[str, Any]) -> str:
+    """A path below the folder as files are listed: without `./`, and with slashes."""
+    return PurePath(str(row["file_name"])).as_posix()
 
 
 def _split(path: Path, row: dict[str, Any]) -> str:
