@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 import torch
 from data_files import TRAIN, noise, npz, train_split, write
+from PIL import Image
 
-from hqvae.data import ShuffledBatches, sequential_batches, training_batches
+from hqvae.data import (
+    FileIndex,
+    ImageConfig,
+    ImageDataset,
+    ShuffledBatches,
+    sequential_batches,
+    training_batches,
+)
+from hqvae.errors import InputError
 
 
 @pytest.mark.parametrize(("count", "batch"), [(12, 4), (10, 4), (7, 7), (5, 12), (3, 1)])
@@ -98,6 +107,19 @@ def test_sequential_batches_deal_each_example_once_over_all_processes(tmp_path, 
     assert all(share == sorted(share) for share in dealt)
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
     assert all(len(batch) == 4 for share in shares for batch in share[:-1])
+
+
+def test_examples_that_cannot_be_read_are_counted_as_many_as_were_asked_for(tmp_path):
+    for value in range(10):
+        path = tmp_path / f"{value}.png"
+        broken = value in (0, 9)
+        path.write_text("x") if broken else Image.new("RGB", (8, 8), (value,) * 3).save(path)
+    index = FileIndex(
+        [f"{value}.png" for value in range(10)], lambda i: Image.open(tmp_path / f"{i}.png")
+    )
+    images = ImageDataset(index, ImageConfig(size=8), channels=3)
+    with pytest.raises(InputError, match="none of the 2 images that a process was to measure"):
+        list(sequential_batches(images, 4, limit=2))
 
 
 @pytest.mark.parametrize("read", [0, 1, 6], ids=["none read", "one read", "all read"])

@@ -4,8 +4,11 @@ Runs are done once, go on where they were cut off, and are shared among processe
 """
 
 import json
+import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -456,6 +459,27 @@ def test_what_goes_wrong_in_one_run_of_ours_stops_the_others_at_once(data, tmp_p
     with pytest.raises(RuntimeError, match="no such thing"):
         compare(written(tmp_path, seeds=list(range(9))), data, tmp_path / "c")
     assert len(begun) == 1
+
+
+def test_a_comparison_without_logs_has_a_report(finished, data, tmp_path):
+    _, out = finished
+    shutil.copytree(out, tmp_path / "c")
+    for log in (tmp_path / "c" / "runs").glob("*/log.jsonl"):
+        log.unlink()
+    spec = shutil.copy(finished[0], tmp_path / "spec.yaml")
+    assert compare(str(spec), data, tmp_path / "c", "--seeds", "1") == 0
+    assert "</figcaption>" in (tmp_path / "c" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_report_is_utf8_whatever_the_system_speaks(finished, data, tmp_path):
+    out = shutil.copytree(finished[1], tmp_path / "c")
+    words = [*HQVAE_COMMAND, "compare", finished[0], "--data", data, "--out", str(out)]
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [*words, "--seeds", "1", "--accelerator", "cpu"], env=ascii_only, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "±" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_how_far_a_run_is_is_shown_while_it_goes_on(data, tmp_path, capsys, monkeypatch):

@@ -166,8 +166,36 @@ def test_a_flipped_bit_lets_the_checkpoint_before_take_over(run, caplog):
     newest = run.path / "checkpoints" / "000000008.pt"
     flip(newest, 4 * newest.stat().st_size)
     assert run.load_checkpoint()["step"] == 4
-    assert "000000008.pt cannot be read (its checksum of " in caplog.text
+    assert "000000008.pt cannot be read (its checksum is wrong" in caplog.text
     assert "000000004.pt takes its place" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["before its records", "at a record", "in the directory"])
+def test_a_flipped_bit_is_found_wherever_it_is(where, run):
+    """Also where the zip's own checksums do not reach: compression and attributes of a record."""
+    newest = run.path / "checkpoints" / "000000008.pt"
+    content = newest.read_bytes()
+    directory = content.rindex(b"PK\x01\x02")
+    at = {"before its records": 8, "at a record": len(content) // 2, "in the directory": directory}
+    for offset in (10, 38):  # of the directory: compression method, external attributes
+        newest.write_bytes(content)
+        flip(newest, 8 * (at[where] + offset) + 4)
+        assert run.load_checkpoint()["step"] == 4
+
+
+def test_a_checkpoint_without_its_checksum_is_checked_by_its_records(run):
+    newest = run.path / "checkpoints" / "000000008.pt"
+    newest.with_suffix(".sha256").unlink()
+    assert run.load_checkpoint()["step"] == 8
+    flip(newest, 4 * newest.stat().st_size)
+    assert run.load_checkpoint()["step"] == 4
+
+
+def test_old_checkpoints_go_with_their_checksums(run):
+    run.save_checkpoint({**run.load_checkpoint(), "step": 12})
+    names = sorted(path.name for path in (run.path / "checkpoints").iterdir())
+    steps = ("000000008", "000000012")
+    assert names == [f"{step}.{kind}" for step in steps for kind in ("pt", "sha256")]
 
 
 @pytest.mark.parametrize("change", ["model", "optimizer", "task", "generators"])

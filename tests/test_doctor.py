@@ -134,6 +134,17 @@ def test_coarse_layers_can_earn_their_place_and_the_last_ones_are_to_be_dropped(
     assert override(config, ["model.levels.0.layers=2"]).model.levels[0].layers == 2
 
 
+def test_nothing_is_to_be_dropped_or_made_progressive_of_a_single_layer():
+    (finding,) = findings(measures(layer(ablation_drop_db=0.0)), STOCHASTIC)
+    assert finding.advice == "train longer"
+
+
+def test_the_decoder_has_seen_the_prefix_of_all_layers():
+    worse = [layer(), layer(layer=1, psnr_cumulative=27.0), layer(layer=2, psnr_cumulative=26.0)]
+    text = text_of(measures(*worse), preset("rsqvae"))
+    assert text.count("The decoder never saw that prefix") == 1
+
+
 def test_a_whole_level_that_carries_nothing_is_to_be_dropped():
     idle = layer(level=1, ablation_drop_db=0.0)
     (finding,) = findings(measures(layer(), idle), preset("sqvae2"))

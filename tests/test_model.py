@@ -113,7 +113,7 @@ WRONG_CODES = {
     "numpy floats": (lambda c: [layer.float().numpy() for layer in c], "float32.*integers"),
     "truth values": (lambda c: [layer > 0 for layer in c], "bool.*integers"),
     "lists": (lambda c: [layer.tolist() for layer in c], "list.*integers"),
-    "no signal": (lambda c: [layer[:0] for layer in c], r"\[0, 2, 2\].*none of them 0"),
+    "no space": (lambda c: [layer[:, :0] for layer in c], r"\[4, 0, 2\].*no side of them 0"),
     "one array": (lambda c: torch.stack(c[:2], 1), r"one array of shape \[4, 2, 2, 2\].*list of 5"),
     "too few": (lambda c: c[:3], "codes of 3 layers; expected 5"),
     "too many": (lambda c: [*c, c[0]], "codes of 6 layers; expected 5"),
@@ -137,6 +137,8 @@ def test_a_size_that_the_codes_cannot_have_is_refused(size):
     with pytest.raises(ValueError, match=r"size=.*2 whole number\(s\).*\[16, 16\]"):
         model.decode(codes, size=size)
     assert model.decode(codes, size=(9, 16)).shape[2:] == (9, 16)
+    numbers = np.array([9, 16])
+    assert model.decode(codes, np.int64(2), tuple(numbers)).shape[2:] == (9, 16)
 
 
 @pytest.mark.parametrize(("axes", "space"), [(2, r"H, W"), (1, "T")])

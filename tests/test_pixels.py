@@ -88,6 +88,7 @@ def test_floats_are_read_by_the_range_that_their_values_show():
     assert pixels(row([-0.2, 0.2], np.float32)) == [102, 153]
     assert pixels(row([0, 51, 255], np.float32)) == [0, 51, 255]
     assert pixels(row([0, 409.5, 4095], np.float32), bits=12) == [0, 26, 255]
+    assert pixels(row([0, 1], np.float32), bits=8) == [0, 1]  # a dark one of a set of 0 … 255
 
 
 def test_twelve_bits_use_all_levels():

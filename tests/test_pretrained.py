@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
-from conftest import build, signals
-from hqvae.model import HQVAE, HQVAEConfig
+from conftest import SMALL, build, signals
+from hqvae.model import HQVAE, HQVAEConfig, LevelConfig
 from hqvae.presets import preset
 from hqvae.quantize import GumbelSoftmaxConfig, KMeansInit, Noise, RandomInit, ResidualQuantizer
 from hqvae.run import Run
@@ -18,6 +19,20 @@ def test_a_model_does_not_overwrite_a_run(tmp_path):
     with pytest.raises(ValueError, match="is a run's folder; expected another one"):
         build("ema", "one").save_pretrained(run.path)
     assert (run.path / "config.json").read_text() == before
+
+
+def test_names_that_are_not_ascii_are_saved(tmp_path):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.größe = nn.Conv2d(3, 8, 4, 4)
+
+        def forward(self, x):
+            return self.größe(x)
+
+    config = HQVAEConfig(levels=(LevelConfig(stride=4, dim=8),), net=SMALL)
+    HQVAE(config, encoder=Own()).save_pretrained(tmp_path)
+    assert HQVAE.from_pretrained(tmp_path, encoder=Own()).config == config
 
 
 def test_a_model_is_saved_again_into_its_own_folder(tmp_path):

@@ -285,10 +285,9 @@ def test_there_is_no_checkpoint_at_first(run):
 )
 def test_the_newest_checkpoints_are_kept_and_the_newest_is_loaded(steps, run):
     saved(run, *steps)
-    assert files(run) == [
-        *(f"checkpoints/{step:09d}.pt" for step in steps[-KEPT_CHECKPOINTS:]),
-        "config.json",
-    ]
+    kept = [f"checkpoints/{step:09d}" for step in steps[-KEPT_CHECKPOINTS:]]
+    names = [f"{name}.{kind}" for name in kept for kind in ("pt", "sha256")]
+    assert files(run) == [*names, "config.json"]
     state = run.load_checkpoint()
     assert state["step"] == steps[-1]
     assert torch.equal(state["weights"], torch.full((300,), float(steps[-1])))

@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from training import ROTATION, SETTINGS, level_settings, same, tiny, trained, weights
 
 from conftest import IMAGE_PRESETS
+from hqvae.apart import check_apart
 from hqvae.compare.jobs import HQVAE_COMMAND
 from hqvae.data import Splits, open_data
 from hqvae.errors import InputError
@@ -33,7 +34,9 @@ def test_every_preset_trains_and_leaves_a_whole_run(name, image_file, tmp_path):
         "model.safetensors",
         "log.jsonl",
         "checkpoints/000000004.pt",
+        "checkpoints/000000004.sha256",
         "checkpoints/000000008.pt",
+        "checkpoints/000000008.sha256",
         "report/training-layers.png",
         "report/training-reconstructions.png",
     }
@@ -209,6 +212,8 @@ def test_a_run_beside_the_splits_of_its_data_is_none_of_them(broken_folder, tmp_
     config = tiny("vqvae", broken_folder, "train.steps=1")
     assert train(config, str(tmp_path / "data" / "run"), accelerator="cpu") is not None
     shutil.rmtree(tmp_path / "data" / "validation")
+    with pytest.raises(InputError, match="would be read as data"):  # `train` alone is all of it
+        train(config, str(tmp_path / "data" / "other"), accelerator="cpu")
     shutil.move(tmp_path / "data" / "train", tmp_path / "data" / "all")
     with pytest.raises(InputError, match="would be read as data"):
         train(config, str(tmp_path / "data" / "other"), accelerator="cpu")
@@ -282,3 +287,20 @@ def test_two_processes_train_as_one(image_file, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert newest.is_file() and same(of_two, weights(Run.open(tmp_path / "two")))
+
+
+@pytest.mark.parametrize(("columns", "allowed"), [("split", True), ("label", False)])
+def test_a_table_of_splits_alone_lets_a_run_lie_among_the_data(columns, allowed, tmp_path):
+    (tmp_path / "metadata.csv").write_text(f"file_name,{columns}\na.png,train\n")
+    if allowed:
+        check_apart(tmp_path / "run", str(tmp_path))
+    else:
+        with pytest.raises(InputError, match="would be read as data"):
+            check_apart(tmp_path / "run", str(tmp_path))
+
+
+def test_the_home_folder_is_found_in_a_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(InputError, match="would be read as data"):
+        check_apart(tmp_path / "pictures" / "run", "~/pictures")

@@ -98,6 +98,21 @@ def test_a_little_overshoot_of_interpolation_is_no_other_range():
     assert [c.shape[0] for c in model.encode(signals()[:0])] == [0]
 
 
+def test_an_empty_batch_goes_there_and_back():
+    model = build("ema", "one").eval()
+    assert model.decode(model.encode(signals()[:0])).shape == (0, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"shape \[1, 3, 0, 16\]; expected at least one point"):
+        model.encode(torch.zeros(1, 3, 0, 16))
+
+
+def test_what_follows_a_signal_in_a_padded_batch_does_not_matter():
+    model = sound_model()
+    x = torch.rand(2, 1, 64)
+    codes = encode_padded(model, x, [64, 20])
+    x[1, :, 20:] = torch.nan
+    assert same(codes, encode_padded(model, x, [64, 20]))
+
+
 # -------------------------------------------------------------------------------------- files
 
 
@@ -156,6 +171,10 @@ def test_what_cannot_be_prepared_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"small\.png cannot be used: it has 8×8.*whole=True"):
         model.preprocess(tmp_path / "small.png")
     assert model.preprocess(tmp_path / "small.png", whole=True).shape == (1, 3, 8, 8)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "small.png").read_bytes()[:100])
+    for file in (tmp_path / "cut.png", (tmp_path / "cut.png").read_bytes()):
+        with pytest.raises(ValueError, match="cannot be used"):
+            model.preprocess(file, whole=True)
     with pytest.raises(ValueError, match="path or the bytes of a file, not Tensor"):
         model.preprocess(torch.zeros(1, 3, 8, 8))
     for question in (model.preprocess, model.postprocess):

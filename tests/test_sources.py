@@ -241,7 +241,7 @@ def test_a_folder_whose_name_is_much_like_a_splits_is_said_to_be_trained_on(tmp_
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_table_of_the_folder_says_the_splits(kind, tmp_path, caplog):
     folder(tmp_path, [*TRAIN, *TEST])
-    names = [f"class0/{value:03d}.png" for value in (*TRAIN[1:], *TEST)] + ["class0/gone.png"]
+    names = [f"./class0/{value:03d}.png" for value in (*TRAIN[1:], *TEST)] + ["class0/gone.png"]
     splits = ["train"] * (len(TRAIN) - 1) + ["Test"] * (len(TEST) + 1)
     rows = [{"file_name": name, "split": split} for name, split in zip(names, splits)]
     if kind == "csv":

@@ -46,11 +46,12 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     # Through memory: torch's own file writer hides why the system refused.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    path.unlink(missing_ok=True)  # of the same step: it must not meet the new checksum
-    with atomic_write(path.with_suffix(_DIGEST)) as temporary:
-        temporary.write_text(hashlib.sha256(buffer.getbuffer()).hexdigest())
+    digest = path.with_suffix(_DIGEST)
+    digest.unlink(missing_ok=True)  # of the same step before: it must not meet the new checkpoint
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+    with atomic_write(digest) as temporary:
+        temporary.write_text(hashlib.sha256(buffer.getbuffer()).hexdigest())
     for old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
         old.unlink()
         old.with_suffix(_DIGEST).unlink(missing_ok=True)

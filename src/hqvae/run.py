@@ -3,6 +3,7 @@
     RUN/config.json            the whole config, versions, fingerprints of the data's splits
     RUN/model.safetensors      the weights that are evaluated
     RUN/checkpoints/*.pt       what training needs to go on bitwise (tensors and plain values only)
+    RUN/checkpoints/*.sha256   their checksums
     RUN/log.jsonl              one JSON object per log line
     RUN/left-out.jsonl         items of the data that cannot be read, where there are any
     RUN/report/                tables and pictures

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from .config import HQVAEConfig
 
 
 def codes_by_level(
-    config: HQVAEConfig, codes: Sequence[Any] | Tensor, layers: int | None = None
+    config: HQVAEConfig, codes: Sequence[Any] | Tensor, layers: SupportsIndex | None = None
 ) -> list[Int[Tensor, "B _ ..."]]:
     """Codes of the first layers, int64 and stacked as [B, k, *S_r] for each level.
 
@@ -71,18 +71,18 @@ def _check_shapes(config: HQVAEConfig, codes: Sequence[Tensor]) -> None:
             )
 
 
-def check_signal_size(size: Sequence[int] | None, longest: Sequence[int]) -> None:
-    """Raises ValueError for a size of signals that codes of `longest` samples cannot be of."""
-    if size is None:
-        return
+def signal_size(size: Any, longest: Sequence[int]) -> list[int]:
+    """A size of signals as whole numbers.
+
+    Raises ValueError for one that codes of `longest` samples cannot be of.
+    """
     sides = list(map(_whole, size)) if isinstance(size, Sequence) else []
-    fits = len(sides) == len(longest) and all(
-        side is not None and 1 <= side <= most for side, most in zip(sides, longest)
-    )
-    if not fits:
+    whole = [side for side, most in zip(sides, longest) if side is not None and 1 <= side <= most]
+    if not len(whole) == len(sides) == len(longest):
         raise ValueError(
             f"size={size}: expected {len(longest)} whole number(s), each from 1 to {list(longest)}"
         )
+    return whole
 
 
 def _whole(value: Any) -> int | None:

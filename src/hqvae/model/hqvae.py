@@ -8,7 +8,7 @@ Shape key: **B** batch, **C** signal channels, **D** width of a code, **\\*S** s
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
@@ -33,7 +33,7 @@ from hqvae.topdown import (
 
 from . import pretrained
 from .build import make_levels
-from .codes import check_signal_size, codes_by_level
+from .codes import codes_by_level, signal_size
 from .config import HQVAEConfig
 from .cost import Objective, square_error
 from .portable import Portable
@@ -164,8 +164,8 @@ class HQVAE(Portable):
     def decode(
         self,
         codes: Sequence[Any] | Tensor,
-        layers: int | None = None,
-        size: Sequence[int] | None = None,
+        layers: SupportsIndex | None = None,
+        size: Sequence[SupportsIndex] | None = None,
     ) -> Float[Tensor, "B C ..."]:
         """Signals `[B, C, *S]` from the codes of all layers, or of the first `layers` ones.
 
@@ -175,7 +175,8 @@ class HQVAE(Portable):
         codes cannot have.
         """
         by_level = codes_by_level(self.config, codes, layers)
-        check_signal_size(size, [side * self.stride for side in by_level[0].shape[2:]])
+        longest = [side * self.stride for side in by_level[0].shape[2:]]
+        size = None if size is None else signal_size(size, longest)
         latent, _ = walk(self.levels, GivenCodes(by_level))
         return self._reconstruct(latent, size)
 

@@ -210,8 +210,8 @@ class VectorQuantize(_DropIn):
 class ResidualVQ(_DropIn):
     """A drop-in for `ResidualVQ` of vector-quantize-pytorch: each layer on what those before left.
 
-    As `VectorQuantize`, with `num_quantizers` layers. The commitment is the mean over the layers,
-    and one number, where theirs has one for each.
+    As `VectorQuantize`, with `num_quantizers` layers; `anneal_steps` is an attribute. The
+    commitment is the mean over the layers, and one number, where theirs has one for each.
 
     Args:
         num_quantizers: L ≥ 1
@@ -235,12 +235,10 @@ class ResidualVQ(_DropIn):
         config: QuantizerConfig = DROP_IN,
         shared_codebook: bool = False,
         beam_size: int = 1,
-        channel_last: bool = True,
         accept_image_fmap: bool = False,
         loss: str = "mse",
-        anneal_steps: int = 10_000,
     ):
         quantizer = ResidualQuantizer(
             dim, codebook_size, num_quantizers, config, shared_codebook, beam_size
         )
-        super().__init__(quantizer, channel_last and not accept_image_fmap, loss, anneal_steps)
+        super().__init__(quantizer, not accept_image_fmap, loss, anneal_steps=10_000)
