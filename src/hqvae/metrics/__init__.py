@@ -1,6 +1,7 @@
 """How close signals are and how codes are used: fed batch by batch, summed over processes.
 
 Means are over the whole split, weighted by the number of signals: never means of batch means.
+Torchmetrics is imported where it is first needed: it takes seconds.
 """
 
 from .audio import AudioQuality, stft_distance

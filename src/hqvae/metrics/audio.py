@@ -5,7 +5,6 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
 from hqvae.spectra import default_mel, log_mel, stft
 
@@ -80,6 +79,8 @@ class AudioQuality(Metric):
             self.log_mel_mse.add(difference.square().mean((1, 2)))
 
     def _add_audible(self, waveform: Tensor, waveform_hat: Tensor, has_spectra: bool) -> None:
+        from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
+
         ratio = scale_invariant_signal_distortion_ratio(waveform_hat, waveform)
         ratio = ratio.where(waveform_hat.square().sum(1) > 0, -_LARGEST_SI_SDR)
         self.si_sdr.add(ratio.clamp(-_LARGEST_SI_SDR, _LARGEST_SI_SDR))

@@ -5,7 +5,6 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from .base import Mean, Metric, measured
 
@@ -69,6 +68,8 @@ def ssim(x: Float[Tensor, "B C H W"], x_hat: Float[Tensor, "B C H W"]) -> Float[
     # Channels last is three times faster on a CPU.
     x = x.contiguous(memory_format=torch.channels_last)
     x_hat = x_hat.contiguous(memory_format=torch.channels_last)
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     similarity = structural_similarity_index_measure(x_hat, x, data_range=2.0, reduction="none")
     assert isinstance(similarity, Tensor)
     return similarity.reshape(len(x))

@@ -7,12 +7,11 @@ rFID: Fréchet distance of Inception-v3 features of originals and reconstruction
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
-import torchmetrics
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from hqvae.errors import InputError, summary_of
 from hqvae.ranks import all_sum
@@ -71,9 +70,7 @@ class Perceptual(Metric):
 
     def __init__(self, lpips: Lpips | None, inception: nn.Module | None):
         self.lpips = lpips.eval().requires_grad_(False) if lpips else None
-        self.frechet = (
-            FrechetInceptionDistance(inception.eval().requires_grad_(False)) if inception else None
-        )
+        self.frechet = _frechet(inception) if inception else None
         self.distance = Mean()
 
     @staticmethod
@@ -121,6 +118,12 @@ class Perceptual(Metric):
         return measured(figures)
 
 
+def _frechet(inception: nn.Module) -> Any:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    return FrechetInceptionDistance(inception.eval().requires_grad_(False))
+
+
 def _load_lpips(vgg_weights: Path) -> Lpips:
     lpips = Lpips()
     lpips.net.load_state_dict(
@@ -130,6 +133,8 @@ def _load_lpips(vgg_weights: Path) -> Lpips:
             if name.startswith("features.")
         }
     )
+    import torchmetrics
+
     learned = _load(Path(torchmetrics.__file__).parent.joinpath(*_LPIPS_WEIGHTS))
     for weights, values in zip(lpips.channel_weights, learned.values(), strict=True):
         weights.data.copy_(values)

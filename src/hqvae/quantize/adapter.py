@@ -1,5 +1,6 @@
 """Our quantizers behind the calls of vector-quantize-pytorch: `(quantized, indices, loss)`."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class _DropIn(nn.Module):
         self, quantizer: ResidualQuantizer, channel_last: bool, loss: str, anneal_steps: int
     ):
         super().__init__()
+        _keep_out_of_graphs()
         if loss not in ("mse", "nats"):
             raise ValueError(f"loss is {loss!r}; expected 'mse' or 'nats'")
         if loss == "nats" and not quantizer.posterior.in_nats:
@@ -81,7 +83,6 @@ class _DropIn(nn.Module):
 
     # The number of steps stays out of compiled graphs, which would be made anew for each.
 
-    @torch.compiler.disable
     def _temperature_of_step(self, z_e: Tensor) -> Tensor:
         if _is_second_pass():
             self.steps -= 1
@@ -90,7 +91,6 @@ class _DropIn(nn.Module):
             self._start(z_e)
         return torch.tensor(self.temperature)
 
-    @torch.compiler.disable
     def _learn(self, z_e: Tensor, codes: Tensor) -> None:
         if _is_second_pass():
             self._exchange_vectors()
@@ -136,6 +136,13 @@ class _DropIn(nn.Module):
 
     def _codes_in(self, indices: Tensor) -> Tensor:
         return indices.movedim(-1, 1)
+
+
+@cache
+def _keep_out_of_graphs() -> None:
+    """With the first of them, and not when this is imported: the compiler takes seconds to load."""
+    for name in ("_temperature_of_step", "_learn"):
+        setattr(_DropIn, name, torch.compiler.disable(getattr(_DropIn, name)))
 
 
 def _is_second_pass() -> bool:
