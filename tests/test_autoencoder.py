@@ -337,7 +337,7 @@ def check_disk(run):
     """Checkpoints and weights record the posterior; the config stays what was asked for."""
     recorded = {
         path.stem: torch.load(path, weights_only=True)["task"]["posterior"]
-        for path in (run.path / "checkpoints").iterdir()
+        for path in (run.path / "checkpoints").glob("*.pt")
     }
     assert recorded == {"000000004": "gumbel_softmax", "000000008": "nearest_code"}
     with safe_open(run.path / "model.safetensors", "pt") as file:

@@ -189,9 +189,9 @@ def test_a_missing_accelerator_is_named(words, call, tmp_path):
 
 
 def test_a_reader_that_has_enough_is_no_error():
-    words = f"{sys.executable} -m hqvae.cli presets rsqvae | head -c 10; exit ${{PIPESTATUS[0]}}"
+    words = f"{sys.executable} -m hqvae.cli presets rsqvae | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (141, "# the memb", "")
+    assert (done.returncode, done.stdout, done.stderr) == (141, "", "")
 
 
 def test_a_process_of_its_own_says_one_line_and_exits_with_2(tmp_path):
