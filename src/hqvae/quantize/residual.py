@@ -7,6 +7,7 @@ the level's *injected* layer, the further ones are its *residual* layers.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int, Integer
@@ -232,13 +233,10 @@ class ResidualQuantizer(nn.Module):
         if posterior.gradient_moves_codes:
             return 0
         given = codes.unbind(1)
-        residuals: list[Tensor] = []
-
-        def as_given(layer: int, residual: Tensor) -> Choice:
-            residuals.append(residual)
-            return posterior.nearest(layer, residual, self.codebooks[layer], given[layer])
-
-        self._recursion(z_e.detach(), as_given)
+        vectors = [
+            codebook.lookup(own, check=False) for codebook, own in zip(self.codebooks, given[:-1])
+        ]
+        residuals = list(accumulate(vectors, torch.sub, initial=z_e.detach()))
         if self.shared_codebook:
             rows, pooled = pool_layers(residuals, given)
             return posterior.update(self.codebooks[0], rows, pooled, noise.fold(Stream.RESTART))
