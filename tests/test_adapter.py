@@ -109,6 +109,20 @@ def test_options_that_do_not_fit_are_named(options, message):
         make(**options)
 
 
+def test_options_of_theirs_are_taken_or_named():
+    quantize = VectorQuantize(DIM, K, decay=0.8, commitment_weight=0.5, kmeans_init=True)
+    config = quantize.quantizer.posterior.config
+    assert (config.decay, config.beta, config.restart) == (0.8, 0.5, True)
+    for kind in (VectorQuantize, lambda *sizes, **more: ResidualVQ(*sizes, 2, **more)):
+        with pytest.raises(TypeError, match=r"no rotation_trick=True here; docs/api\.md says"):
+            kind(DIM, K, rotation_trick=True)
+    with pytest.raises(TypeError, match=r"no decay=0\.8 here"):
+        VectorQuantize(DIM, K, GumbelSoftmaxConfig(), decay=0.8)
+    _, indices, _ = quantize(features())
+    vectors = quantize.eval().get_output_from_indices(indices)
+    assert torch.equal(vectors, quantize.get_codes_from_indices(indices))
+
+
 @pytest.mark.parametrize(
     ("options", "layout"),
     [({}, r"\[B, \*S, 5\] \(channel_last=True"), ({"channel_last": False}, r"\[B, 5, \*S\]")],

@@ -129,7 +129,7 @@ def test_coarse_layers_can_earn_their_place_and_the_last_ones_are_to_be_dropped(
     layers = [layer(layer=i, **kind) for i, kind in enumerate([dead, alive, dead, dead])]
     coarse, third, fourth = (f.advice for f in findings(measures(*layers), config))
     assert "model.progressive=1" in coarse
-    assert "model.levels.0.layers=2" in third and "model.levels.0.layers=3" in fourth
+    assert "model.levels.0.layers=2" in third and "model.levels.0.layers=2" in fourth
     assert "progressive" not in third + fourth
     assert override(config, ["model.levels.0.layers=2"]).model.levels[0].layers == 2
 
@@ -156,7 +156,7 @@ def test_a_layer_that_gives_little_for_its_bits_is_named():
     weak = layer(layer=4, positions=16, ablation_drop_db=0.06)
     text = text_of(measures(*strong, weak), preset("rsqvae"))
     assert "level 0 layer 4 takes 144 of 2,448 bits (6%) for 0.06 dB" in text
-    assert "drop it: model.levels.0.layers=4" in text
+    assert "keep 4 layers there: model.levels.0.layers=4" in text
     assert "shuffling any of them" not in text and "No layer has collapsed" in text
     assert "takes" not in text_of(
         measures(*strong, layer(layer=4, ablation_drop_db=2.0)), STOCHASTIC
@@ -172,6 +172,20 @@ def test_a_cure_that_is_set_already_is_not_advised(name):
     pretrained = config.phases.pretrain_fraction > 0
     assert pretrained == config.model.quantizer.stochastic
     assert "pretrain_fraction" not in text or not pretrained
+
+
+def test_sound_that_is_worse_than_silence_is_said():
+    measured = measures(layer(), bits_per_second=8000.0)
+    for ratio, said in ((-18.25, True), (12.0, False)):
+        figures = {**measured.figures, "si_sdr": ratio}
+        text = text_of(replace(measured, figures=figures), STOCHASTIC)
+        assert f"SI-SDR {ratio:.2f} dB" in text
+        assert ("the error is louder than the sound" in text) == said
+
+
+def test_codes_that_few_items_cannot_show_are_not_asked_for():
+    (finding,) = findings(measures(layer(positions=1, perplexity=9.0)), STOCHASTIC)
+    assert "perplexity 9 of 100 codes, as many as 100 items have" in finding.what
 
 
 def test_the_split_is_said():

@@ -19,7 +19,7 @@ def test_collapse_raises_an_alarm_that_says_what_to_do(image_file, tmp_path, cap
     assert of_first and again
     screen = capsys.readouterr().err
     for finding in {alarm["finding"] for alarm in alarms}:  # the screen shows what is new
-        assert screen.count(f"ALARM, on validation data: level 0 layer 0 {finding}") == 1
+        assert screen.count(f"ALARM, on validation data: level 0 layer 0 {finding}") == 2
 
 
 def test_tensorboard_events_are_written(image_file, tmp_path):

@@ -183,6 +183,19 @@ def test_what_cannot_be_prepared_is_said(tmp_path):
             question(torch.zeros(1, 3, 8, 8))
 
 
+@pytest.mark.parametrize(
+    ("x_hat", "said"),
+    [
+        (torch.zeros(3, 8, 8), r"shape \[3, 8, 8\]; expected a tensor \[B, 3, H, W\]"),
+        (torch.zeros(1, 1, 8, 8), r"shape \[1, 1, 8, 8\]"),
+        ((torch.zeros(1, 3, 8, 8),), "type tuple"),
+    ],
+)
+def test_what_is_no_batch_of_signals_makes_no_pictures(x_hat, said):
+    with pytest.raises(ValueError, match=said):
+        image_model().postprocess(x_hat)
+
+
 # ----------------------------------------------------------------------------------- on disk
 
 

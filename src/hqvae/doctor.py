@@ -51,7 +51,7 @@ def findings(measures: Measures, config: Config) -> list[Finding]:
 
 
 def _inactive(layer: LayerMeasures, measures: Measures, config: Config) -> Finding | None:
-    if layer.ablation_drop_db >= INACTIVE_DB:
+    if not _is_idle(layer):
         return None
     return Finding(
         "carries nothing",
@@ -61,11 +61,18 @@ def _inactive(layer: LayerMeasures, measures: Measures, config: Config) -> Findi
     )
 
 
+def _is_idle(layer: LayerMeasures) -> bool:
+    return layer.ablation_drop_db < INACTIVE_DB
+
+
 def _against_inactivity(layer: LayerMeasures, measures: Measures, config: Config) -> str:
     """A coarse layer can be made to earn its place; after the last that carries, none can."""
-    carrying = [other for other in measures.layers if other.ablation_drop_db >= INACTIVE_DB]
-    if carrying and (layer.level, layer.layer) > (carrying[-1].level, carrying[-1].layer):
-        return f"{_LONGER}; or {_drop(layer, config)}, and spend its bits elsewhere"
+    carrying = [other for other in measures.layers if not _is_idle(other)]
+    last = (carrying[-1].level, carrying[-1].layer) if carrying else None
+    if last is not None and (layer.level, layer.layer) > last:
+        tail = [other for other in measures.layers if (other.level, other.layer) > last]
+        first = next(other for other in tail if other.level == layer.level)
+        return f"{_LONGER}; or {_drop(first, config)}, and spend the bits elsewhere"
     if config.model.progressive or layer is measures.layers[-1]:
         return _LONGER
     return "model.progressive=1 makes coarse layers earn their place"
@@ -74,7 +81,7 @@ def _against_inactivity(layer: LayerMeasures, measures: Measures, config: Config
 def _drop(layer: LayerMeasures, config: Config) -> str:
     """How to leave a layer and those after it in its level out."""
     if layer.layer:
-        return f"drop it: model.levels.{layer.level}.layers={layer.layer}"
+        return f"keep {layer.layer} layers there: model.levels.{layer.level}.layers={layer.layer}"
     if len(config.model.levels) > 1:
         return f"drop level {layer.level} from model.levels"
     return "give the other layers more codes"
@@ -84,10 +91,12 @@ def _collapsed(layer: LayerMeasures, measures: Measures, config: Config) -> Find
     reachable = layer.reachable_codes(measures.items)
     if layer.perplexity / reachable >= COLLAPSED:
         return None
+    few = f", as many as {measures.items} items have" if reachable < layer.codebook_size else ""
     return Finding(
         "collapsed",
         layer.name,
-        f"perplexity {layer.perplexity:.0f} of {reachable} codes ({layer.used} are ever chosen)",
+        f"perplexity {layer.perplexity:.0f} of {reachable} codes{few} "
+        f"({layer.used} are ever chosen)",
         _against_collapse(config),
     )
 
@@ -162,6 +171,7 @@ def diagnose(
         f"{split} split, {measures.items} {_amount(measures)}: PSNR {measures.psnr:.2f} dB, "
         f"−ELBO {measures.bits_per_dim:.3f} bits per dimension."
     ]
+    paragraphs += _against_silence(measures)
     paragraphs += [_describe(index, measures) for index in range(len(measures.layers))]
     paragraphs += [
         f"PROBLEM {finding.layer} {finding.kind}: {finding.what}. TRY: {finding.advice}."
@@ -176,6 +186,15 @@ def diagnose(
             healthy += f", and shuffling any of them costs {INACTIVE_DB:g} dB or more"
         paragraphs.append(f"{healthy}.")
     return paragraphs
+
+
+def _against_silence(measures: Measures) -> list[str]:
+    """PSNR is of full scale: where sounds are faint, silence has a high one too."""
+    ratio = measures.figures.get("si_sdr")
+    if ratio is None:
+        return []
+    verdict = "; below 0 the error is louder than the sound, whatever PSNR says" * (ratio < 0)
+    return [f"SI-SDR {ratio:.2f} dB{verdict}."]
 
 
 def _amount(measures: Measures) -> str:

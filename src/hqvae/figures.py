@@ -79,8 +79,8 @@ def draw_history(
     A vertical line marks the step at which codes become the nearest ones.
     """
     steps = [entry["step"] for entry in entries]
+    marker = "." if np.isfinite(values[:, 0]).sum() < 3 else None
     for layer, name in enumerate(names):
-        marker = "." if len(steps) < 3 else None
         axes.plot(steps, values[:, layer], label=name, marker=marker, linewidth=1.2)
     axes.set_title(title, fontsize=9)
     axes.tick_params(which="both", labelsize=8)
@@ -91,7 +91,7 @@ def draw_history(
         axes.set_ylim(0, 1)
     nearest = _nearest(entries)
     if nearest.any() and not nearest.all():
-        begins = steps[int(nearest.argmax())]
+        begins = steps[max(0, int(nearest.argmax()) - 1)]  # after the last line without them
         label = "nearest codes from here on"
         axes.axvline(begins, color="0.4", linestyle=":", linewidth=1, label=label)
 

@@ -111,11 +111,20 @@ def is_unused(path: Path) -> bool:
 
 
 def runs_beside(path: Path) -> str:
-    """The end of a sentence, with the names of runs in the same folder; empty without any."""
-    siblings = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
-    names = [p.name for p in siblings if (p / "config.json").is_file()]
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"; runs beside it: {', '.join(names[:_NAMED])}{more}" if names else ""
+    """The end of a sentence, with the names of runs in it or beside it; empty without any."""
+    for where, folder in (("in", path), ("beside", path.parent)):
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        names = [p.name for p in inside if _is_run(p)]
+        if names:
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            return f"; runs {where} it: {', '.join(names[:_NAMED])}{more}"
+    return ""
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder holds a run, and not a model alone."""
+    config = path / "config.json"
+    return config.is_file() and b'"train"' in config.read_bytes()
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The verbs of the command: `hqvae VERB …`. Each returns its exit code."""
 
+import shlex
 from dataclasses import replace
 from typing import Annotated
 
@@ -141,7 +142,10 @@ def evaluate(
 
     options = EvalOptions(split, batch_size, limit, size, seconds, shuffle_items)
     print_report(run_evaluation(run, data, options, accelerator), run)
-    print(f"{run}/report has these figures, and pictures or audio; next: hqvae doctor {run}")
+    same = f" --split {split}" if split != "test" else ""
+    if data is not None:
+        same += f" --data {shlex.quote(data)}"
+    print(f"{run}/report has these figures, and pictures or audio; next: hqvae doctor {run}{same}")
     return 0
 
 

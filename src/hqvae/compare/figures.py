@@ -179,14 +179,17 @@ def _colour(number: int, count: int) -> Any:
 
 
 def _frame_means(axes: Axes) -> None:
-    """Limits by what is drawn as means: bars of seeds that disagree are cut off, not the rest."""
+    """Limits by means: bars longer than all of their range are cut off, and drown nothing."""
     drawn = [bars for bars in axes.containers if isinstance(bars, ErrorbarContainer)]
     means = np.concatenate([bars.lines[0].get_ydata() for bars in drawn])
     low = np.nanmin(means)
     high = np.nanmax(means)
-    if high > low:
-        margin = _MARGIN * (high - low)
-        axes.set_ylim(low - margin, high + margin)
+    least, most = axes.dataLim.intervaly
+    room = high - low
+    if room > 0:
+        bottom = max(low - room, min(low, least))
+        top = min(high + room, max(high, most))
+        axes.set_ylim(bottom - _MARGIN * room, top + _MARGIN * room)
 
 
 def _finish(figure: Figure, titles: Sequence[str]) -> None:

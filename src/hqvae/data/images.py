@@ -181,7 +181,7 @@ class ImageDataset(Dataset):
         return len(self.index)
 
     def describe(self) -> str:
-        return f"{len(self)} images of {self.size}²"
+        return f"{len(self) - len(self._unreadable)} images of {self.size}²"
 
     def item_of(self, i: int) -> int:
         return i

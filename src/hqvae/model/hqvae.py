@@ -39,7 +39,7 @@ from .cost import Objective, square_error
 from .portable import Portable
 from .presets import model_preset
 from .probe import as_features, check_decoder
-from .signals import as_signal
+from .signals import as_signal, check_shape
 
 
 class HQVAE(Portable):
@@ -244,14 +244,7 @@ class HQVAE(Portable):
         A signal whose size is no multiple of the coarsest stride is padded by repeating its last
         samples. Raises ValueError for other channels or axes than the model's.
         """
-        if x.ndim != self.config.axes + 2 or x.shape[1] != self.config.channels:
-            space = {1: "T", 2: "H, W"}[self.config.axes]
-            raise ValueError(
-                f"x has shape {list(x.shape)}; "
-                f"this model expects [B, {self.config.channels}, {space}]"
-            )
-        if 0 in x.shape[2:]:
-            raise ValueError(f"x has shape {list(x.shape)}; expected at least one point")
+        check_shape(x, self.config)
         missing = [(-size) % self.stride for size in x.shape[2:]]
         if any(missing):
             pads = [side for m in reversed(missing) for side in (0, m)]

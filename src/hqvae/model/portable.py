@@ -56,13 +56,14 @@ class Portable(nn.Module):
         """
         return signals.preprocess(file, signals.require_data(self.data), self.config, whole)
 
-    def postprocess(self, x_hat: Float[Tensor, "B C *S"]) -> list[Any]:
+    def postprocess(self, x_hat: Any) -> list[Any]:
         """What signals are of, one each: Pillow's pictures, or samples at `model.data.rate`.
 
-        The way back from `preprocess`, to be saved or played. Raises ValueError where the model
-        does not know what its signals are.
+        `x_hat` is a tensor [B, C, *S], as `decode` gives. The way back from `preprocess`, to be
+        saved or played. Raises ValueError for another shape, and where the model does not know what
+        its signals are.
         """
-        return signals.postprocess(x_hat, signals.require_data(self.data))
+        return signals.postprocess(x_hat, signals.require_data(self.data), self.config)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a folder.

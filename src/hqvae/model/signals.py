@@ -53,6 +53,19 @@ def as_tensor(x: Any, like: Tensor) -> Any:
     return x
 
 
+def check_shape(x: Tensor, config: HQVAEConfig) -> None:
+    """Raises ValueError for what are no floats of the model's channels and axes."""
+    if x.ndim != config.axes + 2 or x.shape[1] != config.channels:
+        space = {1: "T", 2: "H, W"}[config.axes]
+        raise ValueError(
+            f"x has shape {list(x.shape)}; this model expects [B, {config.channels}, {space}]"
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"x is of type {x.dtype}; expected floats in [−1, 1]")
+    if 0 in x.shape[2:]:
+        raise ValueError(f"x has shape {list(x.shape)}; expected at least one point")
+
+
 def _check_range(x: Tensor) -> None:
     """Raises ValueError for values outside of [−1, 1]. A compiled graph cannot ask for values."""
     if torch.compiler.is_compiling() or not x.numel():
@@ -93,8 +106,17 @@ def read_preparation(saved: Any) -> DataConfig | None:
         raise ValueError(f"its data are no description of signals: {reason}") from error
 
 
-def postprocess(x_hat: Float[Tensor, "B C *S"], data: DataConfig) -> list[Any]:
-    """`HQVAE.postprocess` with the data of the model."""
+def postprocess(x_hat: Any, data: DataConfig, config: HQVAEConfig) -> list[Any]:
+    """`HQVAE.postprocess` with data and config of the model."""
+    shape = list(getattr(x_hat, "shape", ()))
+    if (
+        not isinstance(x_hat, Tensor)
+        or len(shape) != config.axes + 2
+        or shape[1] != config.channels
+    ):
+        space = {1: "T", 2: "H, W"}[config.axes]
+        what = f"shape {shape}" if shape else f"type {type(x_hat).__name__}"
+        raise ValueError(f"x_hat is of {what}; expected a tensor [B, {config.channels}, {space}]")
     modality: Modality[Any] = data.modality
     return modality.restore(x_hat.detach(), data)
 

@@ -1,5 +1,6 @@
 """Our quantizers behind the calls of vector-quantize-pytorch: `(quantized, indices, loss)`."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -138,6 +139,27 @@ class _DropIn(nn.Module):
         return indices.movedim(-1, 1)
 
 
+# Their names for fields of a config.
+_THEIRS = {"decay": "decay", "commitment_weight": "beta"}
+
+
+def _with_theirs(config: QuantizerConfig, options: dict[str, Any]) -> QuantizerConfig:
+    """The config with options of vector-quantize-pytorch that stand for one of its fields.
+
+    Raises TypeError for others, and where the config has no such field.
+    """
+    options = {name: value for name, value in options.items() if name != "kmeans_init"}
+    for name, value in options.items():
+        field = _THEIRS.get(name)
+        if field is None or not isinstance(config, NearestCodeConfig):
+            raise TypeError(
+                f"there is no {name}={value!r} here; docs/api.md says what stands for options of "
+                "vector-quantize-pytorch"
+            )
+        config = replace(config, **{field: value})
+    return config
+
+
 @cache
 def _keep_out_of_graphs() -> None:
     """With the first of them, and not when this is imported: the compiler takes seconds to load."""
@@ -178,6 +200,7 @@ class VectorQuantize(_DropIn):
         accept_image_fmap: their word for `channel_last=False`
         loss: "mse", or "nats" for a stochastic config
         anneal_steps: batches in which the temperature falls
+        theirs: `decay`, `commitment_weight` and `kmeans_init`, which is always so
 
     Shape:
         [B, *S, D] or [B, D, *S] → quantized of the same shape and dtype, indices [B, *S], loss []
@@ -203,9 +226,14 @@ class VectorQuantize(_DropIn):
         accept_image_fmap: bool = False,
         loss: str = "mse",
         anneal_steps: int = 10_000,
+        **theirs: Any,
     ):
-        quantizer = ResidualQuantizer(dim, codebook_size, config=config)
+        quantizer = ResidualQuantizer(dim, codebook_size, config=_with_theirs(config, theirs))
         super().__init__(quantizer, channel_last and not accept_image_fmap, loss, anneal_steps)
+
+    def get_codes_from_indices(self, indices: Int[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """Their other name of it."""
+        return self.get_output_from_indices(indices)
 
     def _codes_out(self, codes: Tensor) -> Tensor:
         return codes[:, 0]
@@ -244,7 +272,9 @@ class ResidualVQ(_DropIn):
         beam_size: int = 1,
         accept_image_fmap: bool = False,
         loss: str = "mse",
+        **theirs: Any,
     ):
+        config = _with_theirs(config, theirs)
         quantizer = ResidualQuantizer(
             dim, codebook_size, num_quantizers, config, shared_codebook, beam_size
         )

@@ -295,6 +295,6 @@ class Autoencoder(Task[Losses]):
             f"stride {level.stride}: {level.layers} × {level.codebook_size} codes"
             for level in config.levels
         )
-        weights = sum(p.numel() for p in self.model.parameters()) / 1e6
-        kind = config.quantizer.kind
-        return f"{kind} [{levels}], {weights:.2f} M weights, {self.train_data.describe()}"
+        millions = sum(p.numel() for p in self.model.parameters()) / 1e6
+        data = f"{self.train_data.describe()} (validation: {len(self.validation_data)})"
+        return f"{config.quantizer.kind} [{levels}], {millions:.2f} M weights, {data}"

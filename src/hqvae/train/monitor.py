@@ -24,6 +24,7 @@ class Monitor:
         self.batch_size = config.batch_size
         self.first = state.fabric.global_rank == 0
         self.bar = ProgressBar(state.total, state.step, quiet=not self.first)
+        self.status = ""  # the last line on what is trained
         self.writer = None
         if config.tensorboard:
             writer_class = summary_writer_class()
@@ -64,7 +65,8 @@ class Monitor:
             "lr": self.state.lr,
             "items_per_second": rate,
         }
-        self.bar.update(self.state.step, f"{status}  {rate:.0f}/s")
+        self.status = f"{status}  {rate:.0f}/s"
+        self.bar.update(self.state.step, self.status)
         if self.first:
             self.run.log(entry)
             self._write_tensorboard(entry)
@@ -73,6 +75,7 @@ class Monitor:
         """A validation's log entry, alarms and figures."""
         step = self.state.step
         self.say(f"validation at step {step}: {validation.summary}")
+        self.bar.standing(self.status)
         if not self.first:
             return
         self.run.log({"kind": "validation", "step": step, **validation.entry})
@@ -83,7 +86,10 @@ class Monitor:
         }
         for alarm in validation.alarms:
             self.run.log({"kind": "alarm", "step": step, **alarm})
-            if (alarm["where"], alarm["finding"]) not in known:  # the screen shows what is new
+            # The screen shows what is new, and at the end all that holds.
+            if self.state.step == self.state.total or (
+                (alarm["where"], alarm["finding"]) not in known
+            ):
                 self.say(f"ALARM, on validation data: {alarm['sentence']}")
         figures = {**validation.figures, **self.state.task.history(self.run.entries("train"))}
         for name, figure in figures.items():

@@ -69,7 +69,7 @@ def check_length(before: Config, now: Config, items: int, step: int) -> None:
     total = now.train.total_steps(items)
     if then == total or step == 0:
         return
-    what = f"the run was begun for {then} steps, and is at step {step}"
+    what = f"the run is one of {then} steps, and is at step {step}"
     if total < step:
         raise InputError(
             f"{what}: it cannot end at step {total}; expected {step} or more, or a new run"

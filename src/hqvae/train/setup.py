@@ -16,7 +16,7 @@ from hqvae.config import Config, TrainConfig, check_memory, check_together
 from hqvae.console import scan_bars
 from hqvae.data import Splits, open_data
 from hqvae.errors import InputError, summary_of
-from hqvae.ranks import check_devices, gather, rank
+from hqvae.ranks import check_devices, gather, pick_device, rank
 from hqvae.run import Run
 
 from .autoencoder import Autoencoder
@@ -97,6 +97,7 @@ def make_fabric(config: Config, accelerator: str, devices: int, nodes: int) -> F
     # Before codebooks start, and once codes are the nearest ones, some parameters have no gradient:
     # DDP is not to wait for one.
     phases = config.phases.pretrain_fraction > 0 or config.phases.nearest_fraction > 0
+    pick_device(accelerator)
     check_devices(accelerator, devices)
     if nodes < 1:
         raise InputError(f"nodes={nodes}: expected at least 1")
