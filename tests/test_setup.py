@@ -172,9 +172,7 @@ def test_fewer_validation_items_than_processes_are_refused(image_file):
 
 
 def test_devices_that_do_not_exist_are_refused(image_file, tmp_path):
-    with pytest.raises(
-        InputError, match="'abacus' does not exist; expected one of: auto"
-    ):
+    with pytest.raises(InputError, match="'abacus' does not exist; expected one of: auto"):
         train(tiny("sqvae", image_file), str(tmp_path / "run"), accelerator="abacus")
     assert not (tmp_path / "run").exists()
 
