@@ -1,6 +1,8 @@
 """The verbs of the command: `hqvae VERB …`. Each returns its exit code."""
 
+import os
 import shlex
+import sys
 from dataclasses import replace
 from typing import Annotated
 
@@ -99,10 +101,19 @@ def train(
         data_config = replace(config.data, source="photos" if data is None else data)
         config = override(replace(config, data=data_config), words)
     run = run_training(config, out, resume, accelerator, devices, nodes)
-    if run is None:
-        return STOPPED
-    print(f"{out} is trained; next: hqvae evaluate {out}")
-    return 0
+    if run is not None:
+        print(f"{out} is trained; next: hqvae evaluate {out}")
+    code = STOPPED if run is None else 0
+    if devices * nodes > 1:
+        _end_at_once(code)
+    return code
+
+
+def _end_at_once(code: int) -> None:
+    """End a process of several. All is saved, and threads of their group may abort an exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @app.command
