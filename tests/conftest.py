@@ -50,16 +50,16 @@ install_import_hook(
     "beartype.beartype",
 )
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from kernel_backends import backend, rows_per_block  # noqa: E402, F401
+import numpy as np
+import pytest
+import torch
+from kernel_backends import backend, rows_per_block  # noqa: F401
 
-from hqvae.model import HQVAE, HQVAEConfig, LevelConfig  # noqa: E402
-from hqvae.nets import ConvConfig  # noqa: E402
-from hqvae.presets import PRESETS  # noqa: E402
-from hqvae.quantize import GumbelSoftmaxConfig, KMeansInit, NearestCodeConfig, Noise, RandomInit  # noqa: E402
-from hqvae.topdown import PredictionLevel  # noqa: E402
+from hqvae.model import HQVAE, HQVAEConfig, LevelConfig
+from hqvae.nets import ConvConfig
+from hqvae.presets import PRESETS
+from hqvae.quantize import GumbelSoftmaxConfig, KMeansInit, NearestCodeConfig, Noise, RandomInit
+from hqvae.topdown import PredictionLevel
 
 torch.set_num_threads(1)
 

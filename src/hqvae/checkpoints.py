@@ -25,7 +25,6 @@ _DIGEST = ".sha256"
 # What zipfile and torch raise for damaged files.
 _UNREADABLE = (
     RuntimeError,
-    NotImplementedError,
     EOFError,
     OSError,
     LookupError,
