@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hqvae.model import HQVAE
-from hqvae.model.signals import as_signal, as_tensor
+from hqvae.model.signals import as_tensor
 from hqvae.nets import CONVOLUTIONS, length_mask, mask_padding
 
 # ------------------------------------------------------------------- several lengths
@@ -80,7 +80,7 @@ def encode_chunked(model: HQVAE, x: Any, chunk: int) -> tuple[Int[Tensor, "B ...
     The codes are those of the whole signal, but for ties within rounding. Raises ValueError for a
     chunk below 1, and as `encode` does.
     """
-    x = as_signal(x, model.config, next(model.parameters()))
+    x = as_tensor(x, next(model.parameters()))
     length = -(-x.shape[-1] // model.stride) * model.stride
     parts = []
     for start, stop, left, right in _spans(model, length, chunk):

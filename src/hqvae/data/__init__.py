@@ -20,7 +20,7 @@ from .batches import (
     starting_signals,
     training_batches,
 )
-from .dataset import BrokenItem, Dataset, Progress, to_signal
+from .dataset import BrokenItem, Dataset, Progress, to_pixels, to_signal
 from .frontend import Frontend, LogMel, MelConfig, WaveConfig, Waveform
 from .images import IMAGE, PIXEL_UNIT, ImageConfig, ImageDataset
 from .modality import Modality, SignalUnit
@@ -55,6 +55,7 @@ __all__ = [
     "open_source",
     "sequential_batches",
     "starting_signals",
+    "to_pixels",
     "to_signal",
     "training_batches",
 ]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from hqvae.errors import InputError, summary_of
@@ -289,3 +289,12 @@ def to_signal(
     """
     divisor, shift = _SCALE_AND_SHIFT[raw.dtype]
     return raw.to(device, non_blocking=True).float().div_(divisor).add_(shift)
+
+
+def to_pixels(signal: Float[Tensor, "*S"]) -> UInt8[Tensor, "*S"]:
+    """Float −1 … 1, clipped, → uint8 0 … 255 on the CPU: the way back from `to_signal`.
+
+    >>> to_pixels(torch.tensor([-1.5, -0.6, 1.0]))
+    tensor([  0,  51, 255], dtype=torch.uint8)
+    """
+    return ((signal.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)

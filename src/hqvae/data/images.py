@@ -17,7 +17,7 @@ from hqvae.config_class import config_class
 from hqvae.errors import InputError
 from hqvae.metrics import SSIM, Distortion, Metric, Perceptual
 
-from .dataset import BrokenItem, Dataset, Progress, scan, to_signal
+from .dataset import BrokenItem, Dataset, Progress, scan, to_pixels, to_signal
 from .modality import Modality, SignalUnit
 from .pixels import central_crop, resize_shorter_side, square, to_array, to_mode, to_pictures
 from .sources import FileIndex, SourceConfig
@@ -104,8 +104,7 @@ class ImageModality(Modality[ImageConfig]):
 
     def restore(self, signal: Float[Tensor, "B C H W"], config: ImageConfig) -> list[Image.Image]:
         """Pictures of Pillow: RGB, or L where there is one channel."""
-        pixels = ((signal.float().clamp(-1, 1) + 1) * PIXEL_UNIT.scale).round()
-        return to_pictures(pixels.to("cpu", torch.uint8).numpy())
+        return to_pictures(to_pixels(signal).numpy())
 
     def examples(self, config: ImageConfig) -> str:
         return "images"
@@ -221,8 +220,9 @@ class ImageDataset(Dataset):
         image = self._decode(i)
         if min(image.size) < self.size:
             raise TooSmall(self.keys[i], image.width, image.height, self.size)
-        shrunk = to_array(resize_shorter_side(image, self.size))
-        return shrunk if self._random_crop else np.ascontiguousarray(self._crop(shrunk, None))
+        if self._random_crop:
+            return to_array(resize_shorter_side(image, self.size))
+        return square(image, self.size)
 
     def _decode(self, i: int) -> Image.Image:
         return self._in_mode(self.index.open(i))

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hqvae.data import Dataset, examples_for_figure
+from hqvae.data import Dataset, examples_for_figure, to_pixels, to_signal
 from hqvae.figures import image_grid, layer_history
 from hqvae.model import HQVAE, HQVAEConfig
 
@@ -27,16 +27,12 @@ class Reconstructions:
     def add(self, model: HQVAE, data: Dataset, step: int, device: torch.device) -> Figure:
         """Reconstruct as the model does now; the figure of all steps so far."""
         x = data.signal(examples_for_figure(data, data.modality.figure_columns), device)
-        self.rows[step] = _to_bytes(data.picture(model(x).reconstruction))
+        self.rows[step] = to_pixels(data.picture(model(x).reconstruction))
         if len(self.rows) > _MOST_ROWS:
             steps = sorted(self.rows)
             self.rows = {s: self.rows[s] for s in sorted({*steps[::2], steps[-1]})}
-        rows = [(f"step {s}", pictures.float() / 127.5 - 1) for s, pictures in self.rows.items()]
+        rows = [(f"step {s}", to_signal(pictures)) for s, pictures in self.rows.items()]
         return image_grid([("original", data.picture(x)), *rows], spectra=data.modality.spectra)
-
-
-def _to_bytes(pictures: Tensor) -> Tensor:
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
 
 
 def layers_figure(
