@@ -36,6 +36,7 @@ _PARTS = [
     "run_files",
     "spectra",
     "tiling",
+    "tokens",
     "topdown",
     "train",
 ]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -12,6 +11,7 @@ from hqvae.config_class import config_class
 from hqvae.likelihood import SpectralConfig
 from hqvae.nets import ConvConfig, WaveConvConfig
 from hqvae.quantize import ExternalConfig, GumbelSoftmaxConfig, NearestCodeConfig
+from hqvae.tokens import LayerPlace, Layout
 
 _MOST_POINTS = 2**22  # of the signal, for one code; a look at so many takes a second
 
@@ -30,20 +30,6 @@ class LevelConfig:
     """width D of a code"""
     shared_codebook: bool = False
     """whether the layers hold one codebook"""
-
-
-@dataclass(frozen=True)
-class LayerPlace:
-    """Where a layer stands: its level, its number within the level, and what both have."""
-
-    level: int
-    layer: int
-    stride: int
-    codebook_size: int
-
-    @property
-    def name(self) -> str:
-        return f"level {self.level} layer {self.layer}"
 
 
 @config_class
@@ -116,6 +102,11 @@ class HQVAEConfig:
         )
 
     @property
+    def layout(self) -> Layout:
+        """Where codes stand, for whoever reads them without a model."""
+        return Layout(self.layers, self.axes)
+
+    @property
     def bits_per_point(self) -> float:
         """The rate Σ_l log2 K_l / stride_l^axes, in bits per pixel, before entropy coding."""
         bits = (math.log2(layer.codebook_size) / layer.stride**self.axes for layer in self.layers)
@@ -127,5 +118,4 @@ class HQVAEConfig:
         >>> HQVAEConfig(levels=(LevelConfig(stride=8), LevelConfig(stride=4))).positions((32, 30))
         (16, 64)
         """
-        padded = [-(-side // self.levels[0].stride) * self.levels[0].stride for side in space]
-        return tuple(math.prod(side // layer.stride for side in padded) for layer in self.layers)
+        return self.layout.positions(self.layout.coarsest(space))
