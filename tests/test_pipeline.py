@@ -147,7 +147,7 @@ def test_data_that_has_grown_is_not_taken_for_the_same(folder, tmp_path, capsys,
 
 
 def test_a_long_scan_of_evaluation_shows_its_progress(run, monkeypatch, capsys):
-    monkeypatch.setattr("hqvae.data.dataset._LONG_SCAN", 2)
+    monkeypatch.setattr("hqvae.data.scan._LONG_SCAN", 2)
     assert evaluate(run) == 0
     assert capsys.readouterr().err.startswith("reading 3 items\n")
 

@@ -114,7 +114,7 @@ def test_what_was_listed_before_stays_listed(tmp_path):
 
 
 def test_a_long_scan_shows_its_progress(image_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hqvae.data.dataset._LONG_SCAN", 10)
+    monkeypatch.setattr("hqvae.data.scan._LONG_SCAN", 10)
     trained(tiny("vqvae", image_file, "train.steps=1"), tmp_path)
     assert capsys.readouterr().err.startswith("reading 51 items\n")
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from hqvae.errors import InputError
 from hqvae.ranks import warn
 
-from .audio import AUDIO, AudioConfig, AudioDataset
+from .audio import AUDIO, AudioConfig
+from .audio_dataset import AudioDataset
 from .batches import (
     ShuffledBatches,
     examples_for_figure,
@@ -20,11 +21,14 @@ from .batches import (
     starting_signals,
     training_batches,
 )
-from .dataset import BrokenItem, Dataset, Progress, to_pixels, to_signal
+from .dataset import BrokenItem, Dataset
 from .frontend import Frontend, LogMel, MelConfig, WaveConfig, Waveform
-from .images import IMAGE, PIXEL_UNIT, ImageConfig, ImageDataset
+from .image_dataset import ImageDataset
+from .images import IMAGE, PIXEL_UNIT, ImageConfig
 from .modality import Modality, SignalUnit
+from .scan import Progress
 from .sources import SPLITS, FileIndex, SourceConfig, cut_splits, open_source
+from .stored import to_pixels, to_signal
 
 __all__ = [
     "AUDIO",

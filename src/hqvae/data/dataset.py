@@ -2,15 +2,13 @@
 
 import errno
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from hqvae.errors import InputError, summary_of
@@ -20,13 +18,9 @@ from .sources import FileIndex
 
 log = logging.getLogger("hqvae")
 T = TypeVar("T")
-Progress = Callable[[int, int], None]
-"""Called with (items done, items in all) while a set is scanned."""
 
 _NAMED_AT_ONCE = 5  # broken items that one warning names
 _NAMED_IN_ALL = 10  # broken items that get a warning of their own
-_LONG_SCAN = 256  # items from which on a scan shows its progress
-_SCAN_BLOCK = 4096  # items that wait for a thread at one time
 
 
 class BrokenItem(Exception):
@@ -259,42 +253,3 @@ class Dataset(ABC):
         )
         if len(self._unreadable) == len(self.keys):
             raise self.nothing_left()
-
-
-def scan(read: Callable[[int], T], count: int, progress: Progress | None = None) -> list[T]:
-    """`read(0)` … `read(count − 1)` in threads, with progress where that takes its time."""
-    results: list[T] = []
-    shown = progress if count >= _LONG_SCAN else None
-    every = max(1, count // 1000)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, count, _SCAN_BLOCK):
-            for result in pool.map(read, range(start, min(count, start + _SCAN_BLOCK))):
-                results.append(result)
-                done = len(results)
-                if shown is not None and (done % every == 0 or done == count):
-                    shown(done, count)
-    return results
-
-
-_SCALE_AND_SHIFT = {torch.uint8: (127.5, -1.0), torch.int16: (32768.0, 0.0)}
-
-
-def to_signal(
-    raw: Shaped[Tensor, "B C *S"], device: torch.device | str = "cpu"
-) -> Float[Tensor, "B C *S"]:
-    """uint8 0 … 255 or int16 −32768 … 32767 → float −1 … 1, on the device.
-
-    >>> to_signal(torch.tensor([[[0, 51, 255]]], dtype=torch.uint8))
-    tensor([[[-1.0000, -0.6000,  1.0000]]])
-    """
-    divisor, shift = _SCALE_AND_SHIFT[raw.dtype]
-    return raw.to(device, non_blocking=True).float().div_(divisor).add_(shift)
-
-
-def to_pixels(signal: Float[Tensor, "*S"]) -> UInt8[Tensor, "*S"]:
-    """Float −1 … 1, clipped, → uint8 0 … 255 on the CPU: the way back from `to_signal`.
-
-    >>> to_pixels(torch.tensor([-1.5, -0.6, 1.0]))
-    tensor([  0,  51, 255], dtype=torch.uint8)
-    """
-    return ((signal.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)

@@ -15,7 +15,8 @@ from hqvae.errors import InputError
 from hqvae.metrics import Metric
 
 if TYPE_CHECKING:
-    from .dataset import Dataset, Progress
+    from .dataset import Dataset
+    from .scan import Progress
     from .sources import FileIndex
 
 ConfigT = TypeVar("ConfigT")
