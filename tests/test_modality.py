@@ -107,6 +107,12 @@ class VectorModality(Modality[VectorConfig]):
     def open(self, file: Path | BytesIO) -> Any:
         return np.load(file, allow_pickle=False)
 
+    def from_memory(self, value: Any, config: VectorConfig) -> Any:
+        return value
+
+    def shape(self, config: VectorConfig, channels: int) -> tuple[int, ...]:
+        return (config.width,)
+
     def axes(self, config: VectorConfig) -> int:
         return 0
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from .frontend import MelConfig, WaveConfig
 from .modality import Modality, SignalUnit
 from .samples import decode, followed_by_silence
 from .scan import Progress
-from .sound_files import SUFFIXES, SoundReader
+from .sound_files import SUFFIXES, SoundReader, wav_of
 from .sources import FileIndex, SourceConfig
 from .stored import to_signal
 
@@ -67,6 +67,16 @@ class AudioModality(Modality[AudioConfig]):
     def open(self, file: Path | BytesIO) -> SoundReader:
         """Its header is read, its samples are not yet."""
         return SoundReader(file)
+
+    def from_memory(self, value: Any, config: AudioConfig) -> SoundReader:
+        """An array [T] at `config.rate`: floats in [−1, 1] or int16."""
+        if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "if":
+            raise ValueError("an array [T] of floats in [−1, 1] or int16")
+        return SoundReader(wav_of(value, config.rate))
+
+    def shape(self, config: AudioConfig, channels: int) -> tuple[int, ...]:
+        frontend = config.frontend.build(config.rate)
+        return frontend.shape(frontend.floor(round(config.seconds * config.rate)))
 
     def axes(self, config: AudioConfig) -> int:
         return config.frontend.axes

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
@@ -80,6 +81,17 @@ class ImageModality(Modality[ImageConfig]):
             return Image.open(file)
         except UnidentifiedImageError:  # whose message holds an address, or the whole path
             raise ValueError("cannot identify image file") from None
+
+    def from_memory(self, value: Any, config: ImageConfig) -> Image.Image:
+        """A picture of Pillow, or a uint8 array [H, W] or [H, W, C]."""
+        if isinstance(value, Image.Image):
+            return value
+        if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
+            return Image.fromarray(value)
+        raise ValueError("a picture of Pillow or a uint8 array [H, W, C]")
+
+    def shape(self, config: ImageConfig, channels: int) -> tuple[int, ...] | None:
+        return None if config.size is None else (channels, config.size, config.size)
 
     def axes(self, config: ImageConfig) -> int:
         return 2

@@ -85,6 +85,17 @@ class Modality(ABC, Generic[ConfigT]):
         """A file, opened as its decoder does. May raise anything where the file is broken."""
 
     @abstractmethod
+    def from_memory(self, value: Any, config: ConfigT) -> Any:
+        """What `open` gives, of an item that is in memory and no file.
+
+        Raises ValueError for what is none. Of what type items are, the message says.
+        """
+
+    @abstractmethod
+    def shape(self, config: ConfigT, channels: int) -> tuple[int, ...] | None:
+        """[C, *S] of an example; None while the config leaves its size open."""
+
+    @abstractmethod
     def axes(self, config: ConfigT) -> int:
         """Number of axes of space that signals have: 2 for pictures, 1 for waveforms."""
 

@@ -140,7 +140,7 @@ def preprocess(
     name = str(file) if isinstance(file, str | os.PathLike) else type(file).__name__
     source = _source(file)
     try:
-        opened = modality.open(source)
+        opened = _from_memory(file, data) if source is None else modality.open(source)
         signal = modality.prepare(opened, data, config.channels, whole)
     except InputError:
         raise
@@ -149,17 +149,23 @@ def preprocess(
     return signal[None]
 
 
-def _source(file: Any) -> Path | BytesIO:
-    """Raises ValueError for what names no file and holds none."""
+def _source(file: Any) -> Path | BytesIO | None:
+    """What can be opened; None for what is no file."""
     if isinstance(file, str | os.PathLike):
         path = Path(file).expanduser()
         path.stat()  # raises FileNotFoundError with the name, whoever decodes
         return path
     if isinstance(file, bytes | bytearray | memoryview):
         return BytesIO(file)
-    if isinstance(file, BytesIO):
-        return file
-    raise ValueError(
-        f"expected the path or the bytes of a file, not {type(file).__name__}; "
-        "`encode` takes tensors and arrays"
-    )
+    return file if isinstance(file, BytesIO) else None
+
+
+def _from_memory(value: Any, data: DataConfig) -> Any:
+    """Raises InputError for what is no item either."""
+    modality: Modality[Any] = data.modality
+    try:
+        return modality.from_memory(value, data)
+    except ValueError as error:
+        raise InputError(
+            f"expected the path or the bytes of a file, or {error}, not {type(value).__name__}"
+        ) from error

@@ -2,7 +2,7 @@
 
 from .conv import Decoder, Encoder, TopDown
 from .layers import ConvConfig, NetConfig, WaveConvConfig, conv
-from .masks import CONVOLUTIONS, length_mask, mask_padding
+from .masks import CONVOLUTIONS, mask_padding, size_mask
 
 __all__ = [
     "CONVOLUTIONS",
@@ -13,6 +13,6 @@ __all__ = [
     "TopDown",
     "WaveConvConfig",
     "conv",
-    "length_mask",
     "mask_padding",
+    "size_mask",
 ]

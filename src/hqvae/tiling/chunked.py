@@ -1,9 +1,8 @@
-"""Signals of any length and batches of several: the same tokens as one by one, in bounded memory.
+"""Long signals piece by piece, in bounded memory: the tokens and samples of the whole.
 
-A chunk of a long signal is taken with a margin of what the networks can see beyond it, and what the
-margin gives is thrown away. At the signal's own ends there is no margin: there the networks'
-padding is that of the whole signal. Padding behind the shorter signals of a batch is masked out of
-every convolution.
+A chunk is taken with a margin of what the networks can see beyond it, and what the margin gives is
+thrown away. At the signal's own ends there is no margin: there the networks' padding is that of the
+whole signal.
 """
 
 import threading
@@ -16,62 +15,7 @@ from torch import Tensor, nn
 
 from hqvae.model import HQVAE
 from hqvae.model.signals import as_tensor
-from hqvae.nets import CONVOLUTIONS, length_mask, mask_padding
-
-# ------------------------------------------------------------------- several lengths
-
-
-@torch.no_grad()
-def encode_padded(model: HQVAE, x: Any, lengths: Sequence[int]) -> tuple[Int[Tensor, "B ..."], ...]:
-    """`model.encode` of a batch of signals that end at `lengths` on the last axis.
-
-    The codes are identical to encoding each signal unpadded and unbatched, whatever follows it in
-    x. They are 0 past ⌈length / coarsest stride⌉ coarsest positions. Raises ValueError for lengths
-    that do not fit x, and as `encode` does.
-    """
-    x = as_tensor(x, next(model.parameters()))
-    size = x.shape[-1]
-    if len(lengths) != len(x) or not all(1 <= length <= size for length in lengths):
-        raise ValueError(f"lengths={list(lengths)}: expected {len(x)} from 1 to {size}")
-    ends = _coarsest_ends(model, lengths)
-    total = -(-size // model.stride)
-    # Repeated past its end, as `features` pads a signal that is alone.
-    last = torch.tensor(lengths, device=x.device) - 1
-    positions = torch.arange(total * model.stride, device=x.device).minimum(last[:, None])
-    positions = positions.view(len(x), *[1] * (x.ndim - 2), -1).expand(*x.shape[:-1], -1)
-    with mask_padding(model, ends, total):
-        codes = model.encode(x.gather(-1, positions))
-    return tuple(layer * length_mask(layer, ends, total) for layer in codes)
-
-
-@torch.no_grad()
-def decode_padded(
-    model: HQVAE,
-    codes: Sequence[Any],
-    lengths: Sequence[int],
-    layers: int | None = None,
-    size: Sequence[int] | None = None,
-) -> Float[Tensor, "B C ..."]:
-    """`model.decode` of a batch of signals that end at `lengths` on the last axis.
-
-    The samples are those that each signal has when decoded alone, and 0 past its end. Raises
-    ValueError for lengths that do not fit the codes.
-    """
-    total = codes[0].shape[-1]  # of the coarsest level
-    longest = total * model.stride
-    if len(lengths) != len(codes[0]) or not all(1 <= length <= longest for length in lengths):
-        raise ValueError(f"lengths={list(lengths)}: expected {len(codes[0])} from 1 to {longest}")
-    with mask_padding(model, _coarsest_ends(model, lengths), total):
-        x_hat = model.decode(codes, layers, size)
-    return x_hat * length_mask(x_hat, torch.tensor(lengths), x_hat.shape[-1])
-
-
-def _coarsest_ends(model: HQVAE, lengths: Sequence[int]) -> Int[Tensor, "B"]:
-    """Where signals end, in coarsest positions."""
-    return torch.tensor([-(-length // model.stride) for length in lengths])
-
-
-# ----------------------------------------------------------------------- long signals
+from hqvae.nets import CONVOLUTIONS
 
 
 def encode_chunked(model: HQVAE, x: Any, chunk: int) -> tuple[Int[Tensor, "B ..."], ...]:
@@ -114,11 +58,12 @@ def decode_chunked(
         yield x_hat if size is None or len(size) == 1 else x_hat[..., : size[0], :]
 
 
-def receptive_margin(model: HQVAE) -> int:
-    """Samples of the last axis beyond which nothing changes a code or a sample.
+def receptive_margin(model: HQVAE, encode: bool = True, decode: bool = True) -> int:
+    """Samples along an axis beyond which nothing changes a code or a sample.
 
     A multiple of the coarsest stride. It is the sum over all convolutions of what each sees beyond
-    its own place, so more than needed where branches run side by side.
+    its own place, so more than needed where branches run side by side. Of the two ways, `encode`
+    and `decode`, one alone may be asked for.
     """
     probe = 4 * model.stride
     reaches: list[float] = []
@@ -128,7 +73,7 @@ def receptive_margin(model: HQVAE) -> int:
         if threading.get_ident() != owner:
             return
         assert isinstance(module, CONVOLUTIONS)
-        reach = (module.kernel_size[-1] - 1) * module.dilation[-1]
+        reach = max((k - 1) * d for k, d in zip(module.kernel_size, module.dilation))
         reaches.append(reach * probe / min(inputs[0].shape[-1], output.shape[-1]))
 
     convolutions = [m for m in model.modules() if isinstance(m, CONVOLUTIONS)]
@@ -139,7 +84,11 @@ def receptive_margin(model: HQVAE) -> int:
         device = next(model.parameters()).device
         x = torch.zeros(1, model.config.channels, *size, device=device)
         model.eval()
-        model.decode(model.encode(x))
+        codes = model.encode(x)
+        if not encode:
+            reaches.clear()
+        if decode:
+            model.decode(codes)
     finally:
         model.train(mode)
         for hook in hooks:

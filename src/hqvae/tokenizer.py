@@ -1,0 +1,269 @@
+"""Tokenizer: pictures, sounds and signals → tokens and back; the same tokens whatever the company.
+
+Libraries round products of another shape in another way, and where two codes are nearly as far a
+token flips. So a tokenizer computes in float32 and in few fixed shapes: batches are filled up, and
+signals go through windows (`hqvae.tiling.windows`) whose sizes depend on the signal's alone.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from hqvae.data import Modality
+from hqvae.model import HQVAE
+from hqvae.nets import mask_padding
+from hqvae.tiling import Window, Windows, cut, put, receptive_margin
+from hqvae.tokens import Layout, Tokens
+
+# Signal points of a batch: enough to keep a device busy, and few enough that one signal alone,
+# which takes a whole batch, is soon done.
+_POINTS = {"cpu": 2**15, "cuda": 2**19}
+_LARGEST = {1: 2**18, 2: 512}  # samples of a window along an axis, by the number of axes
+
+Piece = tuple[int, Window]  # the number of a signal, and one of its windows
+
+
+class Tokenizer:
+    """A trained model as files use it.
+
+    The tokens of an item are the same alone and in any list, beside any others, with any number of
+    threads. They are those of one kind of device: a GPU rounds in its own way.
+
+    Args:
+        model: with float32 weights; put into evaluation mode
+
+    Raises ValueError for weights of another type.
+
+    >>> from PIL import Image
+    >>> from hqvae.data import ImageConfig
+    >>> model = HQVAE(data=ImageConfig(size=16))
+    >>> tokenizer = Tokenizer(model)
+    >>> red, blue = tokenizer.encode([Image.new("RGB", (40, 20), name) for name in ("red", "blue")])
+    >>> red.shapes
+    ((4, 4),)
+    >>> tokenizer.decode([red, blue])[0].size
+    (16, 16)
+    """
+
+    def __init__(self, model: HQVAE):
+        weight = next(model.parameters())
+        if weight.dtype != torch.float32:
+            raise ValueError(f"the model's weights are {weight.dtype}; expected torch.float32")
+        self.model = model.eval()
+        self.device = weight.device
+        self.layout: Layout = model.config.layout
+        self.usual = _usual_size(model)
+        self._encoding = self._windows_for(decode=False)
+        self._decoding = self._windows_for(encode=False)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, device: str = "cpu") -> "Tokenizer":
+        """Of the folder of a run or model, or of a Hugging Face repository.
+
+        Raises as `HQVAE.from_pretrained` does.
+        """
+        return cls(HQVAE.from_pretrained(source).to(device))
+
+    # ----------------------------------------------------------------------------------- items
+
+    def encode(self, items: Sequence[Any], whole: bool = False) -> list[Tokens]:
+        """The tokens of items: paths or bytes of files, pictures of Pillow, arrays, signals.
+
+        Args:
+            items: files and pictures are prepared as those of training were
+                (`HQVAE.preprocess`). Tensors are signals [C, *S], as `HQVAE.encode` takes them
+            whole: pictures at their own size; else resized and cropped to that of training. Sounds
+                are always whole
+
+        Raises as `HQVAE.preprocess` does, and ValueError for signals of other channels or axes.
+        """
+        return self.encode_signals([self._signal(item, whole) for item in items])
+
+    def decode(self, tokens: Sequence[Tokens], layers: int | None = None) -> list[Any]:
+        """Pictures of Pillow, or samples of sounds, from the tokens of all layers or the first.
+
+        Raises as `decode_signals` does, and ValueError where the model does not know what its
+        signals are.
+        """
+        return [
+            self.model.postprocess(signal[None])[0]
+            for signal in self.decode_signals(tokens, layers)
+        ]
+
+    def _signal(self, item: Any, whole: bool) -> Tensor:
+        if isinstance(item, Tensor):
+            return item
+        return self.model.preprocess(item, whole)[0]
+
+    # --------------------------------------------------------------------------------- signals
+
+    @torch.no_grad()
+    def encode_signals(self, signals: Sequence[Shaped[Tensor, "C ..."]]) -> list[Tokens]:
+        """The tokens of signals [C, *S] of any sizes, as `HQVAE.encode` takes them.
+
+        Raises ValueError for other channels or axes than the model's, and values out of range.
+        """
+        for signal in signals:
+            self._check(signal)
+        sizes = [tuple(signal.shape[1:]) for signal in signals]
+        shapes = [self.layout.shapes(self.layout.coarsest(size)) for size in sizes]
+        found: list[dict[int, Tensor]] = [{} for _ in sizes]
+        stride = self.layout.stride
+        for batch in self._batches(self._encoding, sizes):
+            parts = [cut(signals[item], window, stride) for item, window in batch.pieces]
+            x = batch.filled(parts).to(self.device)
+            with self._computing(batch):
+                codes = self.model.encode(x)
+            for layer, (ratio, of_layer) in enumerate(zip(self.layout.ratios, codes)):
+                for (item, window), row in zip(batch.pieces, of_layer.cpu()):
+                    so_far = found[item].get(layer)
+                    found[item][layer] = put(so_far, row, window, ratio, shapes[item][layer])
+        return [Tokens(tuple(codes.values()), size) for codes, size in zip(found, sizes)]
+
+    @torch.no_grad()
+    def decode_signals(
+        self, tokens: Sequence[Tokens], layers: int | None = None
+    ) -> list[Float[Tensor, "C ..."]]:
+        """Signals [C, *S] from the tokens of all layers, or of the first `layers` ones.
+
+        Raises ValueError for a wrong number of layers, a shape that does not fit the size, or a
+        code outside its codebook.
+        """
+        count = len(self.layout.layers) if layers is None else layers
+        for one in tokens:
+            self._check_tokens(one, count)
+        sizes = [one.size for one in tokens]
+        channels = self.model.config.channels
+        found: dict[int, Tensor] = {}
+
+        def part(item: int, layer: int, window: Window) -> Tensor:
+            return cut(tokens[item].codes[layer][None], window, self.layout.ratios[layer])[0]
+
+        for batch in self._batches(self._decoding, sizes):
+            codes = [
+                batch.filled([part(item, layer, window) for item, window in batch.pieces])
+                for layer in range(count)
+            ]
+            with self._computing(batch):
+                x_hat = self.model.decode([of_layer.to(self.device) for of_layer in codes], count)
+            for (item, window), row in zip(batch.pieces, x_hat.cpu()):
+                shape = (channels, *sizes[item])
+                found[item] = put(found.get(item), row, window, self.layout.stride, shape)
+        return [found[item] for item in range(len(tokens))]
+
+    # ----------------------------------------------------------------------------------- parts
+
+    def compute(self) -> dict[str, Any]:
+        """What tokens depend on beside the model, as plain values."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        stride = self.layout.stride
+        usual = self.usual and [
+            self.batch_size(self.usual),
+            self.model.config.channels,
+            *self.usual,
+        ]
+        return {
+            "dtype": "float32",
+            "device": name,
+            "usual_shape": usual,
+            "points_of_a_batch": _POINTS[self.device.type],
+            "largest_window": self._encoding.largest * stride,
+            "margin": self._encoding.margin * stride,
+        }
+
+    def batch_size(self, sides: Sequence[int]) -> int:
+        """Signals that are computed at a time, of such a size in samples."""
+        return max(1, _POINTS[self.device.type] // math.prod(sides))
+
+    def _windows_for(self, **way: bool) -> Windows:
+        stride = self.layout.stride
+        margin = receptive_margin(self.model, **way) // stride
+        # At most half of a window is margin.
+        largest = max(_LARGEST[self.layout.axes] // stride, 4 * margin, 1)
+        return Windows(stride, margin, largest, self.usual)
+
+    def _batches(self, windows: Windows, sizes: Sequence[tuple[int, ...]]) -> Iterator["_Batch"]:
+        """All windows of all signals, those of one size together."""
+        waiting: dict[tuple[int, ...], list[Piece]] = {}
+        stride = self.layout.stride
+        for item, size in enumerate(sizes):
+            for window in windows.of(size):
+                pieces = waiting.setdefault(window.sides, [])
+                pieces.append((item, window))
+                count = self.batch_size([side * stride for side in window.sides])
+                if len(pieces) == count:
+                    yield _Batch(waiting.pop(window.sides), count)
+        for sides, pieces in waiting.items():
+            yield _Batch(pieces, self.batch_size([side * stride for side in sides]))
+
+    @contextmanager
+    def _computing(self, batch: "_Batch") -> Iterator[None]:
+        """Inside, the networks see of each window what lies before its ends, in float32."""
+        sides = batch.pieces[0][1].sides
+        ends = batch.filled([torch.tensor(window.ends) for _, window in batch.pieces])
+        with ExitStack() as stack:
+            if (ends != torch.tensor(sides)).any():
+                stack.enter_context(mask_padding(self.model, ends, sides))
+            if self.device.type == "cuda":
+                stack.enter_context(_full_precision())
+            yield
+
+    def _check(self, signal: Tensor) -> None:
+        """Raises ValueError for another number of axes or channels, and for no point at all."""
+        if signal.ndim != self.layout.axes + 1 or 0 in signal.shape:
+            space = {1: "T", 2: "H, W"}[self.layout.axes]
+            channels = self.model.config.channels
+            raise ValueError(
+                f"a signal has shape {list(signal.shape)}; expected [{channels}, {space}]"
+            )
+
+    def _check_tokens(self, tokens: Tokens, count: int) -> None:
+        expected = self.layout.shapes(self.layout.coarsest(tokens.size))[:count]
+        if not 1 <= count <= len(self.layout.layers):
+            raise ValueError(f"layers={count}: expected 1 to {len(self.layout.layers)}")
+        if tokens.shapes[:count] != expected:
+            raise ValueError(
+                f"codes of shapes {list(map(list, tokens.shapes))} for a signal of "
+                f"{list(tokens.size)}; expected {list(map(list, expected))}"
+            )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Windows of one size that are computed at a time; `count` with what fills up."""
+
+    pieces: list[Piece]
+    count: int
+
+    def filled(self, parts: Sequence[Tensor]) -> Tensor:
+        """One for each piece, stacked; the last again until there are `count`."""
+        return torch.stack([*parts, *[parts[-1]] * (self.count - len(parts))])
+
+
+def _usual_size(model: HQVAE) -> tuple[int, ...] | None:
+    """The size of training's signals, where the model knows it."""
+    if model.data is None:
+        return None
+    modality: Modality[Any] = model.data.modality
+    shape = modality.shape(model.data, model.config.channels)
+    return None if shape is None else shape[1:]
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products and convolutions of GPUs in float32 and always by the same algorithm."""
+    products = torch.backends.cuda.matmul
+    before = products.allow_tf32
+    products.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        products.allow_tf32 = before

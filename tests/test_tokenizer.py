@@ -1,0 +1,259 @@
+"""A signal's tokens are the same in any company, and decode to the model's reconstruction."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from data_files import noise, png
+from PIL import Image
+
+from conftest import FAMILY, build, signals
+from hqvae.data import AudioConfig, ImageConfig, WaveConfig
+from hqvae.model import HQVAE
+from hqvae.presets import PRESETS
+from hqvae.quantize import Noise
+from hqvae.tiling import Windows
+from hqvae.tokenizer import Tokenizer
+from hqvae.tokens import Tokens, same_tokens
+
+
+def random_signal(*size, seed=0, channels=3):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(channels, *size, generator=generator) * 2 - 1
+
+
+def one_by_one(tokenizer, items):
+    return [tokenizer.encode([item])[0] for item in items]
+
+
+# ------------------------------------------------------------------------------ windows
+
+
+@pytest.mark.parametrize("size", [(1,), (64,), (65,), (300,), (1000,), (31, 200), (200, 31)])
+@pytest.mark.parametrize("margin, largest", [(0, 8), (3, 16), (3, 64)])
+def test_what_windows_keep_tiles_the_signal(size, margin, largest):
+    """Each position once; a margin on all sides but the signal's own ends."""
+    windows = Windows(stride=4, margin=margin, largest=largest)
+    counts = [-(-side // 4) for side in size]
+    seen = torch.zeros(counts, dtype=torch.long)
+    for window in windows.of(size):
+        seen[window.within(1)] += 1
+        for axis, count in enumerate(counts):
+            assert window.ends[axis] <= window.sides[axis] <= largest
+            begins, ends = (
+                window.starts[axis] == 0,
+                window.starts[axis] + window.sides[axis] >= count,
+            )
+            assert window.first[axis] == 0 if begins else window.first[axis] >= margin
+            assert ends or window.last[axis] <= window.sides[axis] - margin
+    assert (seen == 1).all()
+
+
+def test_a_signal_of_the_usual_size_has_a_window_of_its_own():
+    windows = Windows(stride=4, margin=2, largest=64, usual=(100,))
+    assert [windows.of((size,))[0].sides for size in (99, 100, 101)] == [(28,), (25,), (28,)]
+
+
+def test_windows_of_nothing_but_margins_are_refused():
+    with pytest.raises(ValueError, match="largest=4: expected more than two margins of 2"):
+        Windows(stride=4, margin=2, largest=4)
+
+
+# ------------------------------------------------------------------------------ the same tokens
+
+
+@pytest.mark.parametrize("axes", [1, 2], ids=["one axis", "two axes"])
+@pytest.mark.parametrize("family", FAMILY, ids="-".join)
+def test_tokens_are_those_of_the_model(family, axes):
+    """Behind its ends a signal is masked, so the model alone finds the same."""
+    model = build(*family, axes=axes)
+    tokenizer = Tokenizer(model)
+    sizes = [(16,), (17,), (70,), (8,)] if axes == 1 else [(16, 16), (17, 9), (70, 33), (8, 24)]
+    items = [random_signal(*size, seed=i) for i, size in enumerate(sizes)]
+    for item, tokens in zip(items, tokenizer.encode(items)):
+        expected = tuple(layer[0] for layer in model.encode(item[None]))
+        assert same_tokens([tokens], [Tokens(expected, tuple(item.shape[1:]))])
+
+
+@pytest.mark.parametrize("axes", [1, 2], ids=["one axis", "two axes"])
+def test_large_signals_have_the_tokens_and_samples_of_the_whole(axes):
+    """Several windows along each axis, with their margins."""
+    model = build("stochastic", "hybrid", axes=axes)
+    tokenizer = Tokenizer(model)
+    tokenizer._encoding = Windows(8, tokenizer._encoding.margin, 2 * tokenizer._encoding.margin + 3)
+    tokenizer._decoding = Windows(8, tokenizer._decoding.margin, 2 * tokenizer._decoding.margin + 3)
+    size = (3000,) if axes == 1 else (403, 390)
+    item = random_signal(*size)
+    (tokens,) = tokenizer.encode([item])
+    codes = model.encode(item[None])
+    assert len(tokenizer._encoding.of(size)) > 3**axes
+    assert all(torch.equal(one, other[0]) for one, other in zip(tokens.codes, codes))
+    (decoded,) = tokenizer.decode_signals([tokens])
+    torch.testing.assert_close(decoded, model.decode(codes, size=size)[0], atol=1e-5, rtol=0)
+
+
+def test_the_order_and_the_company_change_no_token():
+    tokenizer = Tokenizer(build("stochastic", "hybrid"))
+    items = [random_signal(16 + 8 * (i % 3), 24, seed=i) for i in range(300)]
+    together = tokenizer.encode(items)
+    assert same_tokens(one_by_one(tokenizer, items[:9]), together[:9])
+    assert same_tokens(tokenizer.encode(items[::-1]), together[::-1])
+    assert same_tokens(tokenizer.encode(items[7:40]), together[7:40])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_gives_the_same_tokens_alone_and_in_any_batch(name):
+    """Its real networks, with codebooks from noise: near ties are everywhere."""
+    torch.manual_seed(0)
+    config = PRESETS[name]
+    model = HQVAE(config.model)
+    axes, channels = config.model.axes, config.model.channels
+    size = (4 * model.stride,) if axes == 1 else (2 * model.stride, 4 * model.stride)
+    items = [random_signal(*size, seed=i, channels=channels) for i in range(12)]
+    model.init_scale(torch.stack(items))
+    model.init_codebooks(torch.stack(items), Noise(1))
+    tokenizer = Tokenizer(model)
+    together = tokenizer.encode(items)
+    assert same_tokens(one_by_one(tokenizer, items[:2]), together[:2])
+    assert same_tokens(tokenizer.encode(items[5:]), together[5:])
+    assert any((layer != layer.flatten()[0]).any() for layer in together[0].codes)
+
+
+@pytest.mark.parametrize("count", [20_000])
+def test_twenty_thousand_items_in_five_ways(count):
+    """In order, in another, in parts, beside others, with more threads; some of them alone."""
+    model = build("stochastic", "hybrid")
+    generator = torch.Generator().manual_seed(3)
+    items = list((torch.rand(count, 3, 8, 8, generator=generator) * 2 - 1).unbind())
+    tokenizer = Tokenizer(model)
+    flat = _flat(tokenizer.encode(items))
+    order = torch.randperm(count, generator=generator)
+    shuffled = _flat(tokenizer.encode([items[i] for i in order]))
+    parts = [tokenizer.encode(items[i : i + 613]) for i in range(0, count, 613)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        threaded = _flat(Tokenizer(build("stochastic", "hybrid")).encode(items))
+    finally:
+        torch.set_num_threads(threads)
+    beside = [random_signal(8 + i % 5, 11, seed=i) for i in range(count // 20)]
+    mixed = list(itertools.chain(*zip(items[: count // 20], beside)))
+    alone = _flat(one_by_one(tokenizer, items[:: count // 50]))
+    assert torch.equal(shuffled, flat[order])
+    assert torch.equal(_flat(list(itertools.chain(*parts))), flat)
+    assert torch.equal(threaded, flat)
+    assert torch.equal(_flat(tokenizer.encode(mixed)[::2]), flat[: count // 20])
+    assert torch.equal(alone, flat[:: count // 50])
+
+
+def _flat(tokens):
+    return torch.stack([torch.cat([layer.flatten() for layer in one.codes]) for one in tokens])
+
+
+# ------------------------------------------------------------------------------ decoding
+
+
+@pytest.mark.parametrize("family", FAMILY, ids="-".join)
+def test_decoded_tokens_are_the_reconstruction_to_the_last_bit(family):
+    """The batch that a tokenizer computes is as the model would have it."""
+    model = build(*family)
+    tokenizer = Tokenizer(model)
+    count = tokenizer.batch_size((16, 16))
+    x = signals(count)
+    tokens = tokenizer.encode(list(x))
+    assert torch.equal(torch.stack(tokenizer.decode_signals(tokens)), model(x).reconstruction)
+    (alone,) = tokenizer.decode_signals(tokens[5:6])
+    assert torch.equal(alone, model(x).reconstruction[5])
+
+
+def test_a_prefix_of_the_layers_is_a_coarser_signal():
+    model = build("stochastic", "hybrid")
+    tokenizer = Tokenizer(model)
+    tokens = tokenizer.encode([random_signal(16, 24)])
+    for layers in (1, 2, 5):
+        expected = model.decode([layer[None] for layer in tokens[0].codes], layers)
+        short = Tokens(tokens[0].codes[:layers], tokens[0].size)
+        for given in (tokens, [short]):
+            (decoded,) = tokenizer.decode_signals(given, layers)
+            torch.testing.assert_close(decoded, expected[0], atol=1e-5, rtol=0)
+
+
+# ------------------------------------------------------------------------------ items
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """A tokenizer of pictures of 16²."""
+    model = build("stochastic", "hybrid")
+    model.data = ImageConfig(size=16)
+    return Tokenizer(model)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_picture_is_the_same_as_path_bytes_pillow_and_array(pictures, tmp_path, whole):
+    pixels = noise(23, 40)
+    path = tmp_path / "a.png"
+    path.write_bytes(png(pixels))
+    items = [path, str(path), png(pixels), Image.fromarray(pixels), pixels]
+    tokens = pictures.encode(items, whole)
+    assert all(same_tokens([one], tokens[:1]) for one in tokens)
+    assert tokens[0].size == ((23, 40) if whole else (16, 16))
+    (picture,) = pictures.decode(tokens[:1])
+    assert isinstance(picture, Image.Image) and picture.size == tokens[0].size[::-1]
+
+
+def test_a_sound_is_the_same_as_samples_and_as_a_file(tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    model = build("ema", "residual", axes=1, channels=1, started=False)
+    model.data = AudioConfig(rate=8000, seconds=0.1, frontend=WaveConfig())
+    samples = np.random.default_rng(0).integers(-9000, 9000, 1234, dtype=np.int16)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, samples, 8000)
+    tokens = Tokenizer(model).encode([path, samples, (samples / 32768).astype(np.float32)])
+    assert same_tokens(tokens[:1] * 3, tokens)
+    (decoded,) = Tokenizer(model).decode(tokens[:1])
+    assert decoded.shape == (1234,)
+
+
+@pytest.mark.parametrize(
+    "item, message",
+    [
+        (7, "expected the path or the bytes of a file, or a picture of Pillow or a uint8 array"),
+        (np.zeros((8, 8)), r"a uint8 array \[H, W, C\], not ndarray"),
+        (torch.zeros(1, 8, 8), "x has shape"),
+        (torch.zeros(8, 8), r"a signal has shape \[8, 8\]; expected \[3, H, W\]"),
+        (torch.full((3, 8, 8), 255.0), "expected floats in"),
+    ],
+)
+def test_what_is_no_item_is_refused(pictures, item, message):
+    with pytest.raises(ValueError, match=message):
+        pictures.encode([item])
+
+
+@pytest.mark.parametrize(
+    "tokens, layers, message",
+    [
+        (Tokens((torch.zeros(2, 2, dtype=torch.long),), (16, 16)), None, "codes of shapes"),
+        (Tokens((torch.zeros(2, 3, dtype=torch.long),), (16, 16)), 1, r"expected \[\[2, 2\]\]"),
+        (Tokens((torch.zeros(2, 2, dtype=torch.long),), (16, 16)), 9, "layers=9: expected 1 to 5"),
+        (Tokens((torch.full((2, 2), 99),), (16, 16)), 1, "99"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(pictures, tokens, layers, message):
+    with pytest.raises(ValueError, match=message):
+        pictures.decode_signals([tokens], layers)
+
+
+def test_weights_of_another_type_are_refused():
+    with pytest.raises(ValueError, match=r"weights are torch.bfloat16; expected torch.float32"):
+        Tokenizer(build("ema", "one").bfloat16())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_tokens_in_any_company():
+    tokenizer = Tokenizer(build("stochastic", "hybrid").cuda())
+    items = [random_signal(16 + 8 * (i % 3), 24, seed=i) for i in range(300)]
+    together = tokenizer.encode(items)
+    assert same_tokens(one_by_one(tokenizer, items[:9]), together[:9])
+    assert same_tokens(tokenizer.encode(items[::-1]), together[::-1])
