@@ -14,7 +14,7 @@ from torch import Tensor
 from hqvae.errors import InputError, summary_of
 
 from .modality import Modality, SignalUnit
-from .sources import FileIndex
+from .sources import FileIndex, Label
 
 log = logging.getLogger("hqvae")
 T = TypeVar("T")
@@ -84,6 +84,11 @@ class Dataset(ABC):
     def keys(self) -> Sequence[str]:
         """Names of the items: paths below the source, or rows of a table."""
         return self.index.names
+
+    @property
+    def labels(self) -> Sequence[Label] | None:
+        """Classes of the items, None for items without; None where the source has none."""
+        return self.index.labels
 
     @abstractmethod
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 import logging
 import zipfile
 import zlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from PIL import Image
 
 from hqvae.errors import InputError
 
-from .index import SPLIT_NAMES, FileIndex
+from .index import SPLIT_NAMES, FileIndex, Label
+from .labels import labels_of
 
 log = logging.getLogger("hqvae")
 _CHANNELS = (1, 3, 4)
@@ -24,10 +26,13 @@ _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.er
 def index_npz(path: Path) -> dict[str, FileIndex]:
     """The splits of an `.npz` of uint8 pictures `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`.
 
-    Arrays of other kinds are left out: labels without a word, what may be pictures with one.
+    Labels of `x_train` are `y_train`, those of `train_images` `train_labels`, and those of a lone
+    array `labels` or `y`: integers `[N]` or `[N, 1]`. Arrays of other kinds are left out: of less
+    than three axes without a word, what may be pictures with one.
+
     Raises InputError where no array fits, or two are of the same split.
     """
-    headers, images = _read_npz(path)
+    headers, images, labels = _read_npz(path)
     left_out = {name: header for name, header in headers.items() if name not in images}
     if not images:
         listed = ", ".join(f"{name} {described(*header)}" for name, header in headers.items())
@@ -43,7 +48,7 @@ def index_npz(path: Path) -> dict[str, FileIndex]:
                 "keep one, or name them x_train, x_test"
             )
         rows = [f"{name}[{i}]" for i in range(len(array))]
-        indexes[split] = FileIndex(rows, partial(_open_row, array))
+        indexes[split] = FileIndex(rows, partial(_open_row, array), labels=labels.get(name))
     for name, (dtype, shape) in left_out.items():
         if len(shape) > 2:
             what = described(dtype, shape)
@@ -63,8 +68,10 @@ def described(dtype: np.dtype, shape: tuple[int, ...]) -> str:
     return f"{dtype} {list(shape)}"
 
 
-def _read_npz(path: Path) -> tuple[dict[str, Header], dict[str, np.ndarray]]:
-    """(dtype and shape of all arrays, those that can be pictures)."""
+def _read_npz(
+    path: Path,
+) -> tuple[dict[str, Header], dict[str, np.ndarray], dict[str, list[Label] | None]]:
+    """(dtype and shape of all arrays, those that can be pictures, labels of these by name)."""
     try:
         archive = np.load(path, allow_pickle=False)
         if isinstance(archive, np.ndarray):
@@ -72,11 +79,31 @@ def _read_npz(path: Path) -> tuple[dict[str, Header], dict[str, np.ndarray]]:
         with archive:
             headers = {name: _header(archive, name) for name in archive.files}
             images = {name: archive[name] for name, header in headers.items() if _fits(*header)}
+            labels = {
+                name: labels_of(archive[found].reshape(-1).tolist())
+                for name in images
+                if (found := _label_array(name, headers, alone=len(images) == 1))
+            }
     except _DAMAGED as error:
         # NumPy's advice to load it unsafely must not be passed on.
         why = "it is no such file" if "pickle" in str(error) else error
         raise InputError(f"{path} cannot be read as .npz: {why}") from error
-    return headers, images
+    return headers, images, labels
+
+
+def _label_array(pictures: str, headers: Mapping[str, Header], alone: bool) -> str | None:
+    """The name of the array with the labels of an array of pictures, which may be the only one."""
+    name = pictures.lower()
+    called = ["y_" + name.removeprefix("x_")] if name.startswith("x_") else []
+    called += [name.removesuffix("_images") + "_labels"] if name.endswith("_images") else []
+    called += ["labels", "y"] if alone else []
+    count = headers[pictures][1][0]
+    fitting = {
+        other.lower(): other
+        for other, (dtype, shape) in headers.items()
+        if dtype.kind in "iu" and shape in ((count,), (count, 1))
+    }
+    return next((fitting[other] for other in called if other in fitting), None)
 
 
 def _header(archive: Any, name: str) -> Header:

@@ -1,4 +1,4 @@
-"""Folders of files: which are items, and which split each belongs to."""
+"""Folders of files: which are items, and which split and class each belongs to."""
 
 import logging
 import os
@@ -11,7 +11,8 @@ from typing import Any
 from hqvae.errors import InputError, nearest_name
 
 from ..modality import Modality
-from .index import FileIndex, split_named
+from .index import FileIndex, Label, split_named
+from .labels import labels_of
 from .listing import Listing, kinds, warn_of_passed_over
 from .split_table import SplitTable, read_split_table
 
@@ -28,6 +29,10 @@ def index_folder(
     `metadata.csv` (`.jsonl`, `.parquet`) says; else that of a folder called `train`, `test` or the
     like, at the least depth where there is one; else train. Where the table or such folders exist,
     files outside them are left out, which one line says.
+
+    A file's label is what the table says, where it has labels; else its class folder: the first
+    below the split's folder, or below the root, as torchvision's `ImageFolder` reads it. Folders
+    named in `folder_splits` are no classes, and neither are their like: `fold1` beside `fold10`.
 
     Raises InputError where there is no item, or where a folder may be a split or a class.
     """
@@ -59,11 +64,11 @@ def index_folder(
     others = kinds(file for file in listing.files if file.suffix.lower() not in modality.suffixes)
     warn_of_passed_over(root, [*notes, others, *listing.notes()])
     _warn_of_meaning(listing, groups, assign, modality)
-    return {name: _index(root, chosen, modality) for name, chosen in groups.items()}
+    return {name: _index(root, chosen, modality, assign) for name, chosen in groups.items()}
 
 
 class _SplitOfFile:
-    """Path below the root → its split; None for files that belong to none."""
+    """Path below the root → its split, None for files that belong to none; and its label."""
 
     def __init__(
         self, paths: Sequence[Path], folder_splits: Mapping[str, str], table: SplitTable | None
@@ -73,6 +78,12 @@ class _SplitOfFile:
         self.found: dict[str, str] = {}  # folder that is a split → the split
         depths = [depth for path in paths if (depth := self._depth(path)) is not None]
         self.depth = min(depths, default=None)
+        self.folds = {
+            (depth, _without_number(name))
+            for path in paths
+            for depth, name in enumerate(path.parts[:-1])
+            if name in folder_splits
+        }
 
     def __call__(self, path: Path) -> str | None:
         folders = path.parts[:-1]
@@ -89,6 +100,18 @@ class _SplitOfFile:
         assert split is not None
         self.found[str(Path(*folders[: self.depth + 1]))] = split
         return split
+
+    def label(self, path: Path) -> Label:
+        """What the table says, else the first folder below the split's that is no fold."""
+        if self.table is not None and self.table.labels is not None:
+            return self.table.labels.get(path.as_posix())
+        below = 0
+        if self.depth is not None and self._depth(path) == self.depth:
+            below = self.depth + 1
+        for depth, name in enumerate(path.parts[:-1]):
+            if depth >= below and (depth, _without_number(name)) not in self.folds:
+                return name
+        return None
 
     def _depth(self, path: Path) -> int | None:
         """How deep the first folder lies that is called like a split."""
@@ -108,6 +131,10 @@ class _SplitOfFile:
             if entry.is_dir() and split_named(entry.name) and entry.name not in top
         ]
         return [f"folder {name!r}, which has no file of the kind" for name in empty]
+
+
+def _without_number(folder: str) -> str:
+    return folder.rstrip("0123456789")
 
 
 def _check_folder_splits(
@@ -219,9 +246,10 @@ def _nothing_found(listing: Listing, modality: Modality) -> InputError:
     return InputError(sentence)
 
 
-def _index(root: Path, paths: list[Path], modality: Modality) -> FileIndex:
+def _index(root: Path, paths: list[Path], modality: Modality, assign: _SplitOfFile) -> FileIndex:
     names = [str(path) for path in paths]
-    return FileIndex(names, partial(_open_file, modality, root, names))
+    labels = labels_of(map(assign.label, paths))
+    return FileIndex(names, partial(_open_file, modality, root, names), labels=labels)
 
 
 def _open_file(modality: Modality, root: Path, names: list[str], i: int) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 from hqvae.errors import InputError, nearest_name, summary_of
 
 from ..modality import Modality
-from .index import SPLIT_NAMES, FileIndex
+from .index import SPLIT_NAMES, FileIndex, Label
+from .labels import class_names, label_column, labels_of
 
 
 def index_hub(
@@ -43,8 +44,20 @@ def index_hub(
         if key.lower() in SPLIT_NAMES or len(loaded) == 1:
             rows = [f"{name} {key} row {i}" for i in range(len(table))]
             split = SPLIT_NAMES.get(key.lower(), "train")
-            indexes[split] = FileIndex(rows, partial(_open_hub_row, modality, raw, chosen))
+            indexes[split] = FileIndex(
+                rows, partial(_open_hub_row, modality, raw, chosen), None, *_labels(table)
+            )
     return indexes
+
+
+def _labels(table: Any) -> tuple[list[Label] | None, list[str] | None]:
+    """(labels, names of the classes) of a table with a column `label`, or one called alike."""
+    schemas = [table.features.arrow_schema]
+    column = label_column(schemas)
+    if column is None:
+        return None, None
+    names = class_names(schemas, column)
+    return labels_of(table[column][:], names), names
 
 
 def _feature_column(

@@ -11,6 +11,9 @@ from hqvae.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 
+Label = int | str | None
+"""The class of an item; None where the source has none."""
+
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -37,10 +40,10 @@ def split_named(folder: str) -> str | None:
 class FileIndex:
     """Items by number.
 
-    >>> index = FileIndex(["a.txt", "b.txt", "c.txt"], lambda i: "abc"[i])
+    >>> index = FileIndex(["a.txt", "b.txt", "c.txt"], lambda i: "abc"[i], labels=[0, 1, None])
     >>> chosen = index.subset([2, 0])
-    >>> chosen.names, chosen.open(0)
-    (['c.txt', 'a.txt'], 'c')
+    >>> chosen.names, chosen.open(0), chosen.labels
+    (['c.txt', 'a.txt'], 'c', [None, 0])
     """
 
     names: Sequence[str]
@@ -49,15 +52,26 @@ class FileIndex:
     """Opens the i-th item as its modality does. May raise anything where it is broken."""
     open_whole: Callable[[int], Any] | None = None
     """Opens what the i-th item was cut from; None where items are whole."""
+    labels: Sequence[Label] | None = None
+    """The class of each item, as a number or a name; None where the source has none."""
+    label_names: Sequence[str] | None = None
+    """The names of the classes by number; None where labels are names, or have none."""
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and len(self.labels) != len(self.names):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.names)} items")
 
     def __len__(self) -> int:
         return len(self.names)
 
     def subset(self, indices: Sequence[int]) -> "FileIndex":
+        """The items of these numbers, in this order; each keeps its name and label."""
         names = [self.names[i] for i in indices]
         chosen = list(indices)
         whole = self.open_whole and partial(_open_chosen, self.open_whole, chosen)
-        return FileIndex(names, partial(_open_chosen, self.open, chosen), whole)
+        labels = None if self.labels is None else [self.labels[i] for i in indices]
+        read = partial(_open_chosen, self.open, chosen)
+        return FileIndex(names, read, whole, labels, self.label_names)
 
 
 def _open_chosen(open_item: Callable[[int], Any], chosen: list[int], i: int) -> Any:

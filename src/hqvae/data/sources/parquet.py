@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from hqvae.errors import InputError, nearest_name, summary_of
 
 from ..modality import Modality
 from .index import SPLIT_NAMES, FileIndex
+from .labels import class_names, label_column, labels_of
 from .listing import Listing
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def index_parquet(
 ) -> dict[str, FileIndex]:
     """The splits of Parquet files; the column of items is the one that is named, or the only one.
 
+    Labels are those of a column `label`, or of one called alike, that all files of a split have.
+
     Raises InputError for a file that is damaged, or has no such column.
     """
     groups: dict[str, list[Path]] = {}
@@ -64,24 +67,31 @@ def _split_of_path(path: Path) -> str:
 def _index_files(
     root: Path, files: list[Path], column: str | None, modality: Modality
 ) -> FileIndex:
-    chosen = _bytes_column(files[0], _schema(files[0]), column, modality)
-    shards = [_Shard(file, chosen, modality) for file in files]
+    schemas = [_schema(file) for file in files]
+    chosen = _bytes_column(files[0], schemas[0], column, modality)
+    label = label_column(schemas)
+    shards = [_Shard(file, types, chosen, label, modality) for file, types in zip(files, schemas)]
     names = [
         f"{shard.path.relative_to(root)} row {row}"
         for shard in shards
         for row in range(len(shard.cells))
     ]
     ends = list(accumulate(len(shard.cells) for shard in shards))
-    return FileIndex(names, partial(_open_row, shards, ends))
+    label_names = None if label is None else class_names(schemas, label)
+    labels = labels_of(chain.from_iterable(shard.labels for shard in shards), label_names)
+    return FileIndex(
+        names, partial(_open_row, shards, ends), labels=labels, label_names=label_names
+    )
 
 
 class _Shard:
     """The cells of one file: bytes, or {bytes, path} as the library `datasets` writes them."""
 
-    def __init__(self, path: Path, column: str, modality: Modality):
+    def __init__(
+        self, path: Path, types: "pa.Schema", column: str, label: str | None, modality: Modality
+    ):
         self.path = path
         self.modality = modality
-        types = _schema(path)
         if column not in types.names:
             raise InputError(
                 f"{path.name} has no column {column!r}, which other files beside it have; "
@@ -95,7 +105,9 @@ class _Shard:
         with _reading(path), path.open("rb") as file:
             import pyarrow.parquet as parquet
 
-            self.cells = parquet.read_table(file, columns=[column])[column]
+            table = parquet.read_table(file, columns=[column, *([label] if label else [])])
+            self.cells = table[column]
+            self.labels = table[label].to_pylist() if label else []
 
     def open(self, row: int) -> Any:
         cell = self.cells[row].as_py()

@@ -1,4 +1,4 @@
-"""`metadata.csv`, `.jsonl` or `.parquet` in a folder: which file belongs to which split."""
+"""`metadata.csv`, `.jsonl` or `.parquet` in a folder: splits of files, and their labels."""
 
 import csv
 import json
@@ -9,17 +9,20 @@ from typing import Any
 
 from hqvae.errors import InputError, nearest_name, summary_of
 
-from .index import SPLIT_NAMES, SPLITS
+from .index import SPLIT_NAMES, SPLITS, Label
+from .labels import labels_of
 
 
 @dataclass(frozen=True)
 class SplitTable:
-    """Splits by file, as a table has them."""
+    """Splits and labels by file, as a table has them."""
 
     name: str
     """Of the table, below the folder."""
     splits: dict[str, str]
     """Path below the folder → split."""
+    labels: dict[str, Label] | None = None
+    """Path below the folder → label; None where the table has no column `label`."""
 
     def missing(self, root: Path) -> list[str]:
         """Files that the table names and that are not there, in words."""
@@ -34,6 +37,8 @@ class SplitTable:
 def read_split_table(root: Path) -> SplitTable | None:
     """The table of a folder with the columns `file_name` and `split`; None where there is none.
 
+    A third column, `label`, counts where it holds integers or strings.
+
     Raises InputError for a table that cannot be read, or a split of no known name.
     """
     for name, read in _READERS.items():
@@ -45,7 +50,11 @@ def read_split_table(root: Path) -> SplitTable | None:
         except Exception as error:  # pyarrow's, csv's and json's own, and the system's
             raise InputError(f"{path} cannot be read as a table: {summary_of(error)}") from error
         if rows and all({"file_name", "split"} <= set(row) for row in rows):
-            return SplitTable(name, {_file(row): _split(path, row) for row in rows})
+            files = [_file(row) for row in rows]
+            splits = [_split(path, row) for row in rows]
+            labels = labels_of(map(_label, rows))
+            of_file = None if labels is None else dict(zip(files, labels))
+            return SplitTable(name, dict(zip(files, splits)), of_file)
     return None
 
 
@@ -61,6 +70,11 @@ def _split(path: Path, row: dict[str, Any]) -> str:
             f"{path}: {row['file_name']} has split {row['split']!r}; {nearest_name(name, SPLITS)}"
         )
     return SPLIT_NAMES[name]
+
+
+def _label(row: dict[str, Any]) -> Any:
+    value = row.get("label")
+    return None if value == "" else value  # an empty field of a .csv
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
@@ -79,7 +93,8 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
     with path.open("rb") as file:  # pyarrow takes no names that are not UTF-8
         table = parquet.ParquetFile(file)
-        columns = [name for name in ("file_name", "split") if name in table.schema_arrow.names]
+        wanted = ("file_name", "split", "label")
+        columns = [name for name in wanted if name in table.schema_arrow.names]
         return table.read(columns).to_pylist()
 
 
