@@ -2,5 +2,23 @@
 
 from .layout import LayerPlace, Layout
 from .tokens import Tokens, same_tokens, smallest_type
+from .view import View
+from .views import VIEWS, ByLayer, ByPosition, Delay, Flat, PerLayer
+from .vocabulary import SPECIAL, Vocabulary
 
-__all__ = ["LayerPlace", "Layout", "Tokens", "same_tokens", "smallest_type"]
+__all__ = [
+    "SPECIAL",
+    "VIEWS",
+    "ByLayer",
+    "ByPosition",
+    "Delay",
+    "Flat",
+    "LayerPlace",
+    "Layout",
+    "PerLayer",
+    "Tokens",
+    "View",
+    "Vocabulary",
+    "same_tokens",
+    "smallest_type",
+]

@@ -1,8 +1,10 @@
 """Where codes stand: the layers of a model, and how many positions each has."""
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,18 @@ class Layout:
     def ratios(self) -> tuple[int, ...]:
         """Positions of each layer along an axis, for one of the coarsest."""
         return tuple(self.stride // place.stride for place in self.layers)
+
+    def first(self, layers: SupportsIndex) -> "Layout":
+        """The layout of the first layers alone.
+
+        Raises ValueError for a number of layers that this layout does not have.
+        """
+        count = operator.index(layers)
+        if not 1 <= count <= len(self.layers):
+            raise ValueError(
+                f"layers={layers}: expected a whole number from 1 to {len(self.layers)}"
+            )
+        return Layout(self.layers[:count], self.axes)
 
     def shapes(self, coarsest: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """*S_l of every layer, from that of the coarsest level."""
