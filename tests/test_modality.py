@@ -128,6 +128,9 @@ class VectorModality(Modality[VectorConfig]):
     def restore(self, signal: torch.Tensor, config: VectorConfig) -> list[Any]:
         return list(signal.numpy())
 
+    def save(self, item: Any, path: Path, config: VectorConfig, size=None) -> None:
+        np.save(path, item)
+
     def examples(self, config: VectorConfig) -> str:
         return "vectors"
 
@@ -163,6 +166,9 @@ class VectorDataset(Dataset):
         if not np.isfinite(row).all():
             raise BrokenItem(self.keys[i], "it holds values that are not finite")
         return row
+
+    def coded_raw(self, i: int, whole: bool) -> tuple[np.ndarray, tuple[int, ...]]:
+        return self.read_raw(i), ()
 
     def load_raw(self, i: int, augment_noise: np.ndarray | None = None) -> np.ndarray:
         return self.read_raw(i)

@@ -20,6 +20,7 @@ from hqvae.overrides import explain, to_dict
 from hqvae.pictures import save_pictures
 from hqvae.ranks import pick_device
 from hqvae.run import Run
+from hqvae.trained import open_trained
 from hqvae.versions import versions
 
 log = logging.getLogger("hqvae")
@@ -168,17 +169,6 @@ def _model_protocol(run: Run, model: HQVAE, device: torch.device) -> dict[str, A
         "model_sha256": run.weights_sha256(),
         "versions": versions(),
     }
-
-
-def open_trained(path: str) -> Run:
-    """A run; a warning where its training has not come to its end."""
-    run = Run.open(path)
-    for entry in run.entries("train")[-1:]:
-        total = entry.get("total", 0)
-        if entry["step"] < total:
-            step = entry["step"]
-            log.warning("run %s is not finished: it stands at step %d of %d", path, step, total)
-    return run
 
 
 def warn_of_change(run: Run, split: str, fingerprints: Mapping[str, str]) -> None:

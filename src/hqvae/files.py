@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.util import register_after_fork
 from pathlib import Path
@@ -13,10 +13,11 @@ from hqvae.errors import InputError, summary_of
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, writer: str = "") -> Iterator[Path]:
     """A temporary path that becomes `path` when the block succeeds, and is removed when it fails.
 
-    The temporary file lies beside `path` and is flushed to disk before it is moved.
+    The temporary file lies beside `path` and is flushed to disk before it is moved. Where several
+    may write the same at once, each names itself as `writer`.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -26,7 +27,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     'whole'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{writer and '.'}{writer}.partial")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -34,6 +35,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A plain value, written atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object per line, written atomically."""
+    with atomic_write(path) as temporary, temporary.open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def read_json(path: Path) -> dict[str, Any]:

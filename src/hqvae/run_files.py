@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from hqvae.data.sound_files import write_wav
 from hqvae.errors import InputError
-from hqvae.files import atomic_write, read_json, read_json_lines
+from hqvae.files import atomic_write, read_json, read_json_lines, write_json, write_json_lines
 
 logger = logging.getLogger("hqvae")
 _NAMED = 5  # runs that a message names
@@ -72,14 +73,12 @@ class RunFiles:
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
         """One JSON object per line, written atomically."""
-        with atomic_write(self.path / name) as temporary, temporary.open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        write_json_lines(self.path / name, rows)
         return self.path / name
 
     def write_json(self, name: str, value: Any) -> Path:
         """A plain value as a JSON file of this name."""
-        with atomic_write(self.path / name) as temporary:
-            temporary.write_text(json.dumps(value, indent=2) + "\n")
+        write_json(self.path / name, value)
         return self.path / name
 
     def save_figure(self, name: str, figure: Figure) -> Path:
@@ -90,10 +89,8 @@ class RunFiles:
 
     def save_audio(self, name: str, samples: np.ndarray, rate: int) -> Path:
         """A waveform [T] in [−1, 1] in `report/audio/`, as 16-bit WAV."""
-        import soundfile
-
         with atomic_write(self.path / "report" / "audio" / name) as temporary:
-            soundfile.write(temporary, samples, rate, subtype="PCM_16", format="WAV")
+            write_wav(temporary, samples, rate)
         return self.path / "report" / "audio" / name
 
 

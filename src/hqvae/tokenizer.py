@@ -5,7 +5,9 @@ token flips. So a tokenizer computes in float32 and in few fixed shapes: batches
 signals go through windows (`hqvae.tiling.windows`) whose sizes depend on the signal's alone.
 """
 
+import copy
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -58,6 +60,8 @@ class Tokenizer:
             raise ValueError(f"the model's weights are {weight.dtype}; expected torch.float32")
         self.model = model.eval()
         self.device = weight.device
+        self.points = _POINTS[self.device.type]
+        """Of the signals of a batch, all together."""
         self.layout: Layout = model.config.layout
         self.usual = _usual_size(model)
         self._encoding = self._windows_for(decode=False)
@@ -70,6 +74,10 @@ class Tokenizer:
         Raises as `HQVAE.from_pretrained` does.
         """
         return cls(HQVAE.from_pretrained(source).to(device))
+
+    def on(self, device: str) -> "Tokenizer":
+        """Another one, with a copy of the model on this device."""
+        return Tokenizer(copy.deepcopy(self.model).to(device))
 
     # ----------------------------------------------------------------------------------- items
 
@@ -173,14 +181,14 @@ class Tokenizer:
             "dtype": "float32",
             "device": name,
             "usual_shape": usual,
-            "points_of_a_batch": _POINTS[self.device.type],
+            "points_of_a_batch": self.points,
             "largest_window": self._encoding.largest * stride,
             "margin": self._encoding.margin * stride,
         }
 
     def batch_size(self, sides: Sequence[int]) -> int:
         """Signals that are computed at a time, of such a size in samples."""
-        return max(1, _POINTS[self.device.type] // math.prod(sides))
+        return max(1, self.points // math.prod(sides))
 
     def _windows_for(self, **way: bool) -> Windows:
         stride = self.layout.stride
@@ -212,7 +220,7 @@ class Tokenizer:
             if (ends != torch.tensor(sides)).any():
                 stack.enter_context(mask_padding(self.model, ends, sides))
             if self.device.type == "cuda":
-                stack.enter_context(_full_precision())
+                stack.enter_context(_FULL_PRECISION)
             yield
 
     def _check(self, signal: Tensor) -> None:
@@ -256,14 +264,43 @@ def _usual_size(model: HQVAE) -> tuple[int, ...] | None:
     return None if shape is None else shape[1:]
 
 
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Products and convolutions of GPUs in float32 and always by the same algorithm."""
-    products = torch.backends.cuda.matmul
-    before = products.allow_tf32
-    products.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        products.allow_tf32 = before
+class _FullPrecision:
+    """Products and convolutions of GPUs in float32, always by the same algorithm.
+
+    The switches are of the whole process: the last of several threads puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: tuple[bool, ...] = ()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = self._switches()
+                self._set(products=False, convolutions=False, benchmark=False, deterministic=True)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._set(*self._before)
+
+    def _switches(self) -> tuple[bool, ...]:
+        cudnn = torch.backends.cudnn
+        products = torch.backends.cuda.matmul.allow_tf32
+        return products, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+
+    def _set(
+        self, products: bool, convolutions: bool, benchmark: bool, deterministic: bool
+    ) -> None:
+        cudnn = torch.backends.cudnn
+        torch.backends.cuda.matmul.allow_tf32 = products
+        cudnn.allow_tf32 = convolutions
+        cudnn.benchmark = benchmark
+        cudnn.deterministic = deterministic
+
+
+_FULL_PRECISION = _FullPrecision()

@@ -10,8 +10,9 @@ import cyclopts
 
 from hqvae.errors import InputError
 
+from . import tokens, verbs  # noqa: F401  they add their verbs to the command
+from .app import STOPPED, app
 from .sentences import with_example, with_flags
-from .verbs import STOPPED, app
 
 __all__ = ["app", "main"]
 

@@ -7,11 +7,11 @@ says what is missing or unknown; here it also says what would have worked.
 import re
 from collections.abc import Sequence
 
-from .verbs import app
+from .app import app
 
 _FLAG = re.compile(
-    r"(?<![\w.'\"/-])(accelerator|batch_size|data|devices|jobs|limit|nodes|out|resume|seconds|"
-    r"seeds|shuffle_items|size|split)=(?=\S)"
+    r"(?<![\w.'\"/-])(accelerator|address|batch_size|data|devices|engine|jobs|layers|limit|nodes|out|resume|seconds|"
+    r"seeds|shard_items|shuffle_items|size|split|whole|workers)=(?=\S)"
 )
 
 
@@ -24,7 +24,7 @@ def with_flags(sentence: str) -> str:
     '--batch-size 0 and train.batch_size=0: expected at least 1'
     """
     flags = _FLAG.sub(lambda match: f"--{match[1].replace('_', '-')} ", sentence)
-    return flags.replace("--resume True", "--resume")
+    return re.sub(r"--(resume|whole) True", r"--\1", flags)
 
 
 def with_example(sentence: str, words: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from .dataset import BrokenItem, Dataset
 from .frontend import Frontend, LogMel, MelConfig, WaveConfig, Waveform
 from .image_dataset import ImageDataset
 from .images import IMAGE, PIXEL_UNIT, ImageConfig
+from .items import Item, Items
 from .modality import Modality, SignalUnit
 from .scan import Progress
 from .sources import SPLITS, FileIndex, SourceConfig, cut_splits, open_source
@@ -44,6 +45,8 @@ __all__ = [
     "Frontend",
     "ImageConfig",
     "ImageDataset",
+    "Item",
+    "Items",
     "LogMel",
     "MelConfig",
     "Modality",
@@ -54,9 +57,12 @@ __all__ = [
     "Splits",
     "WaveConfig",
     "Waveform",
+    "cut",
     "examples_for_figure",
+    "fingerprints",
     "open_data",
     "open_source",
+    "open_splits",
     "sequential_batches",
     "starting_signals",
     "to_pixels",
@@ -72,13 +78,16 @@ ConfigT = TypeVar("ConfigT", bound=SourceConfig)
 class Splits(dict[str, Dataset]):
     """The splits that were wanted, by name."""
 
+    label_names: Sequence[str] | None
+    """Of the classes by number, where labels are numbers and have names."""
     fingerprints: dict[str, str]
     """Of every split of the source, wanted or not: another one where items were added, removed or
     renamed."""
 
     def __init__(self, datasets: Mapping[str, Dataset], indexes: Mapping[str, FileIndex]):
         super().__init__(datasets)
-        self.fingerprints = {name: _fingerprint(index) for name, index in indexes.items()}
+        self.fingerprints = fingerprints(indexes)
+        self.label_names = next((index.label_names for index in indexes.values()), None)
 
     def left_out(self) -> list[dict[str, str]]:
         """Items known to be broken, of every split: {split, key, reason} each."""
@@ -87,6 +96,11 @@ class Splits(dict[str, Dataset]):
             for name, dataset in self.items()
             for key, reason in dataset.left_out()
         ]
+
+
+def fingerprints(indexes: Mapping[str, FileIndex]) -> dict[str, str]:
+    """What every split is made of."""
+    return {name: _fingerprint(index) for name, index in indexes.items()}
 
 
 def _fingerprint(index: FileIndex) -> str:
@@ -115,10 +129,30 @@ def open_data(
     for name in wanted:
         if name not in SPLITS:
             raise InputError(f"split {name!r} is not one of {', '.join(SPLITS)}")
-    modality: Modality[Any] = config.modality
-    modality.check_model(config, channels, axes)
+    config.modality.check_model(config, channels, axes)
+    return open_splits(config, cut(config, open_source(config), wanted), channels, wanted, progress)
+
+
+def cut(
+    config: SourceConfig, indexes: Mapping[str, FileIndex], wanted: Sequence[str] = SPLITS
+) -> dict[str, FileIndex]:
+    """All splits, those that the source lacks cut from its training items as the config says.
+
+    Raises InputError where a wanted one cannot be had.
+    """
     shares = {"test": config.test, "validation": config.validation}
-    indexes = cut_splits(open_source(config), shares, config.seed, wanted)
+    return cut_splits(indexes, shares, config.seed, wanted)
+
+
+def open_splits(
+    config: ConfigT,
+    indexes: Mapping[str, FileIndex],
+    channels: int,
+    wanted: Sequence[str],
+    progress: Progress | None = None,
+) -> tuple[ConfigT, Splits]:
+    """`open_data` from indexes that are known. Raises InputError for an empty split."""
+    modality: Modality[Any] = config.modality
     for name in wanted:
         if not len(indexes[name]):
             raise InputError(f"data {config.source!r} has no {modality.noun} in its {name} split")

@@ -20,7 +20,7 @@ from .frontend import MelConfig, WaveConfig
 from .modality import Modality, SignalUnit
 from .samples import decode, followed_by_silence
 from .scan import Progress
-from .sound_files import SUFFIXES, SoundReader, wav_of
+from .sound_files import SUFFIXES, SoundReader, write_wav
 from .sources import FileIndex, SourceConfig
 from .stored import to_signal
 
@@ -58,6 +58,7 @@ class AudioModality(Modality[AudioConfig]):
     noun = "audio file"
     example = "segment"
     suffixes = SUFFIXES
+    saved_suffix = ".wav"
     hub_feature = "Audio"
     channels: ClassVar[Mapping[int, str] | None] = {1: "mono"}
     figure_columns = 3
@@ -72,7 +73,9 @@ class AudioModality(Modality[AudioConfig]):
         """An array [T] at `config.rate`: floats in [−1, 1] or int16."""
         if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "if":
             raise ValueError("an array [T] of floats in [−1, 1] or int16")
-        return SoundReader(wav_of(value, config.rate))
+        file = BytesIO()
+        write_wav(file, value, config.rate, "PCM_16" if value.dtype == np.int16 else "FLOAT")
+        return SoundReader(file)
 
     def shape(self, config: AudioConfig, channels: int) -> tuple[int, ...]:
         frontend = config.frontend.build(config.rate)
@@ -109,6 +112,16 @@ class AudioModality(Modality[AudioConfig]):
         """Samples in [−1, 1] at `config.rate`."""
         sounds = config.frontend.build(config.rate).inverse(signal.float().cpu())
         return list(sounds[:, 0].clamp(-1, 1).numpy())
+
+    def save(
+        self,
+        item: Float[np.ndarray, "T"],
+        path: Path,
+        config: AudioConfig,
+        size: tuple[int, ...] | None = None,
+    ) -> None:
+        """16 bits; silence that was put behind a sound goes."""
+        write_wav(path, item if size is None else item[: size[0]], config.rate)
 
     def examples(self, config: AudioConfig) -> str:
         return f"segments with data.frontend.kind={config.frontend.kind}"

@@ -1,8 +1,10 @@
 """One split of audio files: whole, or cut into segments; decoded once where they fit."""
 
+import threading
+
 import numpy as np
 import torch
-from jaxtyping import Float, Int16
+from jaxtyping import Float, Int16, Shaped
 from torch import Tensor
 
 from .audio import AUDIO, AudioConfig
@@ -44,8 +46,8 @@ class AudioDataset(Dataset):
         self._first_segment = np.concatenate([[0], np.cumsum(self._segment_counts())])
         self.in_memory = 2 * sum(self.lengths) <= config.cache_mb * 2**20
         self._kept: list[np.ndarray | None] | None = None
-        # The item decoded last, where none is kept.
-        self._last: tuple[int, np.ndarray] | None = None
+        # The item that each thread decoded last, where none is kept.
+        self._last: dict[int, tuple[int, np.ndarray]] = {}
         if self.in_memory:
             self._kept = scan(self._decode_or_none, len(index), progress)
         self._warn_of_scan()
@@ -90,6 +92,13 @@ class AudioDataset(Dataset):
         """The whole file at `rate`; silence fills up the last frame of a spectrum."""
         sound = self._sound(i)
         return followed_by_silence(sound, self.frontend.ceil(len(sound)))
+
+    def coded_raw(self, i: int, whole: bool) -> tuple[Int16[np.ndarray, "1 T"], tuple[int]]:
+        raw = self.read_raw(i) if whole else self.load_raw(i)
+        return raw, (len(self._sound(i if whole else self.item_of(i))),)
+
+    def codable(self, raw: Int16[np.ndarray, "1 T"]) -> Shaped[Tensor, "1 ..."]:
+        return torch.from_numpy(raw) if self.frontend.stored else super().codable(raw)
 
     def load_raw(
         self, i: int, augment_noise: Float[np.ndarray, "2"] | None = None
@@ -142,9 +151,12 @@ class AudioDataset(Dataset):
         kept = None if self._kept is None else self._kept[item]
         if kept is not None:
             return kept
-        if self._last is None or self._last[0] != item:
-            self._last = (item, self._attempt(item, lambda: self._decode(item)))
-        return self._last[1]
+        thread = threading.get_ident()
+        last = self._last.get(thread)
+        if last is None or last[0] != item:
+            last = (item, self._attempt(item, lambda: self._decode(item)))
+            self._last[thread] = last
+        return last[1]
 
     def _decode_or_none(self, item: int) -> np.ndarray | None:
         try:

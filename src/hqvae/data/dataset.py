@@ -154,6 +154,18 @@ class Dataset(ABC):
         """
 
     @abstractmethod
+    def coded_raw(self, i: int, whole: bool) -> tuple[Shaped[np.ndarray, "C *S"], tuple[int, ...]]:
+        """What is coded of the i-th example, or of the i-th item whole; and the item's own size.
+
+        That is [H, W] of a picture, and [T] at `sample_rate` of a sound. Raises BrokenItem, also
+        for an item that is too small to be prepared.
+        """
+
+    def codable(self, raw: Shaped[np.ndarray, "C *S"]) -> Shaped[Tensor, "C *S"]:
+        """A raw item as `encode` takes it: stored values where it does, else the signal."""
+        return self.signal(torch.from_numpy(raw)[None])[0]
+
+    @abstractmethod
     def item_of(self, i: int) -> int:
         """The item that the i-th example is of."""
 

@@ -24,6 +24,8 @@ class Frontend(ABC):
 
     unit: SignalUnit
     """What a signal stands for."""
+    stored: ClassVar[bool] = False
+    """Whether a signal is the sound's samples as they are stored, in [−1, 1]."""
     min_samples: int
     """The shortest sound that a signal can be made of."""
 
@@ -199,6 +201,7 @@ class Waveform(Frontend):
     16000.0
     """
 
+    stored = True
     min_samples = 1
 
     def __init__(self, rate: int):

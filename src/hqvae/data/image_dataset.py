@@ -95,13 +95,29 @@ class ImageDataset(Dataset):
         cropped = self._crop(self._shrunk_image(i), crop_noise if self._random_crop else None)
         return cropped[..., ::-1] if self.config.flip and flip_noise < 0.5 else cropped
 
+    def coded_raw(self, i: int, whole: bool) -> tuple[UInt8[np.ndarray, "C H W"], tuple[int, int]]:
+        def read() -> tuple[np.ndarray, tuple[int, int]]:
+            image = self._decode(i)
+            raw = to_array(image) if whole else self._crop(self._shrink(i, image), None)
+            return raw, (image.height, image.width)
+
+        try:
+            return self._attempt(i, read)
+        except TooSmall as error:
+            raise BrokenItem(self.keys[i], f"smaller than data.size={self.size}") from error
+
+    def codable(self, raw: UInt8[np.ndarray, "C H W"]) -> UInt8[Tensor, "C H W"]:
+        return torch.from_numpy(np.ascontiguousarray(raw))
+
     def _shrunk_image(self, i: int) -> np.ndarray:
         kept = None if self._shrunk is None else self._shrunk[i]
-        return kept if kept is not None else self._attempt(i, lambda: self._shrink(i))
+        return kept if kept is not None else self._attempt(i, lambda: self._read_shrunk(i))
 
-    def _shrink(self, i: int) -> np.ndarray:
+    def _read_shrunk(self, i: int) -> np.ndarray:
+        return self._shrink(i, self._decode(i))
+
+    def _shrink(self, i: int, image: Image.Image) -> np.ndarray:
         """[C, H, W] whose shorter side is `size`; square where crops are central."""
-        image = self._decode(i)
         if min(image.size) < self.size:
             raise TooSmall(self.keys[i], image.width, image.height, self.size)
         if self._random_crop:
@@ -149,7 +165,7 @@ class ImageDataset(Dataset):
 
         def decode(i: int) -> np.ndarray | TooSmall | None:
             try:
-                return self._attempt(i, lambda: self._shrink(i))
+                return self._attempt(i, lambda: self._read_shrunk(i))
             except BrokenItem:
                 return None
             except TooSmall as error:

@@ -69,6 +69,7 @@ class ImageModality(Modality[ImageConfig]):
     suffixes = frozenset(
         suffix for suffix, kind in Image.registered_extensions().items() if kind in _FORMATS
     )
+    saved_suffix = ".png"
     hub_feature = "Image"
     channels: ClassVar[Mapping[int, str] | None] = {1: "grey", 3: "colour"}
     figure_columns = 10
@@ -117,6 +118,15 @@ class ImageModality(Modality[ImageConfig]):
     def restore(self, signal: Float[Tensor, "B C H W"], config: ImageConfig) -> list[Image.Image]:
         """Pictures of Pillow: RGB, or L where there is one channel."""
         return to_pictures(to_pixels(signal).numpy())
+
+    def save(
+        self,
+        item: Image.Image,
+        path: Path,
+        config: ImageConfig,
+        size: tuple[int, ...] | None = None,
+    ) -> None:
+        item.save(path, format="PNG")
 
     def examples(self, config: ImageConfig) -> str:
         return "images"

@@ -64,6 +64,8 @@ class Modality(ABC, Generic[ConfigT]):
     """An example in messages; its plural ends in s."""
     suffixes: ClassVar[frozenset[str]]
     """Endings of its files, in lower case and with the dot."""
+    saved_suffix: ClassVar[str]
+    """Ending of the files that `save` writes."""
     hub_feature: ClassVar[str]
     """Its class in the library `datasets`."""
     channels: ClassVar[Mapping[int, str] | None]
@@ -120,6 +122,15 @@ class Modality(ABC, Generic[ConfigT]):
     @abstractmethod
     def restore(self, signal: Shaped[Tensor, "B C *S"], config: ConfigT) -> list[Any]:
         """What signals are of, one each, to be saved or played: the way back from `prepare`."""
+
+    @abstractmethod
+    def save(
+        self, item: Any, path: Path, config: ConfigT, size: tuple[int, ...] | None = None
+    ) -> None:
+        """Write one of what `restore` gives, as a file without further loss.
+
+        `size` is the item's own, where it may be shorter than its signal.
+        """
 
     @abstractmethod
     def examples(self, config: ConfigT) -> str:

@@ -205,16 +205,15 @@ class SoundReader:
         return int(file.seek(target)) if target and file.can_seek else 0
 
 
-def wav_of(samples: np.ndarray, rate: int) -> BytesIO:
-    """A WAV file in memory of samples [T] at a rate: floats in [−1, 1], or int16.
+def write_wav(
+    file: Path | BytesIO, samples: np.ndarray, rate: int, encoding: str = "PCM_16"
+) -> None:
+    """Write samples [T] at a rate, floats in [−1, 1] or int16, as a WAV file.
 
     Raises InputError without soundfile.
     """
-    file = BytesIO()
-    kind = "PCM_16" if samples.dtype == np.int16 else "FLOAT"
-    values = samples if kind == "PCM_16" else samples.astype(np.float32)
-    _soundfile().write(file, values, rate, subtype=kind, format="WAV")
-    return file
+    values = samples if samples.dtype == np.int16 else samples.astype(np.float32)
+    _soundfile().write(file, values, rate, subtype=encoding, format="WAV")
 
 
 def _soundfile() -> Any:

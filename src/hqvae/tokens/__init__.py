@@ -4,10 +4,9 @@ from .layout import LayerPlace, Layout
 from .tokens import Tokens, same_tokens, smallest_type
 from .view import View
 from .views import VIEWS, ByLayer, ByPosition, Delay, Flat, PerLayer
-from .vocabulary import SPECIAL, Vocabulary
+from .vocabulary import Vocabulary
 
 __all__ = [
-    "SPECIAL",
     "VIEWS",
     "ByLayer",
     "ByPosition",

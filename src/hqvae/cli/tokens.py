@@ -1,0 +1,99 @@
+"""The verbs between data sets and tokens: `hqvae encode` and `hqvae decode`."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from .app import Accelerator, OtherData, RunFolder, Switch, app
+
+
+@app.command
+def encode(
+    run: RunFolder,
+    *,
+    data: OtherData = None,
+    out: str,
+    whole: Switch = False,
+    split: Annotated[str, Parameter(help="all, train, validation or test.")] = "all",
+    engine: str = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    shard_items: int | None = None,
+    accelerator: Accelerator = "auto",
+) -> int:
+    """Turn a data set into tokens: Parquet shards with a row for every item, and a manifest.
+
+    Started again, it goes on where it was stopped. Tokens depend on model, data and kind of device,
+    and on nothing else.
+
+    Examples:
+
+        hqvae encode runs/first --out tokens/first
+
+        hqvae encode runs/first --data ~/pictures --out tokens/mine --whole
+
+        hqvae encode runs/first --data /shared/data --out /shared/tokens --engine ray
+
+    Parameters
+    ----------
+    out
+        Folder for the tokens, new, or one that the same command has begun.
+    whole
+        Pictures and sounds at their own size; else as the run saw them, sounds in segments.
+    engine
+        local: this process, on all of its devices. ray: Ray Data, on a cluster.
+    address
+        Of a Ray cluster, such as auto or 10.0.0.1:6379; Ray is started here when not given.
+    workers
+        local: threads that read. ray: processes that encode, each with a CPU or a GPU. As many as
+        fit when not given.
+    shard_items
+        Rows of a shard at most; 4096 when not given, or more where that makes over 1000 shards.
+    """
+    from hqvae.encode import EncodeOptions
+    from hqvae.encode import encode as run_encoding
+
+    options = EncodeOptions(split, whole, engine, address, workers, shard_items, accelerator)
+    manifest = run_encoding(run, data, out, options)
+    shards = sum(len(found.shards) for found in manifest.splits.values())
+    left_out = sum(manifest.left_out.values())
+    if left_out:
+        print(f"{left_out:,} items are left out; {out}/left-out.jsonl says which, and why")
+    print(
+        f"{out} holds the tokens of {manifest.rows:,} items in {shards} shard(s); "
+        f"next: hqvae decode {run} {out} --out pictures"
+    )
+    return 0
+
+
+@app.command
+def decode(
+    run: RunFolder,
+    tokens: str,
+    *,
+    out: str,
+    layers: int | None = None,
+    accelerator: Accelerator = "auto",
+) -> int:
+    """Turn tokens back into pictures (PNG) or sounds (WAV), with the items' keys as names.
+
+    Examples:
+
+        hqvae decode runs/first tokens/first --out decoded
+
+        hqvae decode runs/first tokens/first --out coarse --layers 2
+
+    Parameters
+    ----------
+    tokens
+        Folder that `hqvae encode` wrote, with the same run.
+    out
+        Folder for the files, new.
+    layers
+        How many of the first layers; all when not given.
+    """
+    from hqvae.decode import decode as run_decoding
+
+    count = run_decoding(run, tokens, out, layers, accelerator)
+    print(f"{out} holds {count:,} files")
+    return 0

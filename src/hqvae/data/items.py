@@ -1,0 +1,89 @@
+"""A split as it is coded: each example once, or each item whole."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from .dataset import BrokenItem, Dataset
+from .sources import Label
+
+_AT_ONCE = 64  # examples that a thread reads at a time
+_AHEAD = 3  # reads that wait for each thread
+
+
+class Item(NamedTuple):
+    """One item of a split, read."""
+
+    key: str
+    """Its name, stable and of no other."""
+    label: Label
+    """Its class."""
+    original_size: tuple[int, ...]
+    """[H, W] of the picture, or [T] of the sound at the rate of the data."""
+    signal: Shaped[Tensor, "C ..."]
+    """As `encode` takes it, without the axis of a batch."""
+
+
+class Items:
+    """What of a split is coded.
+
+    Args:
+        dataset: the split
+        whole: items at their own size; else examples, as evaluation sees them
+
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> from hqvae.data import FileIndex, ImageConfig, ImageDataset
+    >>> index = FileIndex(["a"], lambda i: Image.new("RGB", (24, 16)), labels=["cat"])
+    >>> config = ImageConfig(size=8, cache_mb=0)
+    >>> item = Items(ImageDataset(index, config, channels=3), whole=False).read(0)
+    >>> item.key, item.label, item.original_size, item.signal.shape
+    ('a', 'cat', (16, 24), torch.Size([3, 8, 8]))
+    """
+
+    def __init__(self, dataset: Dataset, whole: bool):
+        self.dataset = dataset
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return len(self.dataset.keys) if self.whole else len(self.dataset)
+
+    def read(self, i: int) -> Item:
+        """The i-th. Raises BrokenItem where it cannot be had."""
+        dataset = self.dataset
+        item = i if self.whole else dataset.item_of(i)
+        raw, size = dataset.coded_raw(i, self.whole)
+        key = dataset.keys[i] if self.whole else dataset.example_key(i)
+        label = None if dataset.labels is None else dataset.labels[item]
+        return Item(key, label, size, dataset.codable(raw))
+
+    def read_in_order(
+        self, start: int, stop: int, threads: int
+    ) -> Iterator[list[Item | BrokenItem]]:
+        """All from `start` to `stop`, some at a time; threads read ahead, a little."""
+        at_once = 1 if self.whole else _AT_ONCE
+
+        def read(first: int) -> list[Item | BrokenItem]:
+            return [self._try(i) for i in range(first, min(stop, first + at_once))]
+
+        with ThreadPoolExecutor(threads) as pool:
+            starts = iter(range(start, stop, at_once))
+            waiting = [pool.submit(read, first) for first in islice(starts, threads * _AHEAD)]
+            try:
+                while waiting:
+                    yield waiting.pop(0).result()
+                    waiting += [pool.submit(read, first) for first in islice(starts, 1)]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _try(self, i: int) -> Item | BrokenItem:
+        try:
+            return self.read(i)
+        except BrokenItem as error:
+            item = i if self.whole else self.dataset.item_of(i)
+            self.dataset.note_broken({item: error.reason}, "it is left out")
+            return error

@@ -1,0 +1,210 @@
+"""A folder of tokens in the making: what belongs into it, what is there, and its end."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from hqvae.data import Splits
+from hqvae.errors import InputError
+from hqvae.files import lock, write_json_lines
+from hqvae.model.signals import preparation
+from hqvae.run import Run
+from hqvae.run_files import is_unused
+from hqvae.tokenizer import Tokenizer
+from hqvae.tokens.manifest import (
+    LEFT_OUT,
+    NAME,
+    Manifest,
+    ShardFile,
+    SplitFiles,
+    describe_layers,
+    file_sha256,
+    plan_shards,
+    read_manifest,
+)
+from hqvae.tokens.shards import Shard, read_footer, schema
+from hqvae.versions import versions
+
+log = logging.getLogger("hqvae")
+SHARD_ITEMS = 4096
+MOST_SHARDS = 1000  # of a split, where nothing else is said
+_WHAT = {
+    "model": "of another model",
+    "layers": "of another model",
+    "data": "of other data, or of other splits of them",
+    "whole": "of items that were prepared in another way (whole=True)",
+    "compute": "computed on another device",
+    "shard_items": "in shards of another size",
+}
+
+
+def description(
+    run: Run, tokenizer: Tokenizer, splits: Splits, whole: bool, shard_items: int | None
+) -> dict[str, Any]:
+    """What rows depend on, as `Manifest.made`."""
+    counts = {name: _count(splits, name, whole) for name in splits}
+    fitting = max(SHARD_ITEMS, -(-max(counts.values()) // MOST_SHARDS))
+    return {
+        "model": {
+            "sha256": run.weights_sha256(),
+            "posterior": tokenizer.model.posterior,
+            "beam_size": run.config.model.beam_size,
+        },
+        "layers": describe_layers(tokenizer.layout),
+        "axes": tokenizer.layout.axes,
+        "data": {
+            "prepared": preparation(run.config.data),
+            "splits": {
+                name: {"items": counts[name], "fingerprint": splits.fingerprints[name]}
+                for name in splits
+            },
+            "labels": _labels(splits),
+        },
+        "whole": whole,
+        "compute": tokenizer.compute(),
+        "shard_items": shard_items or fitting,
+    }
+
+
+def _count(splits: Splits, name: str, whole: bool) -> int:
+    return len(splits[name].keys) if whole else len(splits[name])
+
+
+def _labels(splits: Splits) -> dict[str, Any] | None:
+    kinds = {
+        type(label) for data in splits.values() for label in data.labels or () if label is not None
+    }
+    if len(kinds) != 1:
+        return None
+    kind = "integer" if kinds == {int} else "string"
+    return {"type": kind, "names": None if kind == "string" else _names(splits.label_names)}
+
+
+def _names(names: Sequence[str] | None) -> list[str] | None:
+    return None if names is None else list(names)
+
+
+class Job:
+    """A folder of tokens until it is complete.
+
+    Args:
+        folder: new, or one that an earlier call with the same description left
+        made: what rows depend on
+        source: where the data lie
+
+    Raises InputError for a folder that holds anything else.
+    """
+
+    def __init__(self, folder: Path, made: Mapping[str, Any], source: str):
+        self.folder = folder
+        self.manifest = Manifest(dict(made), source, versions(), False, {}, {})
+        self.items = {name: split["items"] for name, split in made["data"]["splits"].items()}
+        self.shards = plan_shards(self.items, made["shard_items"])
+        self._begin()
+
+    def _begin(self) -> None:
+        folder = self.folder
+        if folder.is_file():
+            raise InputError(f"out={str(folder)!r} is a file; expected a new folder")
+        if (folder / NAME).exists():
+            before = read_manifest(folder)
+            self._check_same(before)
+            self.manifest = before
+            return
+        if folder.exists() and not is_unused(folder):
+            raise InputError(
+                f"out={str(folder)!r} already holds files that are no tokens; choose another folder"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"out={str(folder)!r} cannot be made: {error.strerror}") from error
+        self.manifest.write(folder)
+
+    def _check_same(self, before: Manifest) -> None:
+        made = self.manifest.made
+        for name, what in _WHAT.items():
+            if before.made.get(name) != made[name]:
+                raise InputError(
+                    f"out={str(self.folder)!r} holds tokens {what}; choose another folder"
+                )
+        older = before.versions.get("torch")
+        if older != versions()["torch"]:
+            log.warning(
+                "%s was begun with torch %s and goes on with %s, which may round in another way",
+                *(self.folder, older, versions()["torch"]),
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out; raises InputError where there is one."""
+        with (self.folder / NAME).open("r+b") as file:
+            if not lock(file):
+                raise InputError(
+                    f"out={str(self.folder)!r} is in use: another process writes tokens into it"
+                )
+            for left in self.folder.glob(".*.partial"):
+                left.unlink(missing_ok=True)  # of a process that was killed
+            yield
+
+    # ----------------------------------------------------------------------------- shards
+
+    def missing(self) -> list[Shard]:
+        """The shards that are not there yet.
+
+        Raises InputError for files that are no such shards.
+        """
+        names = {shard.name for shard in self.shards}
+        for path in sorted(self.folder.glob("*.parquet")):
+            footer = read_footer(path)
+            if path.name not in names or footer is None or footer["made"] != self.manifest.id():
+                raise InputError(
+                    f"{path} is none of these tokens; take it out, or choose another folder"
+                )
+        return [shard for shard in self.shards if not (self.folder / shard.name).exists()]
+
+    @property
+    def columns(self) -> pa.Schema:
+        """Of every shard."""
+        labels = self.manifest.made["data"]["labels"]
+        return schema(self.manifest.layout, labels and labels["type"])
+
+    def footer(self) -> dict[str, Any]:
+        """What every shard says of itself; its writer adds what it left out."""
+        return {"made": self.manifest.id(), "left_out": []}
+
+    # ----------------------------------------------------------------------------- the end
+
+    def finish(self) -> Manifest:
+        """Write the list of what is left out, and a manifest that names every shard."""
+        splits = {}
+        left_out: list[dict[str, str]] = []
+        for split, items in self.items.items():
+            files = []
+            before = len(left_out)
+            for shard in self.shards:
+                if shard.split == split:
+                    footer = read_footer(self.folder / shard.name)
+                    assert footer is not None
+                    left_out += [{"split": split, **entry} for entry in footer["left_out"]]
+                    files.append(_file_of(self.folder / shard.name, footer["rows"]))
+            rows = sum(file.rows for file in files)
+            splits[split] = SplitFiles(items, rows, len(left_out) - before, tuple(files))
+        if left_out:
+            write_json_lines(self.folder / LEFT_OUT, left_out)
+        reasons = Counter(entry["reason"] for entry in left_out)
+        made = self.manifest.made
+        done = Manifest(
+            made, self.manifest.source, self.manifest.versions, True, splits, dict(reasons)
+        )
+        done.write(self.folder)
+        return done
+
+
+def _file_of(path: Path, rows: int) -> ShardFile:
+    return ShardFile(path.name, rows, path.stat().st_size, file_sha256(path))

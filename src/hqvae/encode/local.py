@@ -1,0 +1,111 @@
+"""The local engine: this process, one thread for each device, and readers ahead of each."""
+
+import queue
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+from hqvae.data import Item, Items, Splits
+from hqvae.data.dataset import BrokenItem
+from hqvae.errors import printable
+from hqvae.tokenizer import Tokenizer
+from hqvae.tokens.shards import Row, Shard, write_shard
+
+from .job import Job
+
+_BATCHES = 64  # that are coded before rows are handed on
+_POLL = 0.1  # seconds
+
+
+class Encoder:
+    """Writes shards with one tokenizer.
+
+    Args:
+        tokenizer: on its device
+        splits: the data
+        job: the folder of tokens
+        readers: threads that read
+    """
+
+    def __init__(self, tokenizer: Tokenizer, splits: Splits, job: Job, readers: int):
+        self.tokenizer = tokenizer
+        self.splits = splits
+        self.job = job
+        self.readers = readers
+
+    def write(self, shard: Shard) -> Generator[int, None, None]:
+        """Code the items of a shard and write it; gives numbers of items as they are done."""
+        left_out: list[dict[str, str]] = []
+        footer = {**self.job.footer(), "left_out": left_out}
+        items = Items(self.splits[shard.split], self.job.manifest.made["whole"])
+        with write_shard(self.job.folder / shard.name, self.job.columns, footer) as writer:
+            for block in self._blocks(items, shard):
+                whole = [item for item in block if isinstance(item, Item)]
+                tokens = self.tokenizer.encode_signals([item.signal for item in whole])
+                writer.add(
+                    [
+                        Row(printable(item.key), item.label, item.original_size, of_item)
+                        for item, of_item in zip(whole, tokens)
+                    ]
+                )
+                left_out += [
+                    {"key": printable(item.key), "reason": printable(item.reason)}
+                    for item in block
+                    if isinstance(item, BrokenItem)
+                ]
+                yield len(block)
+
+    def _blocks(self, items: Items, shard: Shard) -> Iterator[list[Item | BrokenItem]]:
+        """Items together that fill some batches."""
+        block: list[Item | BrokenItem] = []
+        points = 0
+        for read in items.read_in_order(shard.start, shard.stop, self.readers):
+            block += read
+            points += sum(item.signal[0].numel() for item in read if isinstance(item, Item))
+            if points >= _BATCHES * self.tokenizer.points:
+                yield block
+                block = []
+                points = 0
+        if block:
+            yield block
+
+
+def encode_locally(encoders: Sequence[Encoder], shards: Sequence[Shard]) -> Iterator[int]:
+    """Write the shards, each by one of the encoders; gives numbers of items as they are done.
+
+    Where it is stopped, what is half-written goes.
+    """
+    waiting: queue.SimpleQueue[Shard] = queue.SimpleQueue()
+    done: queue.SimpleQueue[int] = queue.SimpleQueue()
+    stop = threading.Event()
+    for shard in shards:
+        waiting.put(shard)
+
+    def work(encoder: Encoder) -> None:
+        while not stop.is_set():
+            try:
+                shard = waiting.get_nowait()
+            except queue.Empty:
+                return
+            with closing(encoder.write(shard)) as written:
+                for count in written:
+                    done.put(count)
+                    if stop.is_set():
+                        return
+
+    with ThreadPoolExecutor(len(encoders)) as pool:
+        working = [pool.submit(work, encoder) for encoder in encoders]
+        try:
+            while not all(future.done() for future in working) or not done.empty():
+                for future in working:
+                    if future.done():
+                        future.result()  # raises what it raised
+                try:
+                    yield done.get(timeout=_POLL)
+                except queue.Empty:
+                    continue
+            for future in working:
+                future.result()
+        finally:
+            stop.set()

@@ -1,0 +1,215 @@
+"""Shards of tokens: Parquet files that are written and read here.
+
+A row is an item:
+
+    key              its name
+    label            its class, an integer or a string, where the source has classes
+    original_size    [H, W] of the picture, or [T] of the sound at the model's rate
+    size             *S of the signal that was coded, which decoding gives back
+    shapes           *S_l of every layer
+    codes_0, …       the codes of a layer, flat in raster order, in the smallest unsigned type
+
+Lists are flat, so that any reader of Parquet takes them. A shard is written whole or not at all.
+What it is of, and which items it lacks, stands in its footer: the shards alone say how far a set
+has come.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import torch
+
+from hqvae.errors import InputError, summary_of
+from hqvae.files import atomic_write
+
+from .layout import Layout
+from .tokens import Tokens, smallest_type
+
+_FOOTER = "hqvae"  # key of what a shard says of itself
+_ROW_GROUP = 2**24  # codes of a row group
+_SIDES = pa.list_(pa.int32())
+Label = int | str | None
+
+
+class Row(NamedTuple):
+    """An item and its tokens."""
+
+    key: str
+    label: Label
+    original_size: tuple[int, ...]
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Items `start` to `stop` of a split, in one file of `count`."""
+
+    split: str
+    number: int
+    count: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """Of its file.
+
+        >>> Shard("train", 3, 12, 0, 10).name
+        'train-00003-of-00012.parquet'
+        """
+        return f"{self.split}-{self.number:05d}-of-{self.count:05d}.parquet"
+
+
+def schema(layout: Layout, label_type: str | None) -> pa.Schema:
+    """The columns of all shards of a set; `label_type` is `integer`, `string` or None."""
+    kinds = {"integer": pa.int64(), "string": pa.string()}
+    label = [] if label_type is None else [pa.field("label", kinds[label_type])]
+    codes = [
+        pa.field(f"codes_{index}", pa.list_(pa.from_numpy_dtype(smallest_type(p.codebook_size))))
+        for index, p in enumerate(layout.layers)
+    ]
+    return pa.schema(
+        [
+            pa.field("key", pa.string()),
+            *label,
+            pa.field("original_size", _SIDES),
+            pa.field("size", _SIDES),
+            pa.field("shapes", pa.list_(_SIDES)),
+            *codes,
+        ]
+    )
+
+
+# ------------------------------------------------------------------------------ writing
+
+
+class ShardWriter:
+    """Takes rows in order, and holds a row group of them. Made by `write_shard`."""
+
+    def __init__(self, path: Path, columns: pa.Schema):
+        self._columns = columns
+        self._file = parquet.ParquetWriter(path, columns, compression="zstd")
+        self._waiting: list[Row] = []
+        self._codes = 0
+        self.rows = 0
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append rows."""
+        for row in rows:
+            self._waiting.append(row)
+            self._codes += sum(layer.numel() for layer in row.tokens.codes)
+            if self._codes >= _ROW_GROUP:
+                self._flush()
+
+    def close(self, footer: Mapping[str, Any]) -> None:
+        """Write what is left, and what the shard says of itself."""
+        self._flush()
+        about = {**footer, "rows": self.rows}
+        self._file.add_key_value_metadata({_FOOTER: json.dumps(about)})
+        self._file.close()
+
+    def drop(self) -> None:
+        """Close the file as it is."""
+        self._file.close()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._file.write_table(to_table(self._waiting, self._columns))
+        self.rows += len(self._waiting)
+        self._waiting = []
+        self._codes = 0
+
+
+@contextmanager
+def write_shard(path: Path, columns: pa.Schema, footer: Mapping[str, Any]) -> Iterator[ShardWriter]:
+    """A writer of the shard at `path`, which is there once the block has ended well.
+
+    `footer` may be filled in the block. Several processes may write the same shard.
+    """
+    with atomic_write(path, f"{platform.node()}-{os.getpid()}") as temporary:
+        writer = ShardWriter(temporary, columns)
+        try:
+            yield writer
+            writer.close(footer)
+        except BaseException:
+            writer.drop()
+            raise
+
+
+def to_table(rows: Sequence[Row], columns: pa.Schema) -> pa.Table:
+    """Rows as a table of these columns."""
+    arrays: dict[str, pa.Array] = {
+        "key": pa.array([row.key for row in rows], pa.string()),
+        "original_size": pa.array([row.original_size for row in rows], _SIDES),
+        "size": pa.array([row.tokens.size for row in rows], _SIDES),
+        "shapes": pa.array([row.tokens.shapes for row in rows], pa.list_(_SIDES)),
+    }
+    if "label" in columns.names:
+        arrays["label"] = pa.array([row.label for row in rows], columns.field("label").type)
+    for index in range(len(rows[0].tokens.codes)):
+        kind = columns.field(f"codes_{index}").type
+        layers = [row.tokens.codes[index].flatten() for row in rows]
+        offsets = np.cumsum([0, *map(len, layers)], dtype=np.int32)
+        values = torch.cat(layers).numpy().astype(kind.value_type.to_pandas_dtype())
+        arrays[f"codes_{index}"] = pa.ListArray.from_arrays(offsets, values, type=kind)
+    return pa.Table.from_arrays([arrays[name] for name in columns.names], schema=columns)
+
+
+# ------------------------------------------------------------------------------ reading
+
+
+def read_footer(path: Path) -> dict[str, Any] | None:
+    """What a shard says of itself; None for a Parquet file that is no shard.
+
+    Raises InputError for a file that is damaged.
+    """
+    with _reading(path):
+        metadata = parquet.read_metadata(path).metadata or {}
+        footer = metadata.get(_FOOTER.encode())
+        return None if footer is None else json.loads(footer)
+
+
+def read_shard(path: Path) -> pa.Table:
+    """All rows. Raises InputError for a file that is damaged."""
+    with _reading(path):
+        return parquet.read_table(path, partitioning=None)
+
+
+def rows_of(table: pa.Table) -> Iterator[Row]:
+    """The rows of a table, the way back from `to_table`."""
+    labels = "label" in table.column_names
+    for batch in table.to_batches(max_chunksize=1024):
+        columns = {name: batch.column(name) for name in table.column_names}
+        for i in range(batch.num_rows):
+            codes = []
+            shapes = columns["shapes"][i].as_py()
+            for layer, shape in enumerate(shapes):
+                values = columns[f"codes_{layer}"][i].values.to_numpy()
+                codes.append(torch.from_numpy(values.astype(np.int64)).reshape(shape))
+            yield Row(
+                columns["key"][i].as_py(),
+                columns["label"][i].as_py() if labels else None,
+                tuple(columns["original_size"][i].as_py()),
+                Tokens(tuple(codes), tuple(columns["size"][i].as_py())),
+            )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong is the fault of this file, and is said so."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"shard {path} is damaged: {summary_of(error)}; "
+            "delete it, and the same `hqvae encode` writes it again"
+        ) from error
