@@ -7,7 +7,6 @@ signals go through windows (`hqvae.tiling.windows`) whose sizes depend on the si
 
 import copy
 import math
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from hqvae.data import Modality
+from hqvae.full_precision import FULL_PRECISION
 from hqvae.model import HQVAE
 from hqvae.nets import mask_padding
 from hqvae.tiling import Window, Windows, cut, put, receptive_margin
@@ -220,7 +220,7 @@ class Tokenizer:
             if (ends != torch.tensor(sides)).any():
                 stack.enter_context(mask_padding(self.model, ends, sides))
             if self.device.type == "cuda":
-                stack.enter_context(_FULL_PRECISION)
+                stack.enter_context(FULL_PRECISION)
             yield
 
     def _check(self, signal: Tensor) -> None:
@@ -262,45 +262,3 @@ def _usual_size(model: HQVAE) -> tuple[int, ...] | None:
     modality: Modality[Any] = model.data.modality
     shape = modality.shape(model.data, model.config.channels)
     return None if shape is None else shape[1:]
-
-
-class _FullPrecision:
-    """Products and convolutions of GPUs in float32, always by the same algorithm.
-
-    The switches are of the whole process: the last of several threads puts them back.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._before: tuple[bool, ...] = ()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._before = self._switches()
-                self._set(products=False, convolutions=False, benchmark=False, deterministic=True)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._set(*self._before)
-
-    def _switches(self) -> tuple[bool, ...]:
-        cudnn = torch.backends.cudnn
-        products = torch.backends.cuda.matmul.allow_tf32
-        return products, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
-
-    def _set(
-        self, products: bool, convolutions: bool, benchmark: bool, deterministic: bool
-    ) -> None:
-        cudnn = torch.backends.cudnn
-        torch.backends.cuda.matmul.allow_tf32 = products
-        cudnn.allow_tf32 = convolutions
-        cudnn.benchmark = benchmark
-        cudnn.deterministic = deterministic
-
-
-_FULL_PRECISION = _FullPrecision()

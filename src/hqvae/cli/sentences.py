@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from .app import app
 
-_FLAG = re.compile(
-    r"(?<![\w.'\"/-])(accelerator|address|batch_size|data|devices|engine|jobs|layers|limit|nodes|out|resume|seconds|"
-    r"seeds|shard_items|shuffle_items|size|split|whole|workers)=(?=\S)"
+_FLAGS = (
+    "accelerator|address|batch_size|data|devices|engine|jobs|layers|limit|nodes|out|resume|seconds|"
+    "seeds|shard_items|shuffle_items|size|split|whole|workers"
 )
+_FLAG = re.compile(rf"(?<![\w.'\"/-])({_FLAGS})=(?=\S)")
 
 
 def with_flags(sentence: str) -> str:
