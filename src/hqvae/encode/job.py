@@ -12,10 +12,10 @@ import pyarrow as pa
 from hqvae.data import Splits
 from hqvae.errors import InputError
 from hqvae.files import lock, write_json_lines
+from hqvae.model import HQVAE
 from hqvae.model.signals import preparation
 from hqvae.run import Run
 from hqvae.run_files import is_unused
-from hqvae.tokenizer import Tokenizer
 from hqvae.tokens.manifest import (
     LEFT_OUT,
     NAME,
@@ -29,6 +29,8 @@ from hqvae.tokens.manifest import (
 )
 from hqvae.tokens.shards import Shard, read_footer, schema
 from hqvae.versions import versions
+
+from .options import EncodeOptions
 
 log = logging.getLogger("hqvae")
 SHARD_ITEMS = 4096
@@ -44,19 +46,19 @@ _WHAT = {
 
 
 def description(
-    run: Run, tokenizer: Tokenizer, splits: Splits, whole: bool, shard_items: int | None
+    run: Run, model: HQVAE, splits: Splits, compute: Mapping[str, Any], options: EncodeOptions
 ) -> dict[str, Any]:
-    """What rows depend on, as `Manifest.made`."""
-    counts = {name: _count(splits, name, whole) for name in splits}
+    """What rows depend on, as `Manifest.made`; `compute` is what a tokenizer says of itself."""
+    counts = {name: _count(splits, name, options.whole) for name in splits}
     fitting = max(SHARD_ITEMS, -(-max(counts.values()) // MOST_SHARDS))
     return {
         "model": {
             "sha256": run.weights_sha256(),
-            "posterior": tokenizer.model.posterior,
+            "posterior": model.posterior,
             "beam_size": run.config.model.beam_size,
         },
-        "layers": describe_layers(tokenizer.layout),
-        "axes": tokenizer.layout.axes,
+        "layers": describe_layers(model.config.layout),
+        "axes": model.config.axes,
         "data": {
             "prepared": preparation(run.config.data),
             "splits": {
@@ -65,9 +67,9 @@ def description(
             },
             "labels": _labels(splits),
         },
-        "whole": whole,
-        "compute": tokenizer.compute(),
-        "shard_items": shard_items or fitting,
+        "whole": options.whole,
+        "compute": dict(compute),
+        "shard_items": options.shard_items or fitting,
     }
 
 

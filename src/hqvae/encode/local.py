@@ -1,10 +1,14 @@
 """The local engine: this process, one thread for each device, and readers ahead of each."""
 
+import os
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import Any
+
+import torch
 
 from hqvae.data import Item, Items, Splits
 from hqvae.data.dataset import BrokenItem
@@ -12,10 +16,13 @@ from hqvae.errors import printable
 from hqvae.tokenizer import Tokenizer
 from hqvae.tokens.shards import Row, Shard, write_shard
 
+from .engine import Engine
 from .job import Job
 
 _BATCHES = 64  # that are coded before rows are handed on
 _POLL = 0.1  # seconds
+_READERS = 4  # threads that read, at most
+_ENCODERS = 8  # threads that compute on the CPU, at most
 
 
 class Encoder:
@@ -71,7 +78,45 @@ class Encoder:
             yield block
 
 
-def encode_locally(encoders: Sequence[Encoder], shards: Sequence[Shard]) -> Iterator[int]:
+class LocalEngine(Engine):
+    """This process: a thread for each GPU, or for each core, and readers beside them.
+
+    Args:
+        tokenizer: on the first of the devices
+        splits: the data
+        readers: threads that read for each that computes; as many as fit when None
+    """
+
+    def __init__(self, tokenizer: Tokenizer, splits: Splits, readers: int | None = None):
+        self.tokenizer = tokenizer
+        self.splits = splits
+        self.readers = readers
+
+    def compute(self) -> dict[str, Any]:
+        return self.tokenizer.compute()
+
+    def write(self, job: Job, shards: Sequence[Shard]) -> Iterator[int]:
+        threads = torch.get_num_threads()
+        tokenizers = self._tokenizers(min(threads, len(shards)))
+        cores = min(_READERS, os.cpu_count() or 1)
+        readers = self.readers or max(1, cores // len(tokenizers))
+        encoders = [Encoder(one, self.splits, job, readers) for one in tokenizers]
+        # Several that compute on one thread each do more than one that computes on several.
+        torch.set_num_threads(max(1, threads // len(encoders)))
+        try:
+            yield from _share(encoders, shards)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _tokenizers(self, most: int) -> list[Tokenizer]:
+        """One for each GPU where it is on one, else the same one for several threads."""
+        if self.tokenizer.device.type != "cuda":
+            return [self.tokenizer] * max(1, min(most, _ENCODERS))
+        others = range(1, torch.cuda.device_count())
+        return [self.tokenizer, *(self.tokenizer.on(f"cuda:{i}") for i in others)]
+
+
+def _share(encoders: Sequence[Encoder], shards: Sequence[Shard]) -> Iterator[int]:
     """Write the shards, each by one of the encoders; gives numbers of items as they are done.
 
     Where it is stopped, what is half-written goes.

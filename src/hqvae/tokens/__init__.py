@@ -1,5 +1,6 @@
 """Tokens: the codes of data sets, as files and as sequences for whoever trains on them."""
 
+from .dataset import TokenDataset
 from .layout import LayerPlace, Layout
 from .tokens import Tokens, same_tokens, smallest_type
 from .view import View
@@ -15,6 +16,7 @@ __all__ = [
     "LayerPlace",
     "Layout",
     "PerLayer",
+    "TokenDataset",
     "Tokens",
     "View",
     "Vocabulary",

@@ -135,7 +135,7 @@ def write_shard(path: Path, columns: pa.Schema, footer: Mapping[str, Any]) -> It
 
     `footer` may be filled in the block. Several processes may write the same shard.
     """
-    with atomic_write(path, f"{platform.node()}-{os.getpid()}") as temporary:
+    with atomic_write(path, writer_name()) as temporary:
         writer = ShardWriter(temporary, columns)
         try:
             yield writer
@@ -143,6 +143,11 @@ def write_shard(path: Path, columns: pa.Schema, footer: Mapping[str, Any]) -> It
         except BaseException:
             writer.drop()
             raise
+
+
+def writer_name() -> str:
+    """Of this process, among those that may write the same file."""
+    return f"{platform.node()}-{os.getpid()}"
 
 
 def to_table(rows: Sequence[Row], columns: pa.Schema) -> pa.Table:
