@@ -1,18 +1,26 @@
 """README and guides: links lead somewhere, examples run, sentences are short."""
 
 import re
+import shlex
 import statistics
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hqvae import HQVAE
+from hqvae.cli import main
 from hqvae.data import ImageConfig
+from hqvae.overrides import override
+from hqvae.presets import preset
+from hqvae.run import Run
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+TOKENS = ROOT / "docs" / "tokens.md"
 GUIDES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [*GUIDES, *sorted((ROOT / "experiments" / "diary").glob("*.md"))]
 
@@ -68,6 +76,8 @@ def count_words(sentence):
 
 def examples():
     for path in GUIDES:
+        if path == TOKENS:  # runs as a whole
+            continue
         for index, code in enumerate(_PYTHON.findall(path.read_text())):
             yield pytest.param(path, code, id=f"{path.name}-{index}")
 
@@ -92,6 +102,41 @@ def test_every_example_runs(path, code, tmp_path, monkeypatch):
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     with torch.random.fork_rng():
         exec(compile(code, name(path), "exec"), {"__name__": "example"})
+
+
+def first_run(folder):
+    """The run of docs/get-started.md, untrained, and pictures in two splits and classes."""
+    config = override(preset("hqvae"), ["data.size=32", f"data.source={folder / 'pictures'}"])
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 3)):
+        for i in range(count):
+            path = folder / "pictures" / split / f"class{i % 2}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (40, 32, 3), dtype=np.uint8)).save(path)
+    Run.create(folder / "runs" / "first", config).save_model(HQVAE(config.model, data=config.data))
+
+
+@pytest.mark.timeout(180)
+def test_use_your_codes_runs_as_written(tmp_path, monkeypatch, capsys):
+    """Its commands and its examples in order; but for Ray's, of which `test_ray.py` is."""
+    monkeypatch.chdir(tmp_path)
+    first_run(tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    blocks = re.findall(r"^```(python)?\n(.*?)^```", TOKENS.read_text(), re.DOTALL | re.MULTILINE)
+    ran = 0
+    for language, code in blocks:
+        if language:
+            with torch.random.fork_rng():
+                exec(compile(code, name(TOKENS), "exec"), {"__name__": "example"})
+            ran += 1
+        for line in code.splitlines():
+            if line.startswith("hqvae ") and "ray" not in line:
+                assert main(shlex.split(line)[1:]) == 0, line
+                ran += 1
+    assert ran == 7
+    assert re.search(r"^11 items, \d+\.\d\d nats a token$", capsys.readouterr().out, re.MULTILINE)
+    decoded = sorted(path.name for path in (tmp_path / "decoded").rglob("*.png"))
+    assert decoded == sorted([f"{i}.png" for i in range(12)] + ["0.png", "1.png", "2.png"])
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=name)

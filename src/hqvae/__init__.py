@@ -18,6 +18,7 @@ from hqvae.quantize import (
     ResidualVQ,
     VectorQuantize,
 )
+from hqvae.tokenizer import Tokenizer
 
 __version__ = version("hqvae")
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "RandomInit",
     "ResidualQuantizer",
     "ResidualVQ",
+    "Tokenizer",
     "VectorQuantize",
     "WaveConvConfig",
     "preset",

@@ -61,7 +61,7 @@ def encode(
         print(f"{left_out:,} items are left out; {out}/left-out.jsonl says which, and why")
     print(
         f"{out} holds the tokens of {manifest.rows:,} items in {shards} shard(s); "
-        f"next: hqvae decode {run} {out} --out pictures"
+        f"next: hqvae decode {run} {out} --out decoded"
     )
     return 0
 

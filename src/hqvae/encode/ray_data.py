@@ -185,7 +185,8 @@ class _Worker:
         """Raises InputError where this node would write other tokens, or elsewhere."""
         manifest = self.job.manifest
         for name in _MUST_AGREE:
-            here, there = versions()[name], manifest.versions[name]
+            here = versions()[name]
+            there = manifest.versions[name]
             if here != there:
                 raise InputError(f"{name} {here} is installed, and {there} where this was started")
         if tokenizer.compute() != manifest.made["compute"]:

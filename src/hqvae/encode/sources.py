@@ -64,11 +64,12 @@ def coded_source(run: Run, source: str | None) -> CodedSource:
         found = fingerprints(cut(config, open_source(config)))
     except InputError:  # too few to cut; what else is wrong is said where they are opened
         return CodedSource(config, is_cut=False)
-    same = all(found.get(name) == was for name, was in run.fingerprints.items())
-    if run.fingerprints and same:
+    own = _place(config.source) == _place(trained.source)
+    known = run.fingerprints
+    if known and all(found.get(name) == was for name, was in known.items()):
         return CodedSource(config, is_cut=True)
-    if _place(config.source) != _place(trained.source):
-        return CodedSource(config, is_cut=False)
+    if not own or not known:
+        return CodedSource(config, is_cut=own)
     log.warning(
         "%s has changed since run %s began: some of its validation and test items may have been "
         "trained on",

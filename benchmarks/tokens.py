@@ -1,0 +1,164 @@
+"""Encoding a data set: reader, encoder and writer apart, all of `hqvae encode`, and Ray's workers.
+
+    python benchmarks/tokens.py [--data photos] [--rounds 5] [--ray] [--out benchmarks/tokens.json]
+
+Pictures of 32², two presets: `sqvae` (one layer) and `rsqvae` (four layers, found by a beam), with
+codebooks from the first batch and no training: neither reader, encoder nor writer cares. The parts
+are interleaved in one run on one thread, and medians count. *In memory* is `Tokenizer` beside the
+bare model at the same batch, the ratio that is asked to stay above 0.9. `--ray` adds how much two
+workers do for one, from the first shard to the last.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from hqvae.config import Config
+from hqvae.data import Items, Splits, open_data
+from hqvae.encode import EncodeOptions, encode
+from hqvae.encode.job import Job, description
+from hqvae.encode.ray_data import RayEngine
+from hqvae.encode.sources import CodedSource
+from hqvae.model import HQVAE
+from hqvae.overrides import override
+from hqvae.presets import preset
+from hqvae.quantize import Noise
+from hqvae.run import Run
+from hqvae.tokenizer import Tokenizer
+from hqvae.tokens.shards import Row, schema, write_shard
+
+PRESETS = ("sqvae", "rsqvae")
+ITEMS = 2048  # of each part
+Part = Callable[[], object]
+
+
+def open_run(name: str, source: str, folder: Path) -> tuple[Run, Splits]:
+    """A run of a preset whose codebooks come from its data, and the data."""
+    config = override(preset(name), [f"data.source={source}", "data.size=32", "data.cache_mb=0"])
+    resolved, splits = open_data(config.data, config.model.channels, ("train",))
+    torch.manual_seed(0)
+    model = HQVAE(config.model, data=resolved)
+    items = Items(splits["train"], whole=False)
+    x = torch.stack([items.read(i).signal for i in range(256)]) / 127.5 - 1
+    model.init_scale(x)
+    model.init_codebooks(x, Noise(1))
+    run = Run.create(folder / name, Config(config.model, resolved, config.phases, config.train))
+    run.save_model(model)
+    return run, splits
+
+
+def parts(run: Run, splits: Splits, folder: Path) -> dict[str, Part]:
+    """Reader, encoder and writer over the same items."""
+    tokenizer = Tokenizer(run.load_model())
+    items = Items(splits["train"], whole=False)
+    count = min(ITEMS, len(items))
+    read = [items.read(i) for i in range(count)]
+    signals = [item.signal for item in read]
+    batch = tokenizer.batch_size((32, 32))
+    x = torch.stack(signals)
+    tokens = tokenizer.encode_signals(signals)
+    rows = [Row(r.key, r.label, r.original_size, t) for r, t in zip(read, tokens)]
+
+    def bare() -> None:
+        for start in range(0, count, batch):
+            tokenizer.model.encode(x[start : start + batch])
+
+    def write() -> None:
+        with write_shard(folder / "a.parquet", schema(tokenizer.layout, None), {}) as writer:
+            writer.add(rows)
+
+    return {
+        "reader": lambda: list(items.read_in_order(0, count, threads=1)),
+        "bare model": bare,
+        "tokenizer, in memory": lambda: tokenizer.encode_signals(signals),
+        "writer": write,
+    }
+
+
+def rates(variants: dict[str, Part], count: int, rounds: int) -> dict[str, float]:
+    """Median items per second of each; the first round is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(-1, rounds):
+        for name, part in variants.items():
+            start = time.perf_counter()
+            part()
+            if number >= 0:
+                times[name].append(time.perf_counter() - start)
+    return {name: count / statistics.median(taken) for name, taken in times.items()}
+
+
+def encoded(run: Run, folder: Path, limit: str) -> float:
+    """Items per second of all of `hqvae encode`, its start included."""
+    start = time.perf_counter()
+    manifest = encode(str(run.path), None, str(folder), EncodeOptions(split=limit))
+    return manifest.rows / (time.perf_counter() - start)
+
+
+def ray_rates(run: Run, splits: Splits, folder: Path, counts: Sequence[int]) -> dict[str, float]:
+    """Items per second of so many workers, once all of them have begun."""
+    found = {}
+    source = CodedSource(run.config.data, is_cut=True)
+    for count in counts:
+        options = EncodeOptions(engine="ray", workers=count, shard_items=256)
+        with RayEngine(run, source, options) as engine:
+            made = description(run, run.load_model(), splits, engine.compute(), options)
+            job = Job(folder / f"ray{count}", made, run.config.data.source)
+            times = []
+            for items in engine.write(job, job.missing()[:24]):
+                times += [time.perf_counter()] * items
+        begun = len(times) // 4
+        found[f"{count} worker(s)"] = (len(times) - begun) / (times[-1] - times[begun])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="photos")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/tokens.json"))
+    arguments = parser.parse_args()
+    cores = torch.get_num_threads()
+    results: dict[str, dict[str, float]] = {}
+    with TemporaryDirectory() as name:
+        for system in PRESETS:
+            folder = Path(name)
+            run, splits = open_run(system, arguments.data, folder)
+            torch.set_num_threads(1)
+            count = min(ITEMS, len(splits["train"]))
+            results[system] = rates(parts(run, splits, folder), count, arguments.rounds)
+            torch.set_num_threads(cores)
+            results[system][f"hqvae encode, {cores} thread(s)"] = encoded(
+                run, folder / f"{system}-tokens", "train"
+            )
+            results[system]["bytes an item"] = (folder / "a.parquet").stat().st_size / count
+            if arguments.ray:
+                results[system] |= ray_rates(run, splits, folder / f"{system}-ray", (1, 2))
+    for system, found in results.items():
+        for what, rate in found.items():
+            print(f"{system:8s} {what:32s} {rate:12,.0f}")
+        ratio = found["tokenizer, in memory"] / found["bare model"]
+        print(f"{system:8s} {'in memory / bare model':32s} {ratio:12.2f}")
+        if arguments.ray:
+            more = found["2 worker(s)"] / found["1 worker(s)"]
+            print(f"{system:8s} {'2 workers / 1 worker':32s} {more:12.2f}")
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": cores,
+        "torch": torch.__version__,
+    }
+    content = {"machine": machine, "data": arguments.data, "items_per_second": results}
+    arguments.out.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
