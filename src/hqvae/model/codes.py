@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hqvae.quantize import integer_codes
+from hqvae.integers import integers
 
 from .config import HQVAEConfig
 
@@ -45,7 +45,7 @@ def codes_by_level(
         )
     if not count <= len(codes) <= len(places):
         raise ValueError(f"codes of {len(codes)} layers; expected {count}, one array for each")
-    arrays = [integer_codes(of_layer, f"codes of layer {i}") for i, of_layer in enumerate(codes)]
+    arrays = [integers(of_layer, f"codes of layer {i}") for i, of_layer in enumerate(codes)]
     _check_shapes(config, arrays[:count])
     levels: list[list[Tensor]] = [[] for _ in config.levels]
     for place, of_layer in zip(places, arrays[:count]):

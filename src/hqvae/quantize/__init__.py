@@ -1,7 +1,7 @@
 """Quantizers: useful inside `HQVAE`, and alone in anybody's network."""
 
 from .adapter import ResidualVQ, VectorQuantize
-from .codebook import Codebook, flatten_positions, integer_codes, unflatten_positions
+from .codebook import Codebook, flatten_positions, unflatten_positions
 from .external import ExternalConfig
 from .kernels import LOG_S2_RANGE, beam_search
 from .noise import Noise, Stream
@@ -37,7 +37,6 @@ __all__ = [
     "VectorQuantize",
     "beam_search",
     "flatten_positions",
-    "integer_codes",
     "pool_layers",
     "unflatten_positions",
 ]

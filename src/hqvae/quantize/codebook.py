@@ -1,13 +1,11 @@
 """A codebook: K vectors, the way between vectors and codes, and every way the vectors can move."""
 
-from typing import Any
-
-import numpy as np
 import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from hqvae.errors import DegenerateFeatures
+from hqvae.integers import integers
 from hqvae.ranks import all_sum, rows_before_mine
 
 from .kernels import nearest
@@ -35,22 +33,6 @@ def check_size(dim: int, codebook_size: int) -> None:
         raise ValueError(f"codebook_size is {codebook_size}; a codebook needs at least 2 codes")
     if dim < 1:
         raise ValueError(f"dim is {dim}; a code needs at least 1 dimension")
-
-
-_NOT_INTEGERS = {torch.bool, torch.complex32, torch.complex64, torch.complex128}
-
-
-def integer_codes(codes: Any, what: str = "codes") -> Int[Tensor, "..."]:
-    """Codes of any integer type, torch or numpy, as int64.
-
-    Raises ValueError for anything else; `what` says whose codes they are.
-    """
-    if isinstance(codes, np.ndarray) and codes.dtype.kind in "iu":
-        codes = torch.from_numpy(codes.astype(np.int64))
-    if not isinstance(codes, Tensor) or codes.dtype in _NOT_INTEGERS or codes.is_floating_point():
-        kind = getattr(codes, "dtype", type(codes).__name__)
-        raise ValueError(f"{what} are of type {kind}; expected a tensor or an array of integers")
-    return codes.long()
 
 
 def check_codes(codes: Tensor, codebook_size: int) -> None:
@@ -107,7 +89,7 @@ class Codebook(nn.Module):
         0 … K − 1. `check=False` is for int64 codes known to be in range: a GPU waits for the check.
         """
         if check:
-            codes = integer_codes(codes)
+            codes = integers(codes)
             check_codes(codes, self.codebook_size)
         return nn.functional.embedding(codes, self.vectors).movedim(-1, 1)
 

@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from .codebook import Codebook, flatten_positions, integer_codes
+from hqvae.integers import integers
+
+from .codebook import Codebook, flatten_positions
 from .external import ExternalConfig
 from .kernels import beam_search
 from .noise import Noise, Stream
@@ -165,7 +167,7 @@ class ResidualQuantizer(nn.Module):
 
     def given(self, codes: Integer[Tensor, "B k *S"], check: bool = True) -> Quantized:
         """What `lookup` sums, layer by layer; entropy and loss are zero. Raises as it does."""
-        codes = integer_codes(codes)
+        codes = integers(codes)
         if codes.ndim < 2 or not 1 <= codes.shape[1] <= len(self.codebooks):
             raise ValueError(
                 f"codes of shape {list(codes.shape)}; expected [B, 1 to {len(self.codebooks)}, *S]"

@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from hqvae.integers import integers
+
 from .layout import LayerPlace, Layout
-from .vocabulary import Vocabulary, integers, token_offsets
+from .vocabulary import Vocabulary, token_offsets
 
 
 class Plan(NamedTuple):
