@@ -110,7 +110,7 @@ class ProgressBar:
             self.bar.status = on
             self.bar.refresh()
 
-    def show(self, done: float, status: str) -> None:
+    def show(self, done: int | float, status: str) -> None:
         """Move the bar, also by part of a step, with `status` below it.
 
         When piped, print the status, at most once a minute.

@@ -1,8 +1,8 @@
 """A run and a data set → a folder of tokens: Parquet shards and a manifest, each item once."""
 
-import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from hqvae.apart import check_apart
 from hqvae.console import ProgressBar, scan_bars
 from hqvae.data import SPLITS, Splits
 from hqvae.errors import InputError, nearest_name
+from hqvae.files import said_if_full
 from hqvae.ranks import pick_device
 from hqvae.tokenizer import Tokenizer
 from hqvae.tokens.manifest import Manifest
@@ -89,30 +90,28 @@ def encode(
     with scan_bars() as progress:
         splits = coded.open(opened.config.model.channels, options.split, progress)
     made = description(opened, tokenizer, splits, options.whole, options.shard_items)
-    job = Job(Path(out), made, coded.config.source)
-    try:
+    with said_if_full(out, "the same command goes on"):
+        job = Job(Path(out), made, coded.config.source)
         with job.locked():
             missing = job.missing()
             if job.manifest.complete and not missing:
                 return job.manifest
             total = sum(job.items.values())
             done = total - sum(shard.stop - shard.start for shard in missing)
-            with ProgressBar(total, done, quiet=False) as progress_bar:
-                for count in _written(tokenizer, splits, job, options, missing):
+            # Closed before the lock is, whatever stops it.
+            with (
+                closing(_written(tokenizer, splits, job, options, missing)) as written,
+                ProgressBar(total, done, quiet=False) as progress_bar,
+            ):
+                for count in written:
                     done += count
                     progress_bar.show(done, f"{done:,} of {total:,} items")
             return job.finish()
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise InputError(
-            f"no space left on the disk of {out}; free some, and the same command goes on"
-        ) from error
 
 
 def _written(
     tokenizer: Tokenizer, splits: Splits, job: Job, options: EncodeOptions, shards: list[Shard]
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Numbers of items as they are done."""
     threads = torch.get_num_threads()
     tokenizers = _tokenizers(tokenizer, min(threads, len(shards)))

@@ -1,6 +1,8 @@
 """Which data are coded, and in which splits: those of the run, or the source's own."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,14 +62,13 @@ def coded_source(run: Run, source: str | None) -> CodedSource:
     model = run.config.model
     modality: Modality[Any] = config.modality
     modality.check_model(config, model.channels, model.axes)
-    try:
-        found = fingerprints(cut(config, open_source(config)))
-    except InputError:  # too few to cut; what else is wrong is said where they are opened
-        return CodedSource(config, is_cut=False)
-    same = all(found.get(name) == was for name, was in run.fingerprints.items())
+    found = _fingerprints(config)
+    same = found and all(found.get(name) == was for name, was in run.fingerprints.items())
     if run.fingerprints and same:
         return CodedSource(config, is_cut=True)
     if _place(config.source) != _place(trained.source):
+        return CodedSource(_of_other_data(config), is_cut=False)
+    if not found:
         return CodedSource(config, is_cut=False)
     log.warning(
         "%s has changed since run %s began: some of its validation and test items may have been "
@@ -75,6 +76,35 @@ def coded_source(run: Run, source: str | None) -> CodedSource:
         *(config.source, run.path),
     )
     return CodedSource(config, is_cut=True)
+
+
+def _fingerprints(config: DataConfig) -> dict[str, str] | None:
+    """Of the splits as the run had them; None where they are too few to cut, or cannot be had."""
+    try:
+        with _unsaid():
+            return fingerprints(cut(config, open_source(config)))
+    except InputError:
+        return None
+
+
+def _of_other_data(config: DataConfig) -> DataConfig:
+    """Without the folders and the column that the run's own data have, where these have none."""
+    try:
+        with _unsaid():
+            open_source(config)
+    except InputError:
+        return replace(config, validation_folders=(), test_folders=(), column=None)
+    return config
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """Without the warnings, which come once more where the data are opened."""
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
 
 
 def _place(source: str) -> Path:
