@@ -5,17 +5,17 @@ import os
 import shutil
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from data_files import torn_png, write
 from token_files import (
     CUT,
     bytes_of,
+    counts,
     decoded,
-    encode_words,
     encoded,
     left_out,
-    photographs,
     picture,
     picture_table,
     pixels_of,
@@ -24,22 +24,17 @@ from token_files import (
     shards_of,
     smooth,
     tokenizer_of,
-    train_pictures,
     train_sounds,
 )
 
+import hqvae.data.audio_dataset
 import hqvae.tokenizer
-from hqvae.cli import main
 from hqvae.tokens import same_tokens
 from hqvae.tokens.manifest import read_manifest
 
 
 def keys_of(folder, split=None):
     return [row.key for row in rows(folder, split)]
-
-
-def counts(folder):
-    return {name: split.rows for name, split in read_manifest(folder).splits.items()}
 
 
 # ------------------------------------------------------------------------------ rows
@@ -78,6 +73,13 @@ def table_of_strings(tmp):
     return tmp / "d", dict(zip(keys, pictures)), dict(zip(keys, labels))
 
 
+def table_of_hashes(tmp):
+    hashes = np.array([2**63, 1], np.uint64)
+    source = picture_table(tmp / "d.parquet", [picture(i) for i in range(2)], label=hashes)
+    keys = ["d.parquet row 0", "d.parquet row 1"]
+    return source, dict(zip(keys, map(picture, range(2)))), dict(zip(keys, [str(2**63), "1"]))
+
+
 def table_of_numbers(tmp):
     pictures = [picture(i) for i in range(7)]
     source = picture_table(tmp / "d.parquet", pictures, label=[0, 1, 2**40, -3, 1, 1, 0])
@@ -93,7 +95,9 @@ def flat_folder(tmp):
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["as trained", "whole"])
-@pytest.mark.parametrize("make", [array_file, table_of_strings, table_of_numbers, flat_folder])
+@pytest.mark.parametrize(
+    "make", [array_file, table_of_strings, table_of_numbers, table_of_hashes, flat_folder]
+)
 def test_every_source_gives_its_keys_labels_and_pictures(make, whole, picture_run, tmp_path):
     source, held, labels = make(tmp_path)
     out = encoded(picture_run, source, tmp_path / "t", *(["--whole"] if whole else []))
@@ -210,6 +214,15 @@ def test_a_block_of_few_batches_changes_no_byte(
     assert bytes_of(out) == bytes_of(tokens)
 
 
+def test_row_groups_end_at_the_same_rows(tokens, photographs, picture_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("hqvae.tokens.shards._ROW_GROUP", 100)  # codes; an item has 40
+    many = encoded(picture_run, photographs, tmp_path / "many", "--shard-items", 8)
+    monkeypatch.setattr("hqvae.encode.local._BATCHES", 1e-4)
+    few = encoded(picture_run, photographs, tmp_path / "few", "--shard-items", 8)
+    assert bytes_of(many) == bytes_of(few) and same_rows(rows(few), rows(tokens))
+    assert parquet.read_metadata(few / "train-00000-of-00005.parquet").num_row_groups == 3
+
+
 def test_data_that_have_moved_give_the_same_bytes(tokens, photographs, picture_run, tmp_path):
     moved = shutil.copytree(photographs, tmp_path / "elsewhere")
     out = encoded(picture_run, moved, tmp_path / "t", "--shard-items", 8)
@@ -248,7 +261,7 @@ def test_what_is_broken_is_left_out_and_listed(picture_run, tmp_path, capsys):
     assert (split.items, split.rows, split.left_out) == (12, 8, 4)
     assert sum(read_manifest(out).left_out.values()) == 4
     assert read_manifest(out).left_out["smaller than data.size=16"] == 1
-    assert said[0].startswith("4 items are left out; ") and len(said) == 2
+    assert said[0].startswith("4 item(s) are left out; ") and len(said) == 2
     # None takes another's place.
     kept = [f"{i:02d}.png" for i in range(12) if i not in (3, 5, 7, 9)]
     assert keys_of(out) == kept
@@ -294,78 +307,18 @@ def test_broken_sounds_are_listed_with_and_without_segments(sound_run, sounds, t
         assert same_rows(rows(out), rows(same))
 
 
-# ------------------------------------------------------------------------------ splits
+def test_segments_that_a_file_does_not_have_are_named(sound_run, sounds, tmp_path, monkeypatch):
+    """The header of one promises twice as much as there is."""
+    length_at = hqvae.data.audio_dataset.length_at
 
+    def doubled(file, rate):
+        length = length_at(file, rate)
+        return length._replace(frames=length.frames * (2 if length.frames == 4960 else 1))
 
-def test_other_data_have_splits_of_their_own(picture_run, tmp_path):
-    for split, count in {"train": 3, "val": 1, "test": 2}.items():
-        photographs(tmp_path / "d" / split, count)
-    out = encoded(picture_run, tmp_path / "d", tmp_path / "t")
-    assert counts(out) == {"train": 3, "validation": 1, "test": 2}
-    one = encoded(picture_run, tmp_path / "d", tmp_path / "one", "--split", "validation")
-    assert counts(one) == {"validation": 1}
-    assert same_rows(rows(one), rows(out, "validation"))
-
-
-@pytest.mark.parametrize("count", [1, 2, 41])
-def test_other_data_without_splits_are_all_train(count, picture_run, tmp_path):
-    out = encoded(picture_run, photographs(tmp_path / "d", count), tmp_path / "t")
-    assert counts(out) == {"train": count}
-
-
-def test_the_own_data_are_meant_where_none_are_named(tokens, picture_run, tmp_path):
-    out = tmp_path / "t"
-    words = ["encode", str(picture_run), "--out", str(out), "--split", "test"]
-    assert main([*words, "--accelerator", "cpu"]) == 0
-    assert counts(out) == {"test": CUT["test"]} and same_rows(rows(out), rows(tokens, "test"))
-
-
-def test_own_data_that_have_changed_keep_their_cut_with_a_warning(picture_run, tmp_path, caplog):
-    source = photographs(tmp_path / "d", 20)
-    run = train_pictures(str(source), tmp_path)
-    write(source / "cat" / "new.png", picture(99))
-    out = encoded(run, source, tmp_path / "t")
-    assert counts(out) == {"train": 18, "validation": 1, "test": 2}
-    assert caplog.text.count("has changed since run") == 1
-
-
-def test_other_data_need_not_have_the_folders_of_the_own(tmp_path, caplog):
-    """Folders that the run's config names as splits are those of its own data."""
-    for fold in ("fold1", "fold2"):
-        photographs(tmp_path / "d" / fold, 9)
-    (tmp_path / "d" / "notes.txt").touch()
-    run = train_pictures(str(tmp_path / "d"), tmp_path, "data.test_folders=[fold2]")
-    caplog.clear()
-    own = encoded(run, tmp_path / "d", tmp_path / "own")
-    assert counts(own) == {"train": 8, "validation": 1, "test": 9}
-    assert caplog.text.count("1 .txt file") == 1  # said once
-    other = encoded(run, photographs(tmp_path / "other", 5), tmp_path / "t")
-    assert counts(other) == {"train": 5}
-
-
-def test_other_tables_need_not_have_the_column_of_the_own(tmp_path):
-    pictures = [picture(i) for i in range(20)]
-    own = picture_table(tmp_path / "own.parquet", pictures, other=[b"x"] * 20)
-    run = train_pictures(str(own), tmp_path, "data.column=image")
-    assert sum(counts(encoded(run, own, tmp_path / "o")).values()) == 20
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    table = parquet.read_table(own).drop_columns("other").rename_columns(["scan"])
-    parquet.write_table(pa.table(table), tmp_path / "scans.parquet")
-    assert counts(encoded(run, tmp_path / "scans.parquet", tmp_path / "t")) == {"train": 20}
-
-
-@pytest.mark.parametrize(
-    ("split", "said"),
-    [("test", "has no test split; expected one of: train"), ("tset", "did you mean 'test'?")],
-)
-def test_a_split_that_is_not_there_is_said(split, said, picture_run, tmp_path, capsys):
-    source = photographs(tmp_path / "d", 3)
-    words = encode_words(picture_run, source, tmp_path / "t", "--split", split)
-    assert main(words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert said in line and not (tmp_path / "t").exists()
+    monkeypatch.setattr("hqvae.data.audio_dataset.length_at", doubled)
+    out = encoded(sound_run, sounds, tmp_path / "t")
+    assert [entry["key"] for entry in left_out(out)] == ["train/3.wav@4800", "train/3.wav@5120"]
+    assert keys_of(out).count("train/3.wav@0") == 1
 
 
 # ------------------------------------------------------------------------------ whole pictures

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import threading
 import time
@@ -156,6 +157,16 @@ def test_a_shard_that_was_deleted_is_written_again(copied, tokens, picture_run, 
     (copied / "train-00002-of-00005.parquet").unlink()
     encoded(picture_run, photographs, copied, *WORDS)
     assert bytes_of(copied) == bytes_of(tokens)
+
+
+def test_data_that_moved_meanwhile_are_gone_on_with(
+    copied, tokens, picture_run, photographs, tmp_path, caplog
+):
+    (copied / "train-00002-of-00005.parquet").unlink()
+    moved = shutil.copytree(photographs, tmp_path / "moved")
+    encoded(picture_run, moved, copied, *WORDS)
+    assert bytes_of(copied) == bytes_of(tokens)
+    assert f"goes on with {moved}, whose items have the same names" in caplog.text
 
 
 def test_what_was_mended_is_no_longer_listed(picture_run, tmp_path):

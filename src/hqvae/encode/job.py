@@ -77,12 +77,13 @@ def _count(splits: Splits, name: str, whole: bool) -> int:
 
 
 def _labels(splits: Splits) -> dict[str, Any] | None:
-    kinds = {
-        type(label) for data in splits.values() for label in data.labels or () if label is not None
-    }
+    labels = {label for data in splits.values() for label in data.labels or ()} - {None}
+    kinds = {type(label) for label in labels}
     if len(kinds) != 1:
         return None
-    kind = "integer" if kinds == {int} else "string"
+    # Some data sets have hashes of 64 bits.
+    fit = all(isinstance(label, int) and -(2**63) <= label < 2**63 for label in labels)
+    kind = "integer" if fit else "string"
     return {"type": kind, "names": None if kind == "string" else _names(splits.label_names)}
 
 
@@ -134,6 +135,11 @@ class Job:
                 raise InputError(
                     f"out={str(self.folder)!r} holds tokens {what}; choose another folder"
                 )
+        if before.source != self.manifest.source:
+            log.warning(
+                "%s was begun with data %s and goes on with %s, whose items have the same names",
+                *(self.folder, before.source, self.manifest.source),
+            )
         older = before.versions.get("torch")
         if older != versions()["torch"]:
             log.warning(

@@ -49,7 +49,7 @@ class CodedSource:
         wanted = there if split == "all" else [split]
         if not wanted:
             raise InputError(f"data {config.source!r} holds no {config.modality.noun}")
-        return open_splits(config, indexes, channels, wanted, progress)[1]
+        return open_splits(config, indexes, channels, wanted, progress, to_train=False)[1]
 
 
 def coded_source(run: Run, source: str | None) -> CodedSource:

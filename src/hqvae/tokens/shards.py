@@ -155,8 +155,11 @@ def to_table(rows: Sequence[Row], columns: pa.Schema) -> pa.Table:
         "shapes": pa.array([row.tokens.shapes for row in rows], pa.list_(_SIDES)),
     }
     if "label" in columns.names:
-        labels = [printable(row.label) if isinstance(row.label, str) else row.label for row in rows]
-        arrays["label"] = pa.array(labels, columns.field("label").type)
+        kind = columns.field("label").type
+        labels = [row.label for row in rows]
+        if kind == pa.string():
+            labels = [None if label is None else printable(str(label)) for label in labels]
+        arrays["label"] = pa.array(labels, kind)
     for index in range(len(rows[0].tokens.codes)):
         kind = columns.field(f"codes_{index}").type
         layers = [row.tokens.codes[index].flatten() for row in rows]
