@@ -49,7 +49,8 @@ def open_run(name: str, source: str, folder: Path) -> tuple[Run, Splits]:
     x = torch.stack([items.read(i).signal for i in range(256)]) / 127.5 - 1
     model.init_scale(x)
     model.init_codebooks(x, Noise(1))
-    run = Run.create(folder / name, Config(config.model, resolved, config.phases, config.train))
+    resolved_config = Config(config.model, resolved, config.phases, config.train)
+    run = Run.create(folder / name, resolved_config, splits.fingerprints)
     run.save_model(model)
     return run, splits
 

@@ -17,11 +17,14 @@ _PARTS = [
     "config",
     "console",
     "data",
+    "decode",
     "doctor",
+    "encode",
     "errors",
     "evaluate",
     "figures",
     "files",
+    "full_precision",
     "likelihood",
     "measure",
     "metrics",
@@ -36,9 +39,11 @@ _PARTS = [
     "run_files",
     "spectra",
     "tiling",
+    "tokenizer",
     "tokens",
     "topdown",
     "train",
+    "trained",
 ]
 _QUANTIZE = ["adapter", "codebook", "external", "noise", "posterior", "quantized", "residual"]
 _KERNELS = ["blocked", "functional", "operators", "passes_torch", "reference", "threads"]
@@ -51,8 +56,12 @@ install_import_hook(
     "beartype.beartype",
 )
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
+import token_files
 import torch
 from kernel_backends import backend, rows_per_block  # noqa: F401
 
@@ -124,3 +133,40 @@ def image_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data") / "smooth.npz"
     np.savez(path, x=colours.repeat(16, 1).repeat(16, 2).astype(np.uint8))
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of forty pictures in three classes; nobody changes it."""
+    return token_files.photographs(tmp_path_factory.mktemp("photographs") / "d")
+
+
+@pytest.fixture(scope="session")
+def picture_run(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run on these; nobody changes it."""
+    return token_files.train_pictures(str(photographs), tmp_path_factory.mktemp("picture_run"))
+
+
+@pytest.fixture(scope="session")
+def tokens(picture_run: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their tokens, in shards of eight; nobody changes them."""
+    out = tmp_path_factory.mktemp("tokens") / "t"
+    return token_files.encoded(picture_run, photographs, out, "--shard-items", 8)
+
+
+@pytest.fixture
+def copied(tokens: Path, tmp_path: Path) -> Path:
+    """A copy of these, to be changed."""
+    return shutil.copytree(tokens, tmp_path / "copied")
+
+
+@pytest.fixture(scope="session")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four sounds; nobody changes it."""
+    return token_files.sounds(tmp_path_factory.mktemp("sounds") / "d")
+
+
+@pytest.fixture(scope="session")
+def sound_run(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run on these; nobody changes it."""
+    return token_files.train_sounds(sounds, tmp_path_factory.mktemp("sound_run"))

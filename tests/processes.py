@@ -15,6 +15,8 @@ import traceback
 import torch
 import torch._dynamo  # which the first optimiser of a process imports: two to five seconds
 
+import hqvae.decode
+import hqvae.encode
 import hqvae.evaluate
 import hqvae.train  # noqa: F401  what commands import when they are called
 from hqvae.cli import main

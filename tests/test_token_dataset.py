@@ -39,9 +39,17 @@ def row(i, sizes, label):
 def write_tokens(folder, sizes=SIZES, label=lambda i: i % 5, kind="integer", items=ITEMS):
     """A folder as `encode` writes it, of rows that are known; shards of ten."""
     made = {
+        "model": {"sha256": "0" * 64, "posterior": "nearest_code", "beam_size": 1},
         "layers": describe_layers(LAYOUT),
         "axes": 2,
-        "data": {"labels": kind and {"type": kind, "names": None}},
+        "data": {
+            "prepared": {},
+            "splits": {"train": {"items": items, "fingerprint": "f"}},
+            "labels": kind and {"type": kind, "names": None},
+        },
+        "whole": True,
+        "compute": {},
+        "shard_items": 10,
     }
     folder.mkdir()
     files = []

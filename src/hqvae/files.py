@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.util import register_after_fork
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from hqvae.errors import InputError, summary_of
+
+# What file systems without hard links answer.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextmanager
@@ -37,10 +41,40 @@ def atomic_write(path: Path, writer: str = "") -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def said_if_full(out: str, next_step: str) -> Iterator[None]:
+    """Raises InputError, which says what to do, where the disk of `out` is full in the block."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise InputError(
+            f"no space left on the disk of {out}; free some, and {next_step}"
+        ) from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """A plain value, written atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def create_json(path: Path, value: Any) -> bool:
+    """A plain value, written where there is no such file yet; False where there is one."""
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
+    try:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        os.link(temporary, path)  # which never takes the place of another, as a move does
+    except OSError as error:
+        if path.exists():  # another process was first, and may have put this one's away
+            return False
+        if error.errno not in _NO_LINKS:
+            raise
+        write_json(path, value)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

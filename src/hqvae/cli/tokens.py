@@ -58,7 +58,7 @@ def encode(
     shards = sum(len(found.shards) for found in manifest.splits.values())
     left_out = sum(manifest.left_out.values())
     if left_out:
-        print(f"{left_out:,} items are left out; {out}/left-out.jsonl says which, and why")
+        print(f"{left_out:,} item(s) are left out; {out}/left-out.jsonl says which, and why")
     print(
         f"{out} holds the tokens of {manifest.rows:,} items in {shards} shard(s); "
         f"next: hqvae decode {run} {out} --out decoded"

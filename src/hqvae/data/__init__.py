@@ -150,8 +150,12 @@ def open_splits(
     channels: int,
     wanted: Sequence[str],
     progress: Progress | None = None,
+    to_train: bool = True,
 ) -> tuple[ConfigT, Splits]:
-    """`open_data` from indexes that are known. Raises InputError for an empty split."""
+    """`open_data` from indexes that are known. Raises InputError for an empty split.
+
+    What another model would do better is said where one is `to_train`.
+    """
     modality: Modality[Any] = config.modality
     for name in wanted:
         if not len(indexes[name]):
@@ -160,7 +164,7 @@ def open_splits(
     datasets = {
         name: modality.dataset(indexes[name], resolved, channels, progress) for name in wanted
     }
-    training = "train" in wanted
+    training = to_train and "train" in wanted
     for sentence in modality.remarks(datasets["train" if training else wanted[0]], training):
         warn("data %s: %s", config.source, sentence)
     return resolved, Splits(datasets, indexes)

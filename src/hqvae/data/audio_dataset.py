@@ -81,6 +81,13 @@ class AudioDataset(Dataset):
         item, start = self.segment(i)
         return f"{self.keys[item]}@{start}"
 
+    def without_examples(self) -> list[BrokenItem]:
+        return [
+            BrokenItem(self.keys[item], self._unreadable[item])
+            for item, length in enumerate(self.lengths)
+            if not length
+        ]
+
     def _segment_counts(self) -> np.ndarray:
         lengths = np.array(self.lengths, dtype=np.int64)
         after_first = -(-np.maximum(lengths - self.samples, 0) // self.samples)

@@ -161,7 +161,7 @@ class Dataset(ABC):
         for an item that is too small to be prepared.
         """
 
-    def codable(self, raw: Shaped[np.ndarray, "C *S"]) -> Shaped[Tensor, "C *S"]:
+    def codable(self, raw: Shaped[np.ndarray, "C *S"]) -> Shaped[Tensor, "C ..."]:
         """A raw item as `encode` takes it: stored values where it does, else the signal."""
         return self.signal(torch.from_numpy(raw)[None])[0]
 
@@ -172,6 +172,10 @@ class Dataset(ABC):
     def example_key(self, i: int) -> str:
         """The name of the i-th example."""
         return self.keys[self.item_of(i)]
+
+    def without_examples(self) -> list[BrokenItem]:
+        """Items that no example is of, because nothing can be read of them."""
+        return []
 
     # ------------------------------------------------------------------------------------- batches
 

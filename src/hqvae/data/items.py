@@ -55,11 +55,13 @@ class Items:
     def read(self, i: int) -> Item:
         """The i-th. Raises BrokenItem where it cannot be had."""
         dataset = self.dataset
-        item = i if self.whole else dataset.item_of(i)
         raw, size = dataset.coded_raw(i, self.whole)
-        key = dataset.keys[i] if self.whole else dataset.example_key(i)
-        label = None if dataset.labels is None else dataset.labels[item]
-        return Item(key, label, size, dataset.codable(raw))
+        label = None if dataset.labels is None else dataset.labels[self._item_of(i)]
+        return Item(self._key(i), label, size, dataset.codable(raw))
+
+    def without_examples(self) -> list[BrokenItem]:
+        """Items of which nothing is asked for, since nothing can be read of them."""
+        return [] if self.whole else self.dataset.without_examples()
 
     def read_in_order(
         self, start: int, stop: int, threads: int
@@ -84,6 +86,11 @@ class Items:
         try:
             return self.read(i)
         except BrokenItem as error:
-            item = i if self.whole else self.dataset.item_of(i)
-            self.dataset.note_broken({item: error.reason}, "it is left out")
-            return error
+            self.dataset.note_broken({self._item_of(i): error.reason}, "it is left out")
+            return BrokenItem(self._key(i), error.reason)
+
+    def _item_of(self, i: int) -> int:
+        return i if self.whole else self.dataset.item_of(i)
+
+    def _key(self, i: int) -> str:
+        return self.dataset.keys[i] if self.whole else self.dataset.example_key(i)

@@ -1,12 +1,12 @@
 """A run and a data set → a folder of tokens: Parquet shards and a manifest, each item once."""
 
-import errno
+from contextlib import closing
 from pathlib import Path
 
 from hqvae.apart import check_apart
 from hqvae.console import ProgressBar, scan_bars
 from hqvae.data import Splits
-from hqvae.errors import InputError
+from hqvae.files import said_if_full
 from hqvae.model import HQVAE
 from hqvae.ranks import pick_device
 from hqvae.run import Run
@@ -38,20 +38,16 @@ def encode(
     """
     opened = open_trained(run)
     model = opened.load_model()
-    coded = coded_source(opened, source)
+    coded, indexes = coded_source(opened, source)
     check_apart(out, coded.config.source)
     with scan_bars() as progress:
-        splits = coded.open(model.config.channels, options.split, progress)
-    try:
-        with _engine(opened, model, coded, splits, options) as engine:
-            made = description(opened, model, splits, engine.compute(), options)
-            return _run(engine, Job(Path(out), made, coded.config.source))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise InputError(
-            f"no space left on the disk of {out}; free some, and the same command goes on"
-        ) from error
+        splits = coded.open_splits(indexes, model.config.channels, options.split, progress)
+    with (
+        said_if_full(out, "the same command goes on"),
+        _engine(opened, model, coded, splits, options) as engine,
+    ):
+        made = description(opened, model, splits, engine.compute(), options)
+        return _run(engine, Job(Path(out), made, coded.config.source))
 
 
 def _run(engine: Engine, job: Job) -> Manifest:
@@ -61,8 +57,12 @@ def _run(engine: Engine, job: Job) -> Manifest:
             return job.manifest
         total = sum(job.items.values())
         done = total - sum(shard.stop - shard.start for shard in missing)
-        with ProgressBar(total, done, quiet=False) as progress_bar:
-            for count in engine.write(job, missing):
+        # Closed before the lock is, whatever stops it.
+        with (
+            closing(engine.write(job, missing)) as written,
+            ProgressBar(total, done, quiet=False) as progress_bar,
+        ):
+            for count in written:
                 done += count
                 progress_bar.show(done, f"{done:,} of {total:,} items")
         return job.finish()

@@ -1,7 +1,7 @@
 """What `encode` asks of whoever computes: on what, and shards one after the other."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from hqvae.tokens.shards import Shard
@@ -23,7 +23,7 @@ class Engine(ABC):
         """What tokens depend on beside the model, as `Tokenizer.compute` says it."""
 
     @abstractmethod
-    def write(self, job: Job, shards: Sequence[Shard]) -> Iterator[int]:
+    def write(self, job: Job, shards: Sequence[Shard]) -> Generator[int, None, None]:
         """Write these shards, in any order; gives numbers of items as they are done.
 
         Raises InputError for what cannot be used.

@@ -22,6 +22,7 @@ from hqvae.tokens.manifest import (
     Manifest,
     ShardFile,
     SplitFiles,
+    check_shard,
     describe_layers,
     file_sha256,
     plan_shards,
@@ -38,8 +39,8 @@ MOST_SHARDS = 1000  # of a split, where nothing else is said
 _WHAT = {
     "model": "of another model",
     "layers": "of another model",
-    "data": "of other data, or of other splits of them",
     "whole": "of items that were prepared in another way (whole=True)",
+    "data": "of other data, or of other splits of them",
     "compute": "computed on another device",
     "shard_items": "in shards of another size",
 }
@@ -78,12 +79,13 @@ def _count(splits: Splits, name: str, whole: bool) -> int:
 
 
 def _labels(splits: Splits) -> dict[str, Any] | None:
-    kinds = {
-        type(label) for data in splits.values() for label in data.labels or () if label is not None
-    }
+    labels = {label for data in splits.values() for label in data.labels or ()} - {None}
+    kinds = {type(label) for label in labels}
     if len(kinds) != 1:
         return None
-    kind = "integer" if kinds == {int} else "string"
+    # Some data sets have hashes of 64 bits.
+    fit = all(isinstance(label, int) and -(2**63) <= label < 2**63 for label in labels)
+    kind = "integer" if fit else "string"
     return {"type": kind, "names": None if kind == "string" else _names(splits.label_names)}
 
 
@@ -113,12 +115,8 @@ class Job:
         folder = self.folder
         if folder.is_file():
             raise InputError(f"out={str(folder)!r} is a file; expected a new folder")
-        if (folder / NAME).exists():
-            before = read_manifest(folder)
-            self._check_same(before)
-            self.manifest = before
-            return
-        if folder.exists() and not is_unused(folder):
+        there = (folder / NAME).exists()
+        if folder.exists() and not there and not is_unused(folder):
             raise InputError(
                 f"out={str(folder)!r} already holds files that are no tokens; choose another folder"
             )
@@ -126,7 +124,11 @@ class Job:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"out={str(folder)!r} cannot be made: {error.strerror}") from error
-        self.manifest.write(folder)
+        # Of two processes that begin at once, the second finds what the first wrote.
+        if there or not self.manifest.create(folder):
+            before = read_manifest(folder)
+            self._check_same(before)
+            self.manifest = before
 
     def _check_same(self, before: Manifest) -> None:
         made = self.manifest.made
@@ -135,6 +137,11 @@ class Job:
                 raise InputError(
                     f"out={str(self.folder)!r} holds tokens {what}; choose another folder"
                 )
+        if before.source != self.manifest.source:
+            log.warning(
+                "%s was begun with data %s and goes on with %s, whose items have the same names",
+                *(self.folder, before.source, self.manifest.source),
+            )
         older = before.versions.get("torch")
         if older != versions()["torch"]:
             log.warning(
@@ -159,15 +166,19 @@ class Job:
     def missing(self) -> list[Shard]:
         """The shards that are not there yet.
 
-        Raises InputError for files that are no such shards.
+        Raises InputError for files that are no such shards, or that are damaged.
         """
         names = {shard.name for shard in self.shards}
         for path in sorted(self.folder.glob("*.parquet")):
             footer = read_footer(path)
-            if path.name not in names or footer is None or footer["made"] != self.manifest.id():
+            if path.name not in names or footer is None or footer.get("made") != self.manifest.id():
                 raise InputError(
                     f"{path} is none of these tokens; take it out, or choose another folder"
                 )
+        for split in self.manifest.splits.values():
+            for file in split.shards:
+                if (self.folder / file.name).exists():
+                    check_shard(self.folder, file)
         return [shard for shard in self.shards if not (self.folder / shard.name).exists()]
 
     @property
@@ -186,7 +197,7 @@ class Job:
         """Write the list of what is left out, and a manifest that names every shard."""
         splits = {}
         left_out: list[dict[str, str]] = []
-        for split, items in self.items.items():
+        for split in self.items:
             files = []
             before = len(left_out)
             for shard in self.shards:
@@ -196,9 +207,12 @@ class Job:
                     left_out += [{"split": split, **entry} for entry in footer["left_out"]]
                     files.append(_file_of(self.folder / shard.name, footer["rows"]))
             rows = sum(file.rows for file in files)
-            splits[split] = SplitFiles(items, rows, len(left_out) - before, tuple(files))
+            absent = len(left_out) - before
+            splits[split] = SplitFiles(rows + absent, rows, absent, tuple(files))
         if left_out:
             write_json_lines(self.folder / LEFT_OUT, left_out)
+        else:
+            (self.folder / LEFT_OUT).unlink(missing_ok=True)  # of items that are whole now
         reasons = Counter(entry["reason"] for entry in left_out)
         made = self.manifest.made
         done = Manifest(

@@ -3,7 +3,7 @@
 import os
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -43,9 +43,10 @@ class Encoder:
 
     def write(self, shard: Shard) -> Generator[int, None, None]:
         """Code the items of a shard and write it; gives numbers of items as they are done."""
-        left_out: list[dict[str, str]] = []
-        footer = {**self.job.footer(), "left_out": left_out}
         items = Items(self.splits[shard.split], self.job.manifest.made["whole"])
+        # What no shard asks for stands with the first.
+        left_out = _entries(items.without_examples() if shard.number == 0 else [])
+        footer = {**self.job.footer(), "left_out": left_out}
         with write_shard(self.job.folder / shard.name, self.job.columns, footer) as writer:
             for block in self._blocks(items, shard):
                 whole = [item for item in block if isinstance(item, Item)]
@@ -56,11 +57,7 @@ class Encoder:
                         for item, of_item in zip(whole, tokens)
                     ]
                 )
-                left_out += [
-                    {"key": printable(item.key), "reason": printable(item.reason)}
-                    for item in block
-                    if isinstance(item, BrokenItem)
-                ]
+                left_out += _entries(item for item in block if isinstance(item, BrokenItem))
                 yield len(block)
 
     def _blocks(self, items: Items, shard: Shard) -> Iterator[list[Item | BrokenItem]]:
@@ -76,6 +73,11 @@ class Encoder:
                 points = 0
         if block:
             yield block
+
+
+def _entries(broken: Iterable[BrokenItem]) -> list[dict[str, str]]:
+    """What a shard's footer says of items that are left out."""
+    return [{"key": printable(one.key), "reason": printable(one.reason)} for one in broken]
 
 
 class LocalEngine(Engine):
@@ -95,7 +97,7 @@ class LocalEngine(Engine):
     def compute(self) -> dict[str, Any]:
         return self.tokenizer.compute()
 
-    def write(self, job: Job, shards: Sequence[Shard]) -> Iterator[int]:
+    def write(self, job: Job, shards: Sequence[Shard]) -> Generator[int, None, None]:
         threads = torch.get_num_threads()
         tokenizers = self._tokenizers(min(threads, len(shards)))
         cores = min(_READERS, os.cpu_count() or 1)

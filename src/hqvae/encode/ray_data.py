@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,7 +89,7 @@ class RayEngine(Engine):
         remote = self.ray.remote(**self._resources())(_compute)
         return self.ray.get(remote.remote(self.files, bool(self.gpus)))
 
-    def write(self, job: Job, shards: Sequence[Shard]) -> Iterator[int]:
+    def write(self, job: Job, shards: Sequence[Shard]) -> Generator[int, None, None]:
         if not shards:
             return
         data = self.ray.data

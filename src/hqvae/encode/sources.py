@@ -1,6 +1,7 @@
 """Which data are coded, and in which splits: those of the run, or the source's own."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from hqvae.data import (
     SPLITS,
     DataConfig,
+    FileIndex,
     Modality,
     Progress,
     Splits,
@@ -36,10 +38,20 @@ class CodedSource:
 
         Raises InputError for data that cannot be used, and a split that is not there.
         """
-        config = self.config
-        indexes = open_source(config)
+        indexes = open_source(self.config)
         if self.is_cut:
-            indexes = cut(config, indexes)
+            indexes = cut(self.config, indexes)
+        return self.open_splits(indexes, channels, split, progress)
+
+    def open_splits(
+        self,
+        indexes: Mapping[str, FileIndex],
+        channels: int,
+        split: str = "all",
+        progress: Progress | None = None,
+    ) -> Splits:
+        """`open` where the indexes are known."""
+        config = self.config
         there = [name for name in SPLITS if len(indexes.get(name, ()))]
         if split != "all" and split not in there:
             expected = f"; {nearest_name(split, there)}" if there else ""
@@ -47,35 +59,45 @@ class CodedSource:
         wanted = there if split == "all" else [split]
         if not wanted:
             raise InputError(f"data {config.source!r} holds no {config.modality.noun}")
-        return open_splits(config, indexes, channels, wanted, progress)[1]
+        return open_splits(config, indexes, channels, wanted, progress, to_train=False)[1]
 
 
-def coded_source(run: Run, source: str | None) -> CodedSource:
-    """The run's data in its splits, wherever they lie now; other data in splits of their own.
+def coded_source(run: Run, source: str | None) -> tuple[CodedSource, dict[str, FileIndex]]:
+    """(the data, their splits): the run's own as it had them, wherever they lie now.
 
-    Raises InputError for data that a model of the run cannot take.
+    Other data are in splits of their own. Raises InputError for data that a model of the run cannot
+    take, or that cannot be read.
     """
     trained = run.config.data
     config = replace(trained, source=trained.source if source is None else source, cache_mb=0)
     model = run.config.model
     modality: Modality[Any] = config.modality
     modality.check_model(config, model.channels, model.axes)
-    try:
-        found = fingerprints(cut(config, open_source(config)))
-    except InputError:  # too few to cut; what else is wrong is said where they are opened
-        return CodedSource(config, is_cut=False)
     own = _place(config.source) == _place(trained.source)
+    try:
+        indexes = open_source(config)
+    except InputError:
+        if own:
+            raise
+        # Perhaps for folders or a column that the run's own data have, and these have not.
+        config = replace(config, validation_folders=(), test_folders=(), column=None)
+        indexes = open_source(config)
+    try:
+        as_trained = cut(config, indexes)
+    except InputError:  # too few
+        return CodedSource(config, is_cut=False), dict(indexes)
+    found = fingerprints(as_trained)
     known = run.fingerprints
-    if known and all(found.get(name) == was for name, was in known.items()):
-        return CodedSource(config, is_cut=True)
-    if not own or not known:
-        return CodedSource(config, is_cut=own)
-    log.warning(
-        "%s has changed since run %s began: some of its validation and test items may have been "
-        "trained on",
-        *(config.source, run.path),
-    )
-    return CodedSource(config, is_cut=True)
+    same = bool(known) and all(found.get(name) == was for name, was in known.items())
+    if not same and not own:
+        return CodedSource(config, is_cut=False), dict(indexes)
+    if known and not same:
+        log.warning(
+            "%s has changed since run %s began: some of its validation and test items may have "
+            "been trained on",
+            *(config.source, run.path),
+        )
+    return CodedSource(config, is_cut=True), as_trained
 
 
 def _place(source: str) -> Path:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hqvae.errors import InputError, nearest_name
-from hqvae.files import read_json, write_json
+from hqvae.files import create_json, read_json, write_json
 
+from .content import Content, ShardFile, SplitFiles, check_content
 from .layout import LayerPlace, Layout
 from .shards import Shard
 from .tokens import smallest_type
@@ -23,27 +24,6 @@ from .tokens import smallest_type
 NAME = "manifest.json"
 LEFT_OUT = "left-out.jsonl"
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """A shard that is there: its file, and what it must be."""
-
-    name: str
-    rows: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class SplitFiles:
-    """The shards of a split, in order."""
-
-    items: int
-    """Of the source, with those left out."""
-    rows: int
-    left_out: int
-    shards: tuple[ShardFile, ...]
 
 
 @dataclass(frozen=True)
@@ -81,7 +61,14 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write it, atomically."""
-        content = {
+        write_json(folder / NAME, self._content())
+
+    def create(self, folder: Path) -> bool:
+        """Write it into a folder that has none; False where it has one."""
+        return create_json(folder / NAME, self._content())
+
+    def _content(self) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "complete": self.complete,
             "versions": self.versions,
@@ -90,7 +77,6 @@ class Manifest:
             "splits": {name: asdict(split) for name, split in self.splits.items()},
             "left_out": {"reasons": self.left_out, "list": LEFT_OUT if self.left_out else None},
         }
-        write_json(folder / NAME, content)
 
 
 def describe_layers(layout: Layout) -> list[dict[str, Any]]:
@@ -114,30 +100,35 @@ def read_manifest(folder: str | Path) -> Manifest:
         )
     try:
         content = read_json(path)
-        if content["format"] != FORMAT:
-            written_by = content["versions"]["hqvae"]
+        made_in = content.get("format")
+        if isinstance(made_in, int) and made_in != FORMAT:
             raise InputError(
-                f"{path} has format {content['format']}, written by hqvae {written_by}; "
-                f"this version reads format {FORMAT}"
+                f"{path} has format {made_in}, and this version of hqvae reads format {FORMAT}; "
+                "use the version that wrote it"
             )
-        splits = {name: _split_files(found) for name, found in content["splits"].items()}
-        return Manifest(
-            content["made"],
-            content["source"],
-            content["versions"],
-            content["complete"],
-            splits,
-            content["left_out"]["reasons"],
-        )
+        found = check_content(content)
+        _check_plan(found)
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is damaged: {error}") from error
+    return Manifest(
+        content["made"],
+        found.source,
+        found.versions,
+        found.complete,
+        found.splits,
+        found.left_out.reasons,
+    )
 
 
-def _split_files(found: dict[str, Any]) -> SplitFiles:
-    shards = tuple(ShardFile(**shard) for shard in found["shards"])
-    return SplitFiles(found["items"], found["rows"], found["left_out"], shards)
+def _check_plan(content: Content) -> None:
+    """Raises ValueError for shards that are not those of the items."""
+    items = {name: split.items for name, split in content.made.data.splits.items()}
+    planned = [shard.name for shard in plan_shards(items, content.made.shard_items)]
+    there = [shard.name for split in content.splits.values() for shard in split.shards]
+    if there != (planned if content.complete else []):
+        raise ValueError(f"it names {len(there)} shards, and its items fill {len(planned)}")
 
 
 class TokenFolder:
@@ -169,10 +160,7 @@ class TokenFolder:
 
     def check(self, shard: ShardFile) -> Path:
         """The path of a shard. Raises InputError for one that is not as it was written."""
-        path = self.path / shard.name
-        if file_sha256(path) != shard.sha256:
-            raise InputError(f"shard {path} is damaged: it has not the checksum that {NAME} names")
-        return path
+        return check_shard(self.path, shard)
 
     def shards(self) -> Iterator[tuple[str, ShardFile]]:
         """(split, shard), in order."""
@@ -184,19 +172,38 @@ class TokenFolder:
         expected = {shard.name: shard for _, shard in self.shards()}
         there = {path.name for path in self.path.glob("*.parquet")}
         for name, shard in expected.items():
-            path = self.path / name
             if name not in there:
-                raise InputError(f"shard {path} is missing, which {NAME} names")
-            if path.stat().st_size != shard.bytes:
                 raise InputError(
-                    f"shard {path} is damaged: it has {path.stat().st_size:,} bytes, "
-                    f"and {NAME} says {shard.bytes:,}"
+                    f"shard {self.path / name} is missing, which {NAME} names; "
+                    "the same `hqvae encode` as before writes it again"
                 )
+            _check_size(self.path / name, shard)
         if strange := sorted(there - expected.keys()):
             raise InputError(
                 f"{self.path / strange[0]} is no shard that {NAME} names; "
                 "rows may be there twice: take it out"
             )
+
+
+def check_shard(folder: Path, shard: ShardFile) -> Path:
+    """The path of a shard. Raises InputError for one that is not as it was written."""
+    path = folder / shard.name
+    _check_size(path, shard)
+    if file_sha256(path) != shard.sha256:
+        raise _damaged(path, f"it has not the checksum that {NAME} names")
+    return path
+
+
+def _check_size(path: Path, shard: ShardFile) -> None:
+    size = path.stat().st_size
+    if size != shard.bytes:
+        raise _damaged(path, f"it has {size:,} bytes, and {NAME} says {shard.bytes:,}")
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(
+        f"shard {path} is damaged: {why}; delete it, and the same `hqvae encode` writes it again"
+    )
 
 
 def file_sha256(path: Path) -> str:

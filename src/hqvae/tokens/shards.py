@@ -18,7 +18,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import torch
 
-from hqvae.errors import InputError, summary_of
+from hqvae.errors import InputError, printable, summary_of
 from hqvae.files import atomic_write
 
 from .layout import Layout
@@ -118,8 +118,9 @@ class ShardWriter:
         self._file.close()
 
     def drop(self) -> None:
-        """Close the file as it is."""
-        self._file.close()
+        """Close the file as it is; a full disk has been said already."""
+        with suppress(pa.ArrowException, OSError):
+            self._file.close()
 
     def _flush(self) -> None:
         if self._waiting:
@@ -159,7 +160,11 @@ def to_table(rows: Sequence[Row], columns: pa.Schema) -> pa.Table:
         "shapes": pa.array([row.tokens.shapes for row in rows], pa.list_(_SIDES)),
     }
     if "label" in columns.names:
-        arrays["label"] = pa.array([row.label for row in rows], columns.field("label").type)
+        kind = columns.field("label").type
+        labels = [row.label for row in rows]
+        if kind == pa.string():
+            labels = [None if label is None else printable(str(label)) for label in labels]
+        arrays["label"] = pa.array(labels, kind)
     for index in range(len(rows[0].tokens.codes)):
         kind = columns.field(f"codes_{index}").type
         layers = [row.tokens.codes[index].flatten() for row in rows]
@@ -179,8 +184,8 @@ def read_footer(path: Path) -> dict[str, Any] | None:
     """
     with _reading(path):
         metadata = parquet.read_metadata(path).metadata or {}
-        footer = metadata.get(_FOOTER.encode())
-        return None if footer is None else json.loads(footer)
+        footer = json.loads(metadata.get(_FOOTER.encode(), b"null"))
+        return footer if isinstance(footer, dict) else None
 
 
 def read_shard(path: Path) -> pa.Table:
