@@ -46,7 +46,7 @@ class SourceConfig(ABC):
     seed: int = Field(default=0, ge=0)
     """Seed of the cut."""
     cache_mb: int = Field(default=4096, ge=0)
-    """Decoded items are kept in memory up to this; beyond, they are decoded when needed."""
+    """Items are kept in memory up to this; beyond, they are read and decoded when needed."""
     workers: int = Field(default=4, ge=0)
     """Processes that decode training items that are not kept."""
 
@@ -87,7 +87,7 @@ def open_source(config: SourceConfig) -> dict[str, FileIndex]:
         return _open_photos(config, path)
     if tables:
         warn_of_passed_over(path, [kinds(set(listing.files) - set(tables)), *listing.notes()])
-        return index_parquet(path, tables, config.column, modality)
+        return index_parquet(path, tables, config.column, modality, config.cache_mb * 2**20)
     if path.is_dir():
         return index_folder(listing, modality, config.folder_splits)
     if path.is_file():
@@ -118,7 +118,8 @@ def _open_photos(config: SourceConfig, path: Path) -> dict[str, FileIndex]:
 
 def _open_file(config: SourceConfig, path: Path) -> dict[str, FileIndex]:
     if path.suffix == ".parquet":
-        return index_parquet(path.parent, [path], config.column, config.modality)
+        held = config.cache_mb * 2**20
+        return index_parquet(path.parent, [path], config.column, config.modality, held)
     if path.suffix == ".npz" and config.modality.arrays:
         return index_npz(path)
     kinds = "a folder, .parquet or .npz" if config.modality.arrays else "a folder or .parquet"

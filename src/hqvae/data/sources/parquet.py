@@ -16,6 +16,7 @@ from ..modality import Modality
 from .index import SPLIT_NAMES, FileIndex
 from .labels import class_names, label_column, labels_of
 from .listing import Listing
+from .row_groups import Column, RecentGroups, column_bytes, read_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,9 +38,12 @@ def data_tables(listing: Listing, modality: Modality) -> list[Path]:
 
 
 def index_parquet(
-    root: Path, paths: list[Path], column: str | None, modality: Modality
+    root: Path, paths: list[Path], column: str | None, modality: Modality, held_bytes: int
 ) -> dict[str, FileIndex]:
     """The splits of Parquet files; the column of items is the one that is named, or the only one.
+
+    It is held in memory up to `held_bytes` for a split. Larger ones are read row group by row
+    group, which is fast in order and slow at random.
 
     Labels are those of a column `label`, or of one called alike, that all files of a split have.
 
@@ -48,7 +52,10 @@ def index_parquet(
     groups: dict[str, list[Path]] = {}
     for path in paths:
         groups.setdefault(_split_of_path(path.relative_to(root)), []).append(path)
-    return {split: _index_files(root, files, column, modality) for split, files in groups.items()}
+    return {
+        split: _index_files(root, files, column, modality, held_bytes)
+        for split, files in groups.items()
+    }
 
 
 def _split_of_path(path: Path) -> str:
@@ -65,12 +72,16 @@ def _split_of_path(path: Path) -> str:
 
 
 def _index_files(
-    root: Path, files: list[Path], column: str | None, modality: Modality
+    root: Path, files: list[Path], column: str | None, modality: Modality, held_bytes: int
 ) -> FileIndex:
     schemas = [_schema(file) for file in files]
     chosen = _bytes_column(files[0], schemas[0], column, modality)
     label = label_column(schemas)
-    shards = [_Shard(file, types, chosen, label, modality) for file, types in zip(files, schemas)]
+    for file, types in zip(files, schemas):
+        _check_column(file, types, chosen, modality)
+    total = sum(_bytes_of(file, chosen) for file in files)
+    recent = None if total <= held_bytes else RecentGroups()
+    shards = [_Shard(file, chosen, label, modality, recent) for file in files]
     names = [
         f"{shard.path.relative_to(root)} row {row}"
         for shard in shards
@@ -88,29 +99,21 @@ class _Shard:
     """The cells of one file: bytes, or {bytes, path} as the library `datasets` writes them."""
 
     def __init__(
-        self, path: Path, types: "pa.Schema", column: str, label: str | None, modality: Modality
+        self,
+        path: Path,
+        column: str,
+        label: str | None,
+        modality: Modality,
+        recent: RecentGroups | None,
     ):
         self.path = path
         self.modality = modality
-        if column not in types.names:
-            raise InputError(
-                f"{path.name} has no column {column!r}, which other files beside it have; "
-                f"its columns: {', '.join(types.names)}"
-            )
-        if not _holds_bytes(types.field(column).type):
-            raise InputError(
-                f"column {column!r} of {path.name} holds {types.field(column).type}, "
-                f"not {modality.noun}s"
-            )
-        with _reading(path), path.open("rb") as file:
-            import pyarrow.parquet as parquet
-
-            table = parquet.read_table(file, columns=[column, *([label] if label else [])])
-            self.cells = table[column]
-            self.labels = table[label].to_pylist() if label else []
+        with _reading(path):
+            self.cells = Column(path, column, recent)
+            self.labels = read_column(path, label) if label else []
 
     def open(self, row: int) -> Any:
-        cell = self.cells[row].as_py()
+        cell = self.cells[row]
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if content:
             return self.modality.open(io.BytesIO(content))
@@ -118,6 +121,25 @@ class _Shard:
         if not path:
             raise ValueError("its row has neither bytes nor a path")
         return self.modality.open(self.path.parent / path)
+
+
+def _check_column(path: Path, types: "pa.Schema", column: str, modality: Modality) -> None:
+    """Raises InputError where a file has no such column, or one of something else."""
+    if column not in types.names:
+        raise InputError(
+            f"{path.name} has no column {column!r}, which other files beside it have; "
+            f"its columns: {', '.join(types.names)}"
+        )
+    if not _holds_bytes(types.field(column).type):
+        raise InputError(
+            f"column {column!r} of {path.name} holds {types.field(column).type}, "
+            f"not {modality.noun}s"
+        )
+
+
+def _bytes_of(path: Path, column: str) -> int:
+    with _reading(path):
+        return column_bytes(path, column)
 
 
 def _open_row(shards: list[_Shard], ends: list[int], i: int) -> Any:
