@@ -110,7 +110,7 @@ class RayEngine(Engine):
                 raise InputError(row["error"])
             yield row["items"]
 
-    def _resources(self) -> dict[str, float]:
+    def _resources(self) -> dict[str, int]:
         """Of one actor."""
         return {"num_gpus": 1} if self.gpus else {"num_cpus": 1}
 
