@@ -81,3 +81,19 @@ def test_every_rate_can_be_seen_in_mel_bands(rate):
     assert 0.02 < setting["n_fft"] / rate < 0.07
     if rate == 22050:
         assert setting == {"n_fft": 1024, "hop": 256, "mels": 80, "low": 0.0, "high": 8000.0}
+
+
+@pytest.mark.parametrize("samples", [50 * HOP, 50 * HOP + 77, 33 * HOP])
+def test_a_long_sound_has_the_same_bands_in_parts(samples, monkeypatch):
+    sound = torch.randn(2, samples, generator=torch.Generator().manual_seed(0))
+    settings = (RATE, N_FFT, HOP, 40, 0.0, 8000.0)
+    whole = log_mel(sound, *settings)
+    seen = []
+    library = torch.stft
+    monkeypatch.setattr("hqvae.spectra._FRAMES_AT_ONCE", 16)
+    monkeypatch.setattr(
+        torch, "stft", lambda x, *a, **k: seen.append(len(x)) or library(x, *a, **k)
+    )
+    parts = log_mel(sound, *settings)
+    assert len(seen) == -(-(samples // HOP) // 16)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)

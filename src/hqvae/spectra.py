@@ -1,12 +1,15 @@
 """Short-time spectra of sounds: STFT, mel bands, and back by Griffin and Lim's iteration."""
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
+
+_FRAMES_AT_ONCE = 2**14
 
 
 def stft(x: Float[Tensor, "B T"], n_fft: int, hop: int) -> Complex[Tensor, "B F N"]:
@@ -69,9 +72,32 @@ def log_mel(
     high: float,
     floor: float = 1e-5,
 ) -> Float[Tensor, "B M N"]:
-    """Natural logarithm of the mel bands' magnitudes; those below `floor` count as that."""
+    """Natural logarithm of the mel bands' magnitudes; those below `floor` count as that.
+
+    Long sounds take memory for their bands, and not for all their bins at once.
+    """
     filters = mel_filters(rate, n_fft, mels, low, high).to(x.device)
-    return torch.einsum("mf,bfn->bmn", filters, stft(x, n_fft, hop).abs()).clamp(min=floor).log()
+    bands = [
+        torch.einsum("mf,bfn->bmn", filters, part.abs()) for part in _stft_parts(x, n_fft, hop)
+    ]
+    return torch.cat(bands, -1).clamp(min=floor).log()
+
+
+def _stft_parts(
+    x: Float[Tensor, "B T"], n_fft: int, hop: int
+) -> Iterator[Complex[Tensor, "B F _"]]:
+    """`stft` in parts of some frames, one after the other."""
+    frames = x.shape[-1] // hop
+    if frames <= _FRAMES_AT_ONCE:
+        yield stft(x, n_fft, hop)
+        return
+    window = torch.hann_window(n_fft, device=x.device)
+    reach = n_fft // 2
+    mirrored = torch.nn.functional.pad(x.float(), (reach, reach), mode="reflect")
+    for first in range(0, frames, _FRAMES_AT_ONCE):
+        last = min(frames, first + _FRAMES_AT_ONCE)
+        part = mirrored[..., first * hop : (last - 1) * hop + n_fft]
+        yield torch.stft(part, n_fft, hop, window=window, center=False, return_complex=True)
 
 
 def default_mel(rate: int) -> dict[str, Any]:
