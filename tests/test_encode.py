@@ -208,8 +208,8 @@ def test_shards_of_another_size_hold_the_same_rows(tokens, photographs, picture_
 def test_a_block_of_few_batches_changes_no_byte(
     tokens, photographs, picture_run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("hqvae.encode.local._BATCHES", 1e-4)
-    monkeypatch.setattr("hqvae.data.items._AT_ONCE", 3)
+    monkeypatch.setattr("hqvae.encode.local.block_points", lambda tokenizer: 1)
+    monkeypatch.setattr("hqvae.data.items._MOST_AT_ONCE", 3)
     out = encoded(picture_run, photographs, tmp_path / "t", "--shard-items", 8)
     assert bytes_of(out) == bytes_of(tokens)
 
@@ -217,7 +217,7 @@ def test_a_block_of_few_batches_changes_no_byte(
 def test_row_groups_end_at_the_same_rows(tokens, photographs, picture_run, tmp_path, monkeypatch):
     monkeypatch.setattr("hqvae.tokens.shards._ROW_GROUP", 100)  # codes; an item has 40
     many = encoded(picture_run, photographs, tmp_path / "many", "--shard-items", 8)
-    monkeypatch.setattr("hqvae.encode.local._BATCHES", 1e-4)
+    monkeypatch.setattr("hqvae.encode.local.block_points", lambda tokenizer: 1)
     few = encoded(picture_run, photographs, tmp_path / "few", "--shard-items", 8)
     assert bytes_of(many) == bytes_of(few) and same_rows(rows(few), rows(tokens))
     assert parquet.read_metadata(few / "train-00000-of-00005.parquet").num_row_groups == 3

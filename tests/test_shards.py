@@ -89,7 +89,7 @@ def test_a_killed_process_goes_on_to_the_same_bytes(
 ):
     whole, moments = undisturbed
 
-    def several(engine, most):
+    def several(engine):
         return [engine.tokenizer] * encoders
 
     monkeypatch.setattr(LocalEngine, "_tokenizers", several)

@@ -1,6 +1,7 @@
 """A signal's tokens are the same in any company, and decode to the model's reconstruction."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hqvae.model import HQVAE
 from hqvae.presets import PRESETS
 from hqvae.quantize import Noise
 from hqvae.tiling import Windows
+from hqvae.tiling.batches import batch_size, rows_of
 from hqvae.tokenizer import Tokenizer
 from hqvae.tokens import Tokens, same_tokens
 
@@ -120,9 +122,86 @@ def test_every_preset_gives_the_same_tokens_alone_and_in_any_batch(name):
     assert any((layer != layer.flatten()[0]).any() for layer in together[0].codes)
 
 
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("widths", [None, (8,)], ids=["of the preset", "of no whole vector"])
+def test_waveforms_have_the_same_tokens_alone_and_on_more_threads(widths, two_threads):
+    """Libraries share their convolutions among threads; their activations have a tail."""
+    torch.manual_seed(0)
+    config = PRESETS["rsqvae-audio"].model
+    net = config.net if widths is None else replace(config.net, widths=widths, blocks=1)
+    model = HQVAE(replace(config, net=net))
+    for module in model.modules():  # the last layer of a block is zero before training
+        if isinstance(module, torch.nn.Conv1d) and not module.weight.any():
+            torch.nn.init.kaiming_uniform_(module.weight)
+    items = [0.2 * random_signal(640, seed=i, channels=1) for i in range(60)]
+    items += [0.2 * random_signal(16_384, seed=i, channels=1) for i in range(3)]
+    x = torch.stack(items[:60])
+    model.init_scale(x)
+    model.init_codebooks(x, Noise(1))
+    tokenizer = Tokenizer(model)
+    on_two = tokenizer.encode(items)
+    torch.set_num_threads(1)
+    assert same_tokens(tokenizer.encode(items), on_two)
+    some = [0, 17, 50, 51, 59, 60, 62]
+    assert same_tokens(one_by_one(tokenizer, [items[i] for i in some]), [on_two[i] for i in some])
+
+
+def test_no_batch_ends_with_a_signal_but_in_whole_vectors():
+    """The last values of a batch that fill no vector are computed in another way."""
+    for side in (7, 8, 16, 17, 33, 40, 64, 100, 256):
+        count = batch_size((side, side), 2**16)
+        rows = rows_of(count)
+        assert count == 1 or rows % 64 == 0 or rows > count
+        assert rows * side**2 <= 2**16 * 9 / 8 + side**2
+
+
+def test_autocast_changes_no_token():
+    tokenizer = Tokenizer(build("stochastic", "hybrid"))
+    items = [random_signal(16, 24, seed=i) for i in range(50)]
+    expected = tokenizer.encode(items)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same_tokens(tokenizer.encode(items), expected)
+        assert torch.equal(*(tokenizer.decode_signals(expected[:1])[0] for _ in range(2)))
+
+
+def test_signals_as_stored_and_as_floats_stand_side_by_side():
+    """A uint8 picture of ones is nearly black, and a float one is white."""
+    tokenizer = Tokenizer(build("stochastic", "hybrid"))
+    stored = torch.from_numpy(noise(16, 16)).movedim(2, 0) % 2
+    floats = random_signal(16, 16)
+    for items in ([stored, floats], [floats, stored]):
+        assert same_tokens(tokenizer.encode(items), one_by_one(tokenizer, items))
+    assert same_tokens(tokenizer.encode([stored]), tokenizer.encode([stored / 127.5 - 1]))
+
+
+def test_own_networks_that_see_further_are_not_masked_or_cut():
+    """An encoder with a norm over space, whose margins nobody knows."""
+    model = build("stochastic", "one")
+    encoder = torch.nn.Sequential(model.encoder, FirstLevel(), torch.nn.GroupNorm(1, 12))
+    own = HQVAE(model.config, encoder=encoder, decoder=model.decoder)
+    own.load_state_dict(model.state_dict(), strict=False)
+    items = [random_signal(17, 30), random_signal(1200, 20)]
+    for item, tokens in zip(items, Tokenizer(own).encode(items)):
+        expected = [layer[0] for layer in own.encode(item[None])]
+        assert all(map(torch.equal, tokens.codes, expected))
+
+
+class FirstLevel(torch.nn.Module):
+    def forward(self, features):
+        return features[0]
+
+
 @pytest.mark.parametrize("count", [20_000])
-def test_twenty_thousand_items_in_five_ways(count):
+def test_twenty_thousand_items_in_five_ways(count, two_threads):
     """In order, in another, in parts, beside others, with more threads; some of them alone."""
+    torch.set_num_threads(1)
     model = build("stochastic", "hybrid")
     generator = torch.Generator().manual_seed(3)
     items = list((torch.rand(count, 3, 8, 8, generator=generator) * 2 - 1).unbind())
@@ -131,12 +210,9 @@ def test_twenty_thousand_items_in_five_ways(count):
     order = torch.randperm(count, generator=generator)
     shuffled = _flat(tokenizer.encode([items[i] for i in order]))
     parts = [tokenizer.encode(items[i : i + 613]) for i in range(0, count, 613)]
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        threaded = _flat(Tokenizer(build("stochastic", "hybrid")).encode(items))
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(2)
+    threaded = _flat(Tokenizer(build("stochastic", "hybrid")).encode(items))
+    torch.set_num_threads(1)
     beside = [random_signal(8 + i % 5, 11, seed=i) for i in range(count // 20)]
     mixed = list(itertools.chain(*zip(items[: count // 20], beside)))
     alone = _flat(one_by_one(tokenizer, items[:: count // 50]))
@@ -159,8 +235,7 @@ def test_decoded_tokens_are_the_reconstruction_to_the_last_bit(family):
     """The batch that a tokenizer computes is as the model would have it."""
     model = build(*family)
     tokenizer = Tokenizer(model)
-    count = tokenizer.batch_size((16, 16))
-    x = signals(count)
+    x = signals(batch_size((16, 16), tokenizer.points))
     tokens = tokenizer.encode(list(x))
     assert torch.equal(torch.stack(tokenizer.decode_signals(tokens)), model(x).reconstruction)
     (alone,) = tokenizer.decode_signals(tokens[5:6])
@@ -221,7 +296,7 @@ def test_a_sound_is_the_same_as_samples_and_as_a_file(tmp_path):
     [
         (7, "expected the path or the bytes of a file, or a picture of Pillow or a uint8 array"),
         (np.zeros((8, 8)), r"a uint8 array \[H, W, C\], not ndarray"),
-        (torch.zeros(1, 8, 8), "x has shape"),
+        (torch.zeros(1, 8, 8), r"a signal has shape \[1, 8, 8\]; expected \[3, H, W\]"),
         (torch.zeros(8, 8), r"a signal has shape \[8, 8\]; expected \[3, H, W\]"),
         (torch.full((3, 8, 8), 255.0), "expected floats in"),
     ],

@@ -6,12 +6,10 @@ signals go through windows (`hqvae.tiling.windows`) whose sizes depend on the si
 """
 
 import copy
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -20,16 +18,18 @@ from torch import Tensor
 from hqvae.data import Modality
 from hqvae.full_precision import FULL_PRECISION
 from hqvae.model import HQVAE
-from hqvae.nets import mask_padding
-from hqvae.tiling import Window, Windows, cut, put, receptive_margin
+from hqvae.model.signals import as_signal
+from hqvae.nets import Decoder, Encoder, mask_padding
+from hqvae.single_threads import map_single_threaded
+from hqvae.tiling import Window, Windows, put, receptive_margin, take
+from hqvae.tiling.batches import Batch, batch_size, batches, rows_of
 from hqvae.tokens import Layout, Tokens
 
+R = TypeVar("R")
 # Signal points of a batch: enough to keep a device busy, and few enough that one signal alone,
 # which takes a whole batch, is soon done.
-_POINTS = {"cpu": 2**15, "cuda": 2**19}
+_POINTS = {"cpu": 2**16, "cuda": 2**19}
 _LARGEST = {1: 2**18, 2: 512}  # samples of a window along an axis, by the number of axes
-
-Piece = tuple[int, Window]  # the number of a signal, and one of its windows
 
 
 class Tokenizer:
@@ -38,10 +38,13 @@ class Tokenizer:
     The tokens of an item are the same alone and in any list, beside any others, with any number of
     threads. They are those of one kind of device: a GPU rounds in its own way.
 
-    Args:
-        model: with float32 weights; put into evaluation mode
+    Networks of your own may see further than convolutions do, so with them no signal is masked or
+    cut: each is computed in its own size, which takes memory for all of it.
 
-    Raises ValueError for weights of another type.
+    Args:
+        model: with float32 weights on a CPU or a GPU of CUDA; put into evaluation mode
+
+    Raises ValueError for weights of another type or elsewhere.
 
     >>> from PIL import Image
     >>> from hqvae.data import ImageConfig
@@ -58,6 +61,8 @@ class Tokenizer:
         weight = next(model.parameters())
         if weight.dtype != torch.float32:
             raise ValueError(f"the model's weights are {weight.dtype}; expected torch.float32")
+        if weight.device.type not in _POINTS:
+            raise ValueError(f"the model is on {weight.device}; expected cpu or cuda")
         self.model = model.eval()
         self.device = weight.device
         self.points = _POINTS[self.device.type]
@@ -120,17 +125,22 @@ class Tokenizer:
         """
         for signal in signals:
             self._check(signal)
+        if len({signal.dtype for signal in signals}) > 1:  # a stack would make all of them floats
+            weight = next(self.model.parameters()).cpu()
+            signals = [as_signal(one[None], self.model.config, weight)[0] for one in signals]
         sizes = [tuple(signal.shape[1:]) for signal in signals]
         shapes = [self.layout.shapes(self.layout.coarsest(size)) for size in sizes]
         found: list[dict[int, Tensor]] = [{} for _ in sizes]
-        stride = self.layout.stride
-        for batch in self._batches(self._encoding, sizes):
-            parts = [cut(signals[item], window, stride) for item, window in batch.pieces]
-            x = batch.filled(parts).to(self.device)
+
+        def encode(batch: Batch) -> tuple[Batch, list[Tensor]]:
+            parts = [take(signals[i], window, self.layout.stride) for i, window in batch.pieces]
             with self._computing(batch):
-                codes = self.model.encode(x)
+                codes = self.model.encode(batch.filled(parts).to(self.device))
+            return batch, [of_layer.cpu() for of_layer in codes]
+
+        for batch, codes in self._compute(encode, batches(self._encoding, sizes, self.points)):
             for layer, (ratio, of_layer) in enumerate(zip(self.layout.ratios, codes)):
-                for (item, window), row in zip(batch.pieces, of_layer.cpu()):
+                for (item, window), row in zip(batch.pieces, of_layer):
                     so_far = found[item].get(layer)
                     found[item][layer] = put(so_far, row, window, ratio, shapes[item][layer])
         return [Tokens(tuple(codes.values()), size) for codes, size in zip(found, sizes)]
@@ -152,16 +162,19 @@ class Tokenizer:
         found: dict[int, Tensor] = {}
 
         def part(item: int, layer: int, window: Window) -> Tensor:
-            return cut(tokens[item].codes[layer][None], window, self.layout.ratios[layer])[0]
+            return take(tokens[item].codes[layer][None], window, self.layout.ratios[layer])[0]
 
-        for batch in self._batches(self._decoding, sizes):
+        def decode(batch: Batch) -> tuple[Batch, Tensor]:
             codes = [
                 batch.filled([part(item, layer, window) for item, window in batch.pieces])
                 for layer in range(count)
             ]
             with self._computing(batch):
                 x_hat = self.model.decode([of_layer.to(self.device) for of_layer in codes], count)
-            for (item, window), row in zip(batch.pieces, x_hat.cpu()):
+            return batch, x_hat.cpu()
+
+        for batch, x_hat in self._compute(decode, batches(self._decoding, sizes, self.points)):
+            for (item, window), row in zip(batch.pieces, x_hat):
                 shape = (channels, *sizes[item])
                 found[item] = put(found.get(item), row, window, self.layout.stride, shape)
         return [found[item] for item in range(len(tokens))]
@@ -170,64 +183,57 @@ class Tokenizer:
 
     def compute(self) -> dict[str, Any]:
         """What tokens depend on beside the model, as plain values."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        on_gpu = self.device.type == "cuda"
         stride = self.layout.stride
-        usual = self.usual and [
-            self.batch_size(self.usual),
-            self.model.config.channels,
-            *self.usual,
-        ]
         return {
             "dtype": "float32",
-            "device": name,
-            "usual_shape": usual,
+            "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
+            "instructions": None if on_gpu else torch.backends.cpu.get_cpu_capability(),
+            "usual_shape": self._usual_shape(),
             "points_of_a_batch": self.points,
             "largest_window": self._encoding.largest * stride,
             "margin": self._encoding.margin * stride,
         }
 
-    def batch_size(self, sides: Sequence[int]) -> int:
-        """Signals that are computed at a time, of such a size in samples."""
-        return max(1, self.points // math.prod(sides))
+    def _usual_shape(self) -> list[int] | None:
+        """[B, C, *S] of what is computed for signals of the usual size."""
+        if self.usual is None:
+            return None
+        sides = [side * self.layout.stride for side in self._encoding.of(self.usual)[0].sides]
+        rows = rows_of(batch_size(sides, self.points))
+        return [rows, self.model.config.channels, *sides]
 
     def _windows_for(self, **way: bool) -> Windows:
         stride = self.layout.stride
+        ours = isinstance(self.model.encoder, Encoder) and isinstance(self.model.decoder, Decoder)
         margin = receptive_margin(self.model, **way) // stride
         # At most half of a window is margin.
         largest = max(_LARGEST[self.layout.axes] // stride, 4 * margin, 1)
-        return Windows(stride, margin, largest, self.usual)
+        return Windows(stride, margin, largest, self.usual, exact=not ours)
 
-    def _batches(self, windows: Windows, sizes: Sequence[tuple[int, ...]]) -> Iterator["_Batch"]:
-        """All windows of all signals, those of one size together."""
-        waiting: dict[tuple[int, ...], list[Piece]] = {}
-        stride = self.layout.stride
-        for item, size in enumerate(sizes):
-            for window in windows.of(size):
-                pieces = waiting.setdefault(window.sides, [])
-                pieces.append((item, window))
-                count = self.batch_size([side * stride for side in window.sides])
-                if len(pieces) == count:
-                    yield _Batch(waiting.pop(window.sides), count)
-        for sides, pieces in waiting.items():
-            yield _Batch(pieces, self.batch_size([side * stride for side in sides]))
+    def _compute(self, work: Callable[[Batch], R], of: Iterable[Batch]) -> Iterator[R]:
+        """work(batch) of each, in order: on a CPU as many at a time as torch has threads."""
+        return map(work, of) if self.device.type == "cuda" else map_single_threaded(work, of)
 
     @contextmanager
-    def _computing(self, batch: "_Batch") -> Iterator[None]:
+    def _computing(self, batch: Batch) -> Iterator[None]:
         """Inside, the networks see of each window what lies before its ends, in float32."""
-        sides = batch.pieces[0][1].sides
-        ends = batch.filled([torch.tensor(window.ends) for _, window in batch.pieces])
         with ExitStack() as stack:
-            if (ends != torch.tensor(sides)).any():
-                stack.enter_context(mask_padding(self.model, ends, sides))
+            stack.enter_context(torch.autocast(self.device.type, enabled=False))
             if self.device.type == "cuda":
+                stack.enter_context(torch.cuda.device(self.device))  # kernels of ours start there
                 stack.enter_context(FULL_PRECISION)
+            ends = batch.ends
+            if (ends != torch.tensor(batch.sides)).any():
+                masks = mask_padding(self.model, ends.to(self.device), batch.sides)
+                stack.enter_context(masks)
             yield
 
     def _check(self, signal: Tensor) -> None:
         """Raises ValueError for another number of axes or channels, and for no point at all."""
-        if signal.ndim != self.layout.axes + 1 or 0 in signal.shape:
+        channels = self.model.config.channels
+        if signal.ndim != self.layout.axes + 1 or 0 in signal.shape or len(signal) != channels:
             space = {1: "T", 2: "H, W"}[self.layout.axes]
-            channels = self.model.config.channels
             raise ValueError(
                 f"a signal has shape {list(signal.shape)}; expected [{channels}, {space}]"
             )
@@ -241,18 +247,6 @@ class Tokenizer:
                 f"codes of shapes {list(map(list, tokens.shapes))} for a signal of "
                 f"{list(tokens.size)}; expected {list(map(list, expected))}"
             )
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Windows of one size that are computed at a time; `count` with what fills up."""
-
-    pieces: list[Piece]
-    count: int
-
-    def filled(self, parts: Sequence[Tensor]) -> Tensor:
-        """One for each piece, stacked; the last again until there are `count`."""
-        return torch.stack([*parts, *[parts[-1]] * (self.count - len(parts))])
 
 
 def _usual_size(model: HQVAE) -> tuple[int, ...] | None:

@@ -1,5 +1,6 @@
 """A split as it is coded: each example once, or each item whole."""
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,7 +12,8 @@ from torch import Tensor
 from .dataset import BrokenItem, Dataset
 from .sources import Label
 
-_AT_ONCE = 64  # examples that a thread reads at a time
+_AT_ONCE = 2**20  # points of examples that a thread reads at a time, about
+_MOST_AT_ONCE = 256  # examples, of which a look at each takes its time
 _AHEAD = 3  # reads that wait for each thread
 
 
@@ -67,7 +69,8 @@ class Items:
         self, start: int, stop: int, threads: int
     ) -> Iterator[list[Item | BrokenItem]]:
         """All from `start` to `stop`, some at a time; threads read ahead, a little."""
-        at_once = 1 if self.whole else _AT_ONCE
+        points = math.prod(self.dataset.shape[1:])
+        at_once = 1 if self.whole else max(1, min(_MOST_AT_ONCE, _AT_ONCE // points))
 
         def read(first: int) -> list[Item | BrokenItem]:
             return [self._try(i) for i in range(first, min(stop, first + at_once))]

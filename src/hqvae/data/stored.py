@@ -16,7 +16,9 @@ def to_signal(
     tensor([[[-1.0000, -0.6000,  1.0000]]])
     """
     divisor, shift = _SCALE_AND_SHIFT[raw.dtype]
-    return raw.to(device, non_blocking=True).float().div_(divisor).add_(shift)
+    values = raw.to(device, non_blocking=True).float()
+    # A GPU multiplies by the reciprocal of a plain number, which rounds in another way.
+    return values.div_(torch.tensor(divisor, device=values.device)).add_(shift)
 
 
 def to_pixels(signal: Float[Tensor, "*S"]) -> UInt8[Tensor, "*S"]:

@@ -1,5 +1,6 @@
 """The local engine: this process, one thread for each device, and readers ahead of each."""
 
+import logging
 import os
 import queue
 import threading
@@ -19,10 +20,10 @@ from hqvae.tokens.shards import Row, Shard, write_shard
 from .engine import Engine
 from .job import Job
 
-_BATCHES = 64  # that are coded before rows are handed on
+log = logging.getLogger("hqvae")
+_POINTS = 2**22  # of a block of signals, at least
 _POLL = 0.1  # seconds
-_READERS = 4  # threads that read, at most
-_ENCODERS = 8  # threads that compute on the CPU, at most
+_READERS = 8  # threads that read for one device, at most
 
 
 class Encoder:
@@ -67,12 +68,17 @@ class Encoder:
         for read in items.read_in_order(shard.start, shard.stop, self.readers):
             block += read
             points += sum(item.signal[0].numel() for item in read if isinstance(item, Item))
-            if points >= _BATCHES * self.tokenizer.points:
+            if points >= block_points(self.tokenizer):
                 yield block
                 block = []
                 points = 0
         if block:
             yield block
+
+
+def block_points(tokenizer: Tokenizer) -> int:
+    """Of signals that are coded before rows are handed on."""
+    return max(_POINTS, 4 * tokenizer.points)
 
 
 def _entries(broken: Iterable[BrokenItem]) -> list[dict[str, str]]:
@@ -81,7 +87,7 @@ def _entries(broken: Iterable[BrokenItem]) -> list[dict[str, str]]:
 
 
 class LocalEngine(Engine):
-    """This process: a thread for each GPU, or for each core, and readers beside them.
+    """This process: a thread for each GPU, or one for all cores, and readers beside them.
 
     Args:
         tokenizer: on the first of the devices
@@ -98,24 +104,20 @@ class LocalEngine(Engine):
         return self.tokenizer.compute()
 
     def write(self, job: Job, shards: Sequence[Shard]) -> Generator[int, None, None]:
-        threads = torch.get_num_threads()
-        tokenizers = self._tokenizers(min(threads, len(shards)))
-        cores = min(_READERS, os.cpu_count() or 1)
-        readers = self.readers or max(1, cores // len(tokenizers))
+        tokenizers = self._tokenizers()
+        readers = self.readers or max(1, min(_READERS, (os.cpu_count() or 1) // len(tokenizers)))
         encoders = [Encoder(one, self.splits, job, readers) for one in tokenizers]
-        # Several that compute on one thread each do more than one that computes on several.
-        torch.set_num_threads(max(1, threads // len(encoders)))
-        try:
-            yield from _share(encoders, shards)
-        finally:
-            torch.set_num_threads(threads)
+        yield from _share(encoders, shards)
 
-    def _tokenizers(self, most: int) -> list[Tokenizer]:
-        """One for each GPU where it is on one, else the same one for several threads."""
+    def _tokenizers(self) -> list[Tokenizer]:
+        """One for each GPU where it is on one; a GPU of another kind would round otherwise."""
         if self.tokenizer.device.type != "cuda":
-            return [self.tokenizer] * max(1, min(most, _ENCODERS))
-        others = range(1, torch.cuda.device_count())
-        return [self.tokenizer, *(self.tokenizer.on(f"cuda:{i}") for i in others)]
+            return [self.tokenizer]
+        others = [self.tokenizer.on(f"cuda:{i}") for i in range(1, torch.cuda.device_count())]
+        alike = [one for one in others if one.compute() == self.compute()]
+        if len(alike) < len(others):
+            log.warning("%d GPU(s) of another kind stay idle", len(others) - len(alike))
+        return [self.tokenizer, *alike]
 
 
 def _share(encoders: Sequence[Encoder], shards: Sequence[Shard]) -> Iterator[int]:

@@ -2,16 +2,16 @@
 
 from .chunked import decode_chunked, encode_chunked, receptive_margin
 from .padded import decode_padded, encode_padded
-from .windows import Window, Windows, cut, put
+from .windows import Window, Windows, put, take
 
 __all__ = [
     "Window",
     "Windows",
-    "cut",
     "decode_chunked",
     "decode_padded",
     "encode_chunked",
     "encode_padded",
     "put",
     "receptive_margin",
+    "take",
 ]

@@ -56,6 +56,7 @@ class Windows:
     margin: coarsest positions that windows overlap on each side
     largest: coarsest positions of a window along an axis, at most; more than two margins
     usual: the size of a signal that gets a window of just its size; None where there is none
+    exact: whether every signal gets a window of just its size, however large
 
     >>> windows = Windows(stride=4, margin=2, largest=16)
     >>> [window.sides for window in windows.of((30, 200))]
@@ -66,6 +67,7 @@ class Windows:
     margin: int
     largest: int
     usual: tuple[int, ...] | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.largest <= 2 * self.margin:
@@ -81,7 +83,7 @@ class Windows:
 @lru_cache(maxsize=1024)
 def _windows(windows: Windows, size: tuple[int, ...]) -> tuple[Window, ...]:
     counts = [-(-side // windows.stride) for side in size]
-    if size == windows.usual:
+    if windows.exact or size == windows.usual:
         spans = [[(0, count, count, 0, count)] for count in counts]
     else:
         spans = [_spans(windows, count) for count in counts]
@@ -120,14 +122,15 @@ def window_side(count: int) -> int:
     return -(-count // step) * step
 
 
-def cut(signal: Shaped[Tensor, "C *S"], window: Window, stride: int) -> Shaped[Tensor, "C *W"]:
+def take(signal: Shaped[Tensor, "C *S"], window: Window, stride: int) -> Shaped[Tensor, "C *W"]:
     """The window's part of a signal, whose last samples are repeated behind its ends."""
     for axis, (start, side) in enumerate(zip(window.starts, window.sides), 1):
         first = start * stride
         wanted = side * stride
         there = signal.shape[axis]
         if first or wanted != there:
-            place = torch.arange(first, first + wanted).clamp_(max=there - 1)
+            place = torch.arange(first, first + wanted, device=signal.device)
+            place = place.clamp_(max=there - 1)
             signal = signal.index_select(axis, place)
     return signal
 
