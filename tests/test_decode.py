@@ -26,6 +26,7 @@ from token_files import (
 from hqvae.cli import main
 from hqvae.decode import file_name
 from hqvae.run import Run
+from hqvae.tiling.batches import batch_size
 
 # ------------------------------------------------------------------------------ round trip
 
@@ -39,7 +40,7 @@ def files(picture_run, tokens, tmp_path_factory):
 def test_a_file_is_the_reconstruction_of_its_item(files, photographs, picture_run):
     """In the batch that a tokenizer computes, to the last grey value."""
     model = Run.open(picture_run).load_model()
-    count = tokenizer_of(picture_run).batch_size((16, 16))
+    count = batch_size((16, 16), tokenizer_of(picture_run).points)
     keys = sorted(str(path.relative_to(photographs)) for path in photographs.rglob("*.png"))
     x = torch.cat([model.preprocess(photographs / key) for key in keys])
     x = torch.cat([x, x[-1:].expand(count - len(x), -1, -1, -1)])
