@@ -250,12 +250,31 @@ def test_many_broken_files_do_not_use_up_the_files_a_process_may_open(tmp_path):
     assert sum(len(batch) for batch in sequential_batches(images, 64)) == 75
 
 
-def test_a_program_that_may_open_no_more_files_does_not_blame_them(tmp_path):
-    def read(i):
-        raise OSError(errno.EMFILE, "Too many open files")
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        MemoryError("Unable to allocate 9 GiB"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_the_fault_of_the_machine_is_no_fault_of_an_item(error):
+    """It is raised, and the item is read where it is asked for again."""
+    answers = [error, Image.new("RGB", (8, 8))]
 
-    with pytest.raises(OSError, match="Too many"):
-        ImageDataset(FileIndex(["a"], read), ImageConfig(size=8), 3)
+    def read(i):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    images = ImageDataset(FileIndex(["a"], read), ImageConfig(size=8, cache_mb=0), 3)
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        images.read(0)
+    assert images.read(0)[1].shape == (3, 8, 8) and images.left_out() == []
 
 
 @pytest.mark.parametrize("name", WHOLE_SOURCES)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data_files import TEST, TRAIN, folder, folders, opened, png, solid, write
 
-from hqvae.data import IMAGE, FileIndex, ImageConfig, cut_splits, open_data, open_source
+from hqvae.data import IMAGE, FileIndex, ImageConfig, Splits, cut_splits, open_data, open_source
 from hqvae.data.sources.hub import index_hub
 
 NAMES = ["cat", "dog", "owl"]
@@ -73,6 +73,22 @@ def test_splits_that_are_cut_keep_each_label_with_its_item():
     for part in cut_splits({"train": whole}, {"test": 0.2, "validation": 0.1}, seed=3).values():
         assert [str(label) for label in part.labels] == list(part.names)
         assert part.label_names == NAMES
+
+
+OTHERS = ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "train, validation, expected",
+    [(NAMES, tuple(NAMES), NAMES), (None, NAMES, NAMES), (NAMES, OTHERS, None), (None, None, None)],
+)
+def test_the_classes_of_all_splits_are_those_of_splits_that_agree(train, validation, expected):
+    named = {"train": train, "validation": validation, "test": None}
+    indexes = {
+        split: FileIndex(["a"], int, labels=[0], label_names=names)
+        for split, names in named.items()
+    }
+    assert Splits({}, indexes).label_names == expected
 
 
 def test_a_dataset_has_the_labels_of_its_items(tmp_path):

@@ -6,11 +6,23 @@ import os
 import random
 import shutil
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from token_files import bytes_of, decode_words, encode_words, encoded, photographs, refused, rows
+from data_files import write
+from token_files import (
+    bytes_of,
+    decode_words,
+    encode_words,
+    encoded,
+    photographs,
+    picture_table,
+    refused,
+    rows,
+    smooth,
+)
 
 from hqvae.cli import main
 from hqvae.errors import InputError
@@ -201,3 +213,43 @@ def test_an_empty_folder_serves(picture_run, tmp_path):
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / ".manifest.json.partial").touch()  # of a process that was killed
     assert len(rows(encoded(picture_run, source, tmp_path / "t"))) == 4
+
+
+# ------------------------------------------------------------------------------ the same names
+
+
+def array_source(folder, values):
+    path = folder / "d.npz"
+    np.savez(path, x_train=np.stack([smooth(16, 16, value) for value in values]))
+    return path
+
+
+def table_source(folder, values):
+    return picture_table(folder / "d.parquet", [smooth(16, 16, value) for value in values])
+
+
+def labelled_source(folder, values):
+    """The same pictures always, with other labels."""
+    lines = ["file_name,split,label"]
+    for i, value in enumerate(values):
+        write(folder / f"{i}.png", smooth(16, 16, i))
+        lines.append(f"{i}.png,train,{value}")
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("make", [array_source, table_source, labelled_source])
+def test_data_of_the_same_names_do_not_mix(make, picture_run, tmp_path, capsys):
+    """What lies in an archive or a table, and labels, may differ where names do not."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    one = make(tmp_path / "one", range(6))
+    other = make(tmp_path / "other", range(10, 16))
+    out = encoded(picture_run, one, tmp_path / "t", "--shard-items", 2)
+    whole = bytes_of(out)
+    (out / "train-00001-of-00003.parquet").unlink()
+    line = refused(encode_words(picture_run, other, out, "--shard-items", 2), capsys)
+    assert "holds tokens of other data, or of other splits" in line
+    moved = shutil.copytree(tmp_path / "one", tmp_path / "moved")
+    same = moved if one.is_dir() else moved / one.name
+    assert bytes_of(encoded(picture_run, same, out, "--shard-items", 2)) == whole

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -58,14 +59,12 @@ def test_items_and_labels_are_the_same_held_or_not(folder):
     assert [grey(read, i) for i in range(ROWS)] == list(range(ROWS))
 
 
-def test_nothing_is_read_before_it_is_asked_for_and_little_is_held(folder, reads):
+def test_nothing_is_read_before_it_is_asked_for(folder, reads):
     index = index_of(folder, 0)
     assert reads == []
     for i in range(ROWS):
         index.open(i)
     assert len(reads) == len(set(reads)) == 2 * 17  # each group once, in order
-    recent = index.open.args[0][0].cells.recent
-    assert len(recent._groups) == row_groups._RECENT
 
 
 def test_what_fits_is_read_once(folder, reads):
@@ -79,7 +78,7 @@ def test_threads_share_a_group(folder, reads):
     index = index_of(folder, 0)
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(lambda i: grey(index, i), range(ROWS))) == list(range(ROWS))
-    assert 2 * 17 <= len(reads) < ROWS / 2  # a thread that lags may ask for one that is gone
+    assert len(reads) == len(set(reads)) == 2 * 17
 
 
 def test_another_process_reads_its_own(folder):
@@ -102,3 +101,54 @@ def test_bytes_are_those_of_the_column_alone(tmp_path):
     parquet.write_table(table, stream, use_dictionary=False)
     (tmp_path / "a.parquet").write_bytes(stream.getvalue())
     assert 40_000 <= column_bytes(tmp_path / "a.parquet", "image") < 90_000
+
+
+# ------------------------------------------------------------------------------ several threads
+
+
+def test_groups_are_held_up_to_a_size_and_some_at_least(folder, reads, monkeypatch):
+    """In memory for several readers, each in a part of its own."""
+    index = index_of(folder, 0)
+    for _ in range(2):
+        for i in range(ROWS):
+            index.open(i)
+    assert len(reads) == 2 * 17  # all of them are small
+    monkeypatch.setattr(row_groups, "_HELD_BYTES", 0)
+    index = index_of(folder, 0)
+    for i in range(ROWS):
+        index.open(i)
+    assert len(index.open.args[0][0].cells.recent._groups) == row_groups._LEAST_HELD == 8
+
+
+def test_one_group_is_read_while_another_is_and_each_once(folder, monkeypatch):
+    """All of four threads read at once, or none would go on."""
+    together = threading.Barrier(4, timeout=20)
+    read = row_groups._read
+    found = []
+
+    def slow(path, groups, column):
+        found.append(groups[0])
+        together.wait()
+        return read(path, groups, column)
+
+    monkeypatch.setattr(row_groups, "_read", slow)
+    index = index_of(folder, 0)
+    with ThreadPoolExecutor(16) as pool:
+        greys = list(pool.map(lambda i: grey(index, i), range(12)))
+    assert greys == list(range(12)) and sorted(found) == [0, 1, 2, 3]
+
+
+def test_a_group_that_could_not_be_read_is_read_again(folder, monkeypatch):
+    read = row_groups._read
+    errors = [OSError("away")]
+
+    def fails_once(*arguments):
+        if errors:
+            raise errors.pop()
+        return read(*arguments)
+
+    monkeypatch.setattr(row_groups, "_read", fails_once)
+    index = index_of(folder, 0)
+    with pytest.raises(OSError, match="away"):
+        index.open(5)
+    assert grey(index, 5) == 5

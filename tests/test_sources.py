@@ -663,3 +663,46 @@ def test_data_that_cannot_be_used_is_named(name, tmp_path):
 def test_an_unknown_split_is_named(tmp_path):
     with pytest.raises(InputError, match="split 'tset' is not one of train, validation, test"):
         open_data(ImageConfig(source=str(folder(tmp_path / "d", TRAIN))), 3, ("tset",))
+
+
+# ------------------------------------------------------------------------------ content
+
+
+def test_an_archive_says_what_each_split_holds(tmp_path):
+    """By its directory, also of labels, and the same whether it is compressed."""
+
+    def contents(save=np.savez, **arrays):
+        save(tmp_path / "d.npz", **arrays)
+        indexes = open_source(ImageConfig(source=str(tmp_path / "d.npz")))
+        return [indexes[split].content for split in ("train", "test")]
+
+    pictures = np.stack([noise(8, 8, seed) for seed in range(3)])
+    labels = np.arange(3)
+    before = contents(x_train=pictures, y_train=labels, x_test=pictures)
+    assert (
+        contents(np.savez_compressed, x_train=pictures, y_train=labels, x_test=pictures) == before
+    )
+    changed = contents(x_train=pictures, y_train=labels, x_test=pictures + 1)
+    assert changed[0] == before[0] and changed[1] != before[1]
+    relabelled = contents(x_train=pictures, y_train=labels + 1, x_test=pictures)
+    assert relabelled[0] != before[0] and relabelled[1] == before[1]
+
+
+def test_a_table_says_what_each_split_holds(tmp_path):
+    def contents(values):
+        tables(tmp_path, True)
+        table(tmp_path / "test-00000-of-00001.parquet", values, True)
+        indexes = open_source(ImageConfig(source=str(tmp_path)))
+        return [indexes[split].content for split in ("train", "test")]
+
+    before = contents(TEST)
+    assert contents(TEST) == before
+    changed = contents([3, 4, *TEST])
+    assert changed[0] == before[0] and changed[1] != before[1]
+
+
+def test_splits_that_are_cut_keep_what_is_said_of_the_whole(tmp_path):
+    _, splits = opened(npz(tmp_path / "d.npz", images=TRAIN))
+    assert len({split.index.content for split in splits.values()} - {None}) == 1
+    _, splits = opened(folder(tmp_path / "d", TRAIN))
+    assert {split.index.content for split in splits.values()} == {None}

@@ -28,7 +28,7 @@ from .images import IMAGE, PIXEL_UNIT, ImageConfig
 from .items import Item, Items
 from .modality import Modality, SignalUnit
 from .scan import Progress
-from .sources import SPLITS, FileIndex, SourceConfig, cut_splits, open_source
+from .sources import SPLITS, FileIndex, SourceConfig, cut_splits, digest, open_source
 from .stored import to_pixels, to_signal
 
 __all__ = [
@@ -79,15 +79,31 @@ class Splits(dict[str, Dataset]):
     """The splits that were wanted, by name."""
 
     label_names: Sequence[str] | None
-    """Of the classes by number, where labels are numbers and have names."""
+    """Of the classes by number, where labels are numbers and all splits that name them agree."""
     fingerprints: dict[str, str]
     """Of every split of the source, wanted or not: another one where items were added, removed or
     renamed."""
 
     def __init__(self, datasets: Mapping[str, Dataset], indexes: Mapping[str, FileIndex]):
         super().__init__(datasets)
+        self._indexes = dict(indexes)
         self.fingerprints = fingerprints(indexes)
-        self.label_names = next((index.label_names for index in indexes.values()), None)
+        named = [index.label_names for index in indexes.values() if index.label_names is not None]
+        agree = all(list(names) == list(named[0]) for names in named)
+        self.label_names = named[0] if named and agree else None
+
+    def contents(self, name: str) -> dict[str, str | None]:
+        """All that tells the items of a split from others without reading them.
+
+        Beside their names what the source says of their content, and a digest of their labels; None
+        where it says nothing or has none.
+        """
+        index = self._indexes[name]
+        return {
+            "fingerprint": self.fingerprints[name],
+            "content": index.content,
+            "labels": None if index.labels is None else digest(list(index.labels)),
+        }
 
     def left_out(self) -> list[dict[str, str]]:
         """Items known to be broken, of every split: {split, key, reason} each."""

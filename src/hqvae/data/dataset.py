@@ -21,6 +21,10 @@ T = TypeVar("T")
 
 _NAMED_AT_ONCE = 5  # broken items that one warning names
 _NAMED_IN_ALL = 10  # broken items that get a warning of their own
+# Of a machine that has no memory or no files left, or whose network drive does not answer.
+_NO_FAULT_OF_AN_ITEM = frozenset(
+    {errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
+)
 
 
 class BrokenItem(Exception):
@@ -240,16 +244,19 @@ class Dataset(ABC):
         return dict(list(self._broken.items())[after:])
 
     def _attempt(self, item: int, read: Callable[[], T]) -> T:
-        """What `read` gives; raises BrokenItem where it fails, or has failed before."""
+        """What `read` gives; raises BrokenItem where it fails, or has failed before.
+
+        What is the fault of the machine is raised as it is: the item may be read the next time.
+        """
         if item in self._unreadable:
             raise BrokenItem(self.keys[item], self._unreadable[item])
         try:
             return read()
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except Exception as error:  # decoders and their plug-ins raise anything
-            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                raise  # the process may open no more files: no fault of this one
+            if isinstance(error, OSError) and error.errno in _NO_FAULT_OF_AN_ITEM:
+                raise
             reason = summary_of(error)
         # Outside of the handler, so that no traceback keeps the file open.
         self._unreadable[item] = reason

@@ -50,8 +50,9 @@ def description(
     run: Run, model: HQVAE, splits: Splits, compute: Mapping[str, Any], options: EncodeOptions
 ) -> dict[str, Any]:
     """What rows depend on, as `Manifest.made`; `compute` is what a tokenizer says of itself."""
-    counts = {name: _count(splits, name, options.whole) for name in splits}
-    fitting = max(SHARD_ITEMS, -(-max(counts.values()) // MOST_SHARDS))
+    of_splits = describe_splits(splits, options.whole)
+    most = max(split["items"] for split in of_splits.values())
+    fitting = max(SHARD_ITEMS, -(-most // MOST_SHARDS))
     return {
         "model": {
             "sha256": run.weights_sha256(),
@@ -62,10 +63,7 @@ def description(
         "axes": model.config.axes,
         "data": {
             "prepared": preparation(run.config.data),
-            "splits": {
-                name: {"items": counts[name], "fingerprint": splits.fingerprints[name]}
-                for name in splits
-            },
+            "splits": of_splits,
             "labels": _labels(splits),
         },
         "whole": options.whole,
@@ -74,8 +72,12 @@ def description(
     }
 
 
-def _count(splits: Splits, name: str, whole: bool) -> int:
-    return len(splits[name].keys) if whole else len(splits[name])
+def describe_splits(splits: Splits, whole: bool) -> dict[str, dict[str, Any]]:
+    """What tells splits from others: how much of each is coded, and of which items."""
+    return {
+        name: {"items": len(data.keys) if whole else len(data), **splits.contents(name)}
+        for name, data in splits.items()
+    }
 
 
 def _labels(splits: Splits) -> dict[str, Any] | None:

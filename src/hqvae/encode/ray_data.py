@@ -25,7 +25,7 @@ from hqvae.tokens.shards import Shard
 from hqvae.versions import versions
 
 from .engine import Engine
-from .job import Job
+from .job import Job, describe_splits
 from .local import Encoder
 from .options import EncodeOptions
 from .sources import CodedSource
@@ -205,11 +205,9 @@ class _Worker:
 
     def _open(self, source: CodedSource, channels: int) -> Any:
         """The splits. Raises InputError where this node sees other data."""
-        wanted = self.job.manifest.made["data"]["splits"]
+        made = self.job.manifest.made
+        wanted = made["data"]["splits"]
         splits = source.open(channels, next(iter(wanted)) if len(wanted) == 1 else "all")
-        for name, split in wanted.items():
-            if splits.fingerprints.get(name) != split["fingerprint"]:
-                raise InputError(
-                    f"{source.config.source} holds other data than where it was started"
-                )
+        if describe_splits(splits, made["whole"]) != wanted:
+            raise InputError(f"{source.config.source} holds other data than where it was started")
         return splits

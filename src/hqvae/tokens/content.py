@@ -51,6 +51,8 @@ class _Layer:
 class _Split:
     items: _Count
     fingerprint: str
+    content: str | None = None  # manifests of older versions have neither
+    labels: str | None = None
 
 
 @dataclass(frozen=True)

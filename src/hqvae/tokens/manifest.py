@@ -125,10 +125,14 @@ def read_manifest(folder: str | Path) -> Manifest:
 def _check_plan(content: Content) -> None:
     """Raises ValueError for shards that are not those of the items."""
     items = {name: split.items for name, split in content.made.data.splits.items()}
-    planned = [shard.name for shard in plan_shards(items, content.made.shard_items)]
+    shard_items = content.made.shard_items
+    # Counted before they are listed: a damaged number may be of any size.
+    count = sum(-(-total // shard_items) for total in items.values()) if content.complete else 0
     there = [shard.name for split in content.splits.values() for shard in split.shards]
-    if there != (planned if content.complete else []):
-        raise ValueError(f"it names {len(there)} shards, and its items fill {len(planned)}")
+    if len(there) != count:
+        raise ValueError(f"it names {len(there)} shards, and its items fill {count}")
+    if there and there != [shard.name for shard in plan_shards(items, shard_items)]:
+        raise ValueError("its shards are not those that its items fill")
 
 
 class TokenFolder:

@@ -17,12 +17,12 @@ from ..modality import Modality
 from .arrays import index_npz
 from .folders import index_folder
 from .hub import index_hub
-from .index import SPLITS, FileIndex, Label, cut_splits
+from .index import SPLITS, FileIndex, Label, cut_splits, digest
 from .listing import Listing, kinds, list_files, require_readable, warn_of_passed_over
 from .parquet import data_tables, index_parquet
 from .photos import index_photos
 
-__all__ = ["SPLITS", "FileIndex", "Label", "SourceConfig", "cut_splits", "open_source"]
+__all__ = ["SPLITS", "FileIndex", "Label", "SourceConfig", "cut_splits", "digest", "open_source"]
 
 _PHOTO_SIZE = 64  # side of the crops of built-in photographs where the config names none
 

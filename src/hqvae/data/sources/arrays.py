@@ -6,14 +6,14 @@ import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from hqvae.errors import InputError
 
-from .index import SPLIT_NAMES, FileIndex, Label
+from .index import SPLIT_NAMES, FileIndex, Label, digest
 from .labels import labels_of
 
 log = logging.getLogger("hqvae")
@@ -32,7 +32,7 @@ def index_npz(path: Path) -> dict[str, FileIndex]:
 
     Raises InputError where no array fits, or two are of the same split.
     """
-    headers, images, labels = _read_npz(path)
+    headers, images = _read_npz(path)
     left_out = {name: header for name, header in headers.items() if name not in images}
     if not images:
         listed = ", ".join(f"{name} {described(*header)}" for name, header in headers.items())
@@ -40,7 +40,7 @@ def index_npz(path: Path) -> dict[str, FileIndex]:
             f"{path.name} has no pictures: it holds {listed or 'nothing'}; {_EXPECTED}"
         )
     indexes: dict[str, FileIndex] = {}
-    for name, array in images.items():
+    for name, (array, labels, content) in images.items():
         split = SPLIT_NAMES.get(name.lower().removeprefix("x_").removesuffix("_images"), "train")
         if split in indexes:
             raise InputError(
@@ -48,7 +48,7 @@ def index_npz(path: Path) -> dict[str, FileIndex]:
                 "keep one, or name them x_train, x_test"
             )
         rows = [f"{name}[{i}]" for i in range(len(array))]
-        indexes[split] = FileIndex(rows, partial(_open_row, array), labels=labels.get(name))
+        indexes[split] = FileIndex(rows, partial(_open_row, array), labels=labels, content=content)
     for name, (dtype, shape) in left_out.items():
         if len(shape) > 2:
             what = described(dtype, shape)
@@ -57,6 +57,14 @@ def index_npz(path: Path) -> dict[str, FileIndex]:
 
 
 Header = tuple[np.dtype, tuple[int, ...]]
+
+
+class _Pictures(NamedTuple):
+    """An array of pictures, read."""
+
+    array: np.ndarray
+    labels: list[Label] | None
+    content: str
 
 
 def described(dtype: np.dtype, shape: tuple[int, ...]) -> str:
@@ -68,27 +76,40 @@ def described(dtype: np.dtype, shape: tuple[int, ...]) -> str:
     return f"{dtype} {list(shape)}"
 
 
-def _read_npz(
-    path: Path,
-) -> tuple[dict[str, Header], dict[str, np.ndarray], dict[str, list[Label] | None]]:
-    """(dtype and shape of all arrays, those that can be pictures, labels of these by name)."""
+def _read_npz(path: Path) -> tuple[dict[str, Header], dict[str, _Pictures]]:
+    """(dtype and shape of all arrays, those that can be pictures)."""
     try:
         archive = np.load(path, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise ValueError("it holds a single array; write it with np.savez")
         with archive:
             headers = {name: _header(archive, name) for name in archive.files}
-            images = {name: archive[name] for name, header in headers.items() if _fits(*header)}
-            labels = {
-                name: labels_of(archive[found].reshape(-1).tolist())
-                for name in images
-                if (found := _label_array(name, headers, alone=len(images) == 1))
+            fitting = [name for name, header in headers.items() if _fits(*header)]
+            images = {
+                name: _read_pictures(archive, name, _label_array(name, headers, len(fitting) == 1))
+                for name in fitting
             }
     except _DAMAGED as error:
         # NumPy's advice to load it unsafely must not be passed on.
         why = "it is no such file" if "pickle" in str(error) else error
         raise InputError(f"{path} cannot be read as .npz: {why}") from error
-    return headers, images, labels
+    return headers, images
+
+
+def _read_pictures(archive: Any, name: str, label_name: str | None) -> _Pictures:
+    """An array with its labels; sizes and checksums of both stand in the archive's directory."""
+    names = [name] if label_name is None else [name, label_name]
+    members = [archive.zip.getinfo(_member(archive, one)) for one in names]
+    return _Pictures(
+        archive[name],
+        None if label_name is None else labels_of(archive[label_name].reshape(-1).tolist()),
+        digest([(member.filename, member.file_size, member.CRC) for member in members]),
+    )
+
+
+def _member(archive: Any, name: str) -> str:
+    member = f"{name}.npy"
+    return member if member in archive.zip.namelist() else name
 
 
 def _label_array(pictures: str, headers: Mapping[str, Header], alone: bool) -> str | None:
@@ -108,8 +129,7 @@ def _label_array(pictures: str, headers: Mapping[str, Header], alone: bool) -> s
 
 def _header(archive: Any, name: str) -> Header:
     """Of an array that is not read: it may be large, or objects, which would be code."""
-    member = f"{name}.npy"
-    with archive.zip.open(member if member in archive.zip.namelist() else name) as file:
+    with archive.zip.open(_member(archive, name)) as file:
         version = np.lib.format.read_magic(file)
         read = {
             (1, 0): np.lib.format.read_array_header_1_0,

@@ -1,5 +1,7 @@
 """A list of items that are not read yet, and how splits that a source lacks are cut from it."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +58,8 @@ class FileIndex:
     """The class of each item, as a number or a name; None where the source has none."""
     label_names: Sequence[str] | None = None
     """The names of the classes by number; None where labels are names, or have none."""
+    content: str | None = None
+    """A digest of what the source says that its items hold; None where it says nothing."""
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != len(self.names):
@@ -71,7 +75,16 @@ class FileIndex:
         whole = self.open_whole and partial(_open_chosen, self.open_whole, chosen)
         labels = None if self.labels is None else [self.labels[i] for i in indices]
         read = partial(_open_chosen, self.open, chosen)
-        return FileIndex(names, read, whole, labels, self.label_names)
+        return FileIndex(names, read, whole, labels, self.label_names, self.content)
+
+
+def digest(value: Any) -> str:
+    """Of a plain value.
+
+    >>> digest(["a", 1]) == digest(("a", 1)), digest(["a", 1]) == digest(["a", 2])
+    (True, False)
+    """
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _open_chosen(open_item: Callable[[int], Any], chosen: list[int], i: int) -> Any:

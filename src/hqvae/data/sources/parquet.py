@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hqvae.errors import InputError, nearest_name, summary_of
 
 from ..modality import Modality
-from .index import SPLIT_NAMES, FileIndex
+from .index import SPLIT_NAMES, FileIndex, digest
 from .labels import class_names, label_column, labels_of
 from .listing import Listing
 from .row_groups import Column, RecentGroups, column_bytes, read_column
@@ -90,8 +90,9 @@ def _index_files(
     ends = list(accumulate(len(shard.cells) for shard in shards))
     label_names = None if label is None else class_names(schemas, label)
     labels = labels_of(chain.from_iterable(shard.labels for shard in shards), label_names)
+    content = digest([shard.cells.content for shard in shards])
     return FileIndex(
-        names, partial(_open_row, shards, ends), labels=labels, label_names=label_names
+        names, partial(_open_row, shards, ends), None, labels, label_names, content=content
     )
 
 

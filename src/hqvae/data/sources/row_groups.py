@@ -7,29 +7,54 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .index import digest
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_RECENT = 8  # row groups of all files together that are held where not all are
+_HELD_BYTES = 2**30  # of row groups of all files together, where not all are held
+_LEAST_HELD = 8  # groups, however large
+
+
+class _Group:
+    """A row group: whoever comes first reads it, and others who want it wait."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.column: pa.ChunkedArray | None = None
 
 
 class RecentGroups:
     """The row groups that were read last, for the files of a split and all threads."""
 
     def __init__(self) -> None:
-        self._groups: OrderedDict[tuple[Path, int], pa.ChunkedArray] = OrderedDict()
-        self._lock = threading.Lock()
+        self._groups: OrderedDict[tuple[Path, int], _Group] = OrderedDict()
+        self._lock = threading.Lock()  # never held while a group is read
 
     def column(self, path: Path, group: int, column: str) -> "pa.ChunkedArray":
         """The column of a row group."""
-        key = (path, group)
-        with self._lock:  # others wait for the group that they want too
-            if key not in self._groups:
-                self._groups[key] = _read(path, [group], column)
-                if len(self._groups) > _RECENT:
-                    self._groups.popitem(last=False)
-            self._groups.move_to_end(key)
-            return self._groups[key]
+        with self._lock:
+            held = self._groups.setdefault((path, group), _Group())
+            self._groups.move_to_end((path, group))
+        with held.lock:
+            if held.column is None:
+                held.column = _read(path, [group], column)
+                self._drop_oldest()
+            return held.column
+
+    def _drop_oldest(self) -> None:
+        with self._lock:
+            sizes = {
+                key: held.column.nbytes
+                for key, held in self._groups.items()
+                if held.column is not None
+            }
+            total = sum(sizes.values())
+            for key in list(sizes)[:-_LEAST_HELD]:
+                if total <= _HELD_BYTES:
+                    return
+                total -= sizes[key]
+                del self._groups[key]
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -39,7 +64,7 @@ class RecentGroups:
 
 
 class Column:
-    """One column of a file.
+    """One column of a file; `content` is a digest of what the footer says of it.
 
     Args:
         path: of the file
@@ -59,6 +84,7 @@ class Column:
             metadata = parquet.read_metadata(file)
         groups = range(metadata.num_row_groups)
         self._ends = list(accumulate(metadata.row_group(i).num_rows for i in groups))
+        self.content = digest([_sizes(metadata.row_group(i), name) for i in groups])
         self._all = None if recent else _read(path, list(groups), name)
 
     def __len__(self) -> int:
@@ -91,9 +117,20 @@ def column_bytes(path: Path, name: str) -> int:
     return sum(
         part.total_uncompressed_size
         for group in range(metadata.num_row_groups)
-        for part in map(metadata.row_group(group).column, range(metadata.num_columns))
-        if part.path_in_schema.split(".")[0] == name
+        for part in _parts(metadata.row_group(group), name)
     )
+
+
+def _sizes(group: Any, name: str) -> list[int]:
+    """Rows and bytes of a row group, and the bytes of a column of it as it lies on the disk."""
+    parts = [part.total_compressed_size for part in _parts(group, name)]
+    return [group.num_rows, group.total_byte_size, *parts]
+
+
+def _parts(group: Any, name: str) -> list[Any]:
+    """Those of a column in a row group: a struct has one for each of its fields."""
+    columns = map(group.column, range(group.num_columns))
+    return [part for part in columns if part.path_in_schema.split(".")[0] == name]
 
 
 def _read(path: Path, groups: list[int], column: str) -> "pa.ChunkedArray":
