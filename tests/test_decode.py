@@ -1,6 +1,8 @@
 """Tokens become files: the model's reconstructions, each under the name of its item."""
 
+import errno
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -224,10 +226,20 @@ def test_a_run_without_weights_is_refused(picture_run, tokens, tmp_path, capsys)
     assert not (tmp_path / "g").exists()
 
 
-def test_a_full_disk_is_said(picture_run, tokens, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said(number, picture_run, tokens, tmp_path, monkeypatch, capsys):
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(number, "it is full")
 
     monkeypatch.setattr("os.fsync", full)
     line = refused(decode_words(picture_run, tokens, tmp_path / "f"), capsys)
     assert line.endswith("free some, and the same command goes on into another folder")
+
+
+def test_what_is_printed_can_be_pasted(picture_run, photographs, tmp_path, capsys):
+    """Names with spaces too."""
+    run = shutil.copytree(picture_run, tmp_path / "my run")
+    capsys.readouterr()
+    out = encoded(run, photographs, tmp_path / "my tokens", "--split", "validation")
+    words = shlex.split(capsys.readouterr().out.partition("next: ")[2])
+    assert words == ["hqvae", "decode", str(run), str(out), "--out", "decoded"]
