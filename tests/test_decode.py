@@ -82,6 +82,13 @@ def test_segments_of_sounds_are_files_of_their_own(sound_run, sounds, tmp_path):
         np.testing.assert_allclose(samples, expected, atol=1 / 32768, rtol=0)
 
 
+def test_rows_are_read_as_they_are_needed(files, tokens, picture_run, tmp_path, monkeypatch):
+    """A shard may hold thousands of whole sounds: a few rows at a time make the same files."""
+    monkeypatch.setattr("hqvae.tokens.shards._AT_ONCE", 3)
+    monkeypatch.setattr("hqvae.decode._AT_ONCE", 1e-4)
+    assert bytes_of(decoded(picture_run, tokens, tmp_path / "f")) == bytes_of(files)
+
+
 # ------------------------------------------------------------------------------ names
 
 

@@ -20,7 +20,7 @@ from hqvae.encode.ray_data import RayEngine, _check_versions, _open
 from hqvae.encode.sources import CodedSource
 from hqvae.errors import InputError
 from hqvae.run import Run
-from hqvae.tokens.shards import read_shard
+from hqvae.tokens.shards import read_shard, rows_of
 from hqvae.versions import versions
 
 ray = pytest.importorskip("ray")
@@ -99,7 +99,7 @@ def test_a_node_that_dies_costs_no_row_and_doubles_none(run, pictures, expected,
 
 
 def read_keys(path):
-    return read_shard(path)["key"].to_pylist()
+    return [row.key for row in rows_of(read_shard(path))]
 
 
 @pytest.mark.timeout(300)
