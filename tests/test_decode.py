@@ -1,6 +1,8 @@
 """Tokens become files: the model's reconstructions, each under the name of its item."""
 
+import errno
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -79,6 +81,13 @@ def test_segments_of_sounds_are_files_of_their_own(sound_run, sounds, tmp_path):
         samples, rate = soundfile.read(out / f"{row.key}.wav")
         assert rate == 16_000 and soundfile.info(out / f"{row.key}.wav").subtype == "PCM_16"
         np.testing.assert_allclose(samples, expected, atol=1 / 32768, rtol=0)
+
+
+def test_rows_are_read_as_they_are_needed(files, tokens, picture_run, tmp_path, monkeypatch):
+    """A shard may hold thousands of whole sounds: a few rows at a time make the same files."""
+    monkeypatch.setattr("hqvae.tokens.shards._AT_ONCE", 3)
+    monkeypatch.setattr("hqvae.decode._AT_ONCE", 1e-4)
+    assert bytes_of(decoded(picture_run, tokens, tmp_path / "f")) == bytes_of(files)
 
 
 # ------------------------------------------------------------------------------ names
@@ -225,10 +234,20 @@ def test_a_run_without_weights_is_refused(picture_run, tokens, tmp_path, capsys)
     assert not (tmp_path / "g").exists()
 
 
-def test_a_full_disk_is_said(picture_run, tokens, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said(number, picture_run, tokens, tmp_path, monkeypatch, capsys):
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(number, "it is full")
 
     monkeypatch.setattr("os.fsync", full)
     line = refused(decode_words(picture_run, tokens, tmp_path / "f"), capsys)
     assert line.endswith("free some, and the same command goes on into another folder")
+
+
+def test_what_is_printed_can_be_pasted(picture_run, photographs, tmp_path, capsys):
+    """Names with spaces too."""
+    run = shutil.copytree(picture_run, tmp_path / "my run")
+    capsys.readouterr()
+    out = encoded(run, photographs, tmp_path / "my tokens", "--split", "validation")
+    words = shlex.split(capsys.readouterr().out.partition("next: ")[2])
+    assert words == ["hqvae", "decode", str(run), str(out), "--out", "decoded"]

@@ -208,6 +208,16 @@ def test_what_is_no_place_for_tokens_is_refused(picture_run, tmp_path, capsys):
     assert bytes_of(tmp_path) == before and not (tmp_path / "t").exists()
 
 
+def test_tokens_lie_nowhere_among_data(picture_run, tmp_path, capsys):
+    """Parquet is read wherever it lies: beside folders of splits too, where a run may be."""
+    for split in ("train", "test"):
+        picture_table(tmp_path / "d" / split / "0000.parquet", [smooth(16, 16, 1)] * 4)
+    before = bytes_of(tmp_path)
+    for out in ("d", "d/tokens", "d/train/tokens"):
+        line = refused(encode_words(picture_run, tmp_path / "d", tmp_path / out), capsys)
+        assert "lies inside of --data" in line and bytes_of(tmp_path) == before
+
+
 def test_an_empty_folder_serves(picture_run, tmp_path):
     source = photographs(tmp_path / "d", 4)
     (tmp_path / "t").mkdir()

@@ -1,8 +1,11 @@
 """Tokens of a Ray cluster are those of one process, whatever is lost on the way."""
 
 import os
+import shutil
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +13,18 @@ from PIL import Image
 from training import tiny, trained
 
 from hqvae.cli import main
+from hqvae.data import ImageConfig
 from hqvae.encode import EncodeOptions, encode
+from hqvae.encode.job import describe_splits
+from hqvae.encode.ray_data import RayEngine, _check_versions, _open
+from hqvae.encode.sources import CodedSource
 from hqvae.errors import InputError
-from hqvae.tokens.shards import read_shard
+from hqvae.run import Run
+from hqvae.tokens.shards import read_shard, rows_of
+from hqvae.versions import versions
 
 ray = pytest.importorskip("ray")
-COUNT = 40
+COUNT = 32
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +99,7 @@ def test_a_node_that_dies_costs_no_row_and_doubles_none(run, pictures, expected,
 
 
 def read_keys(path):
-    return read_shard(path)["key"].to_pylist()
+    return [row.key for row in rows_of(read_shard(path))]
 
 
 @pytest.mark.timeout(300)
@@ -108,8 +117,139 @@ def test_a_node_that_sees_other_data_is_named(run, pictures, cluster, tmp_path, 
     folder = tmp_path / "tokens"
     monkeypatch.setattr("hqvae.data._fingerprint", lambda index: f"{len(index)} items, here")
     with pytest.raises(InputError, match=r"on node .*: .* holds other data than where"):
-        encode(str(run.path), str(pictures), str(folder), options("ray"))
+        encode(str(run.path), str(pictures), str(folder), options("ray", workers=1))
     assert shards(folder) == {}
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["segments", "whole"])
+def test_sounds_are_the_same_bytes_of_both_engines(
+    whole, sound_run, sounds, cluster, tmp_path, monkeypatch
+):
+    """Also where paths are relative: a node knows nothing of the folder that they are in."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sounds, "d")
+    found = []
+    for engine, workers in (("local", None), ("ray", 1)):
+        chosen = EncodeOptions("train", whole, engine, workers=workers, shard_items=3)
+        manifest = encode(str(sound_run), "d", engine, chosen)
+        found.append((shards(Path(engine)), manifest.source))
+    assert found[0] == found[1] and len(found[0][0]) == (1 if whole else 2)
+    assert sum(file.rows for file in manifest.splits["train"].shards) == (2 if whole else 6)
+
+
+# ------------------------------------------------------------------------------ on a node
+
+
+def made_of(sound_run, source, whole=False):
+    """(the source, what a manifest says of it)."""
+    trained_with = Run.open(sound_run).config.data
+    coded = CodedSource(replace(trained_with, source=str(source), cache_mb=0), is_cut=False)
+    splits = describe_splits(coded.open(1), whole)
+    return coded, {"data": {"splits": splits}, "whole": whole}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_node_that_cannot_read_a_sound_shifts_no_segments(sound_run, sounds, tmp_path, count):
+    source = shutil.copytree(sounds, tmp_path / "d")
+    coded, made = made_of(sound_run, source)
+    assert len(_open(coded, made, 1)["train"]) == 6
+    for name in ("train/0.wav", "train/3.wav")[2 - count :]:
+        (source / name).write_bytes(b"not to be read")
+    with pytest.raises(InputError, match=r"holds other data than|can be read"):
+        _open(coded, made, 1)
+
+
+def test_a_node_leaves_out_what_it_cannot_read_of_whole_sounds(sound_run, sounds, tmp_path):
+    source = shutil.copytree(sounds, tmp_path / "d")
+    coded, made = made_of(sound_run, source, whole=True)
+    (source / "train/0.wav").write_bytes(b"not to be read")
+    assert len(_open(coded, made, 1)["train"].keys) == 2
+
+
+def test_a_node_with_another_split_has_other_data(sound_run, sounds, tmp_path):
+    source = shutil.copytree(sounds, tmp_path / "d")
+    coded, made = made_of(sound_run, source)
+    made["data"]["splits"].pop("validation")
+    with pytest.raises(InputError, match="holds other data than where it was started"):
+        _open(coded, made, 1)
+
+
+@pytest.mark.parametrize("name", ["hqvae", "torch", "soundfile", "soxr"])
+def test_a_node_agrees_in_what_computes_and_what_reads(name, sound_run, sounds):
+    coded, _ = made_of(sound_run, sounds)
+    _check_versions(coded, {**versions(), "pillow": "0.1", "numpy": "0.1"})
+    with pytest.raises(InputError, match=rf"{name} is .*, and 0\.1 where this was started"):
+        _check_versions(coded, {**versions(), name: "0.1"})
+    with pytest.raises(InputError, match=rf"{name} is .*, and not installed where"):
+        _check_versions(coded, {key: held for key, held in versions().items() if key != name})
+
+
+def test_a_node_agrees_in_what_reads_pictures(pictures):
+    coded = CodedSource(ImageConfig(source=str(pictures)), is_cut=False)
+    _check_versions(coded, {**versions(), "soxr": "0.1"})
+    with pytest.raises(InputError, match=r"pillow is .*, and 0\.1 where"):
+        _check_versions(coded, {**versions(), "pillow": "0.1"})
+
+
+def test_names_that_are_no_paths_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "there").mkdir()
+    for source, expected in [
+        ("there", str(tmp_path / "there")),
+        ("./there", str(tmp_path / "there")),
+        ("~/there", str(tmp_path / "there")),
+        ("owner/name", "owner/name"),
+        ("photos", "photos"),
+    ]:
+        coded = CodedSource(ImageConfig(source=source), is_cut=False)
+        assert coded.anywhere().config.source == expected and coded.config.source == source
+
+
+# ------------------------------------------------------------------------------ said
+
+
+def engine_of(run, pictures, **others):
+    coded = CodedSource(ImageConfig(source=str(pictures)), is_cut=False)
+    return RayEngine(run, coded, options("ray", **others))
+
+
+LOST = {
+    "an actor": ray.exceptions.ActorDiedError(),
+    "memory": ray.exceptions.OutOfMemoryError("a node ran low on memory\nmore of it"),
+    "an actor that never was": ray.exceptions.RayError("ray::f() (pid=1)\n  File\nKeyError: 7\n"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_ray_cannot_mend_is_one_sentence(name, run, pictures):
+    """It raises its own errors once it has given up."""
+    sentence = r"^Ray has failed: .*; the same command goes on$"
+    engine = engine_of(run, pictures)
+    with pytest.raises(InputError, match=sentence) as said, engine._said_if_lost():
+        raise LOST[name]
+    assert "\n" not in str(said.value)
+    assert "never" not in name or "failed: KeyError: 7; the" in str(said.value)
+
+
+def test_what_is_wrong_in_this_program_keeps_its_traceback(run, pictures):
+    wrong = ray.exceptions.RayTaskError("f", "Traceback …", TypeError("no number"))
+    with pytest.raises(ray.exceptions.RayTaskError), engine_of(run, pictures)._said_if_lost():
+        raise wrong
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_cluster_that_cannot_be_had_is_one_sentence(address, run, pictures, monkeypatch):
+    def fail(**_):
+        raise ConnectionError("no port is free")
+
+    engine = engine_of(run, pictures, address=address)
+    monkeypatch.setattr(engine.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(engine.ray, "init", fail)
+    started = r"Ray could not be started on this machine \(no port is free\); engine='local' does"
+    said = started if address is None else "address='auto': no Ray cluster answers there"
+    with pytest.raises(InputError, match=said):
+        engine.__enter__()
 
 
 def test_an_address_that_does_not_answer_is_one_sentence(run, pictures, tmp_path, capsys):

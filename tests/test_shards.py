@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
+import torch
 from data_files import torn_png, write
 from processes import CAN_FORK, start
 from token_files import (
@@ -29,10 +30,19 @@ from token_files import (
 
 from hqvae.cli import main
 from hqvae.encode.local import LocalEngine
+from hqvae.errors import InputError
 from hqvae.files import lock
-from hqvae.tokens import LayerPlace, Layout
+from hqvae.tokens import LayerPlace, Layout, Tokens
 from hqvae.tokens.manifest import read_manifest
-from hqvae.tokens.shards import ShardWriter, read_footer, schema
+from hqvae.tokens.shards import (
+    Row,
+    ShardWriter,
+    read_footer,
+    read_shard,
+    rows_of,
+    schema,
+    write_shard,
+)
 
 WORDS = ("--shard-items", 8)
 
@@ -300,3 +310,24 @@ def test_a_shard_without_a_row_can_be_read(picture_run, tmp_path):
     found = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
     assert codes_in(found["train"]) == expected_codes(out)
     assert threading.active_count() < 20
+
+
+def test_no_more_of_a_shard_is_read_than_is_asked_for(tmp_path, monkeypatch):
+    """The second of its row groups is damaged, and the first is read before that is found."""
+    monkeypatch.setattr("hqvae.tokens.shards._ROW_GROUP", 64)
+    layout = Layout((LayerPlace(0, 0, 8, 300),), 1)
+    codes = torch.arange(64)
+    made = [Row(str(i), None, (512,), Tokens((codes,), (512,))) for i in range(3)]
+    path = tmp_path / "train-00000-of-00001.parquet"
+    with write_shard(path, schema(layout, None), {}) as writer:
+        writer.add(made)
+    assert [row.key for row in rows_of(read_shard(path))] == ["0", "1", "2"]
+    chunk = parquet.read_metadata(path).row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset
+    content[start : start + 30] = bytes(30)
+    path.write_bytes(content)
+    found = rows_of(read_shard(path))
+    assert next(found).key == "0"
+    with pytest.raises(InputError, match=r"is damaged: .*; delete it, and the same `hqvae encode`"):
+        next(found)

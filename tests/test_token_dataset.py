@@ -1,7 +1,11 @@
 """Tokens in a training loop: every item once per epoch, whoever reads, and nothing in memory."""
 
+import errno
 import itertools
+import os
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,7 +13,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from hqvae.errors import InputError
-from hqvae.tokens import ByLayer, LayerPlace, Layout, TokenDataset, Tokens, Vocabulary
+from hqvae.tokens import (
+    ByLayer,
+    LayerPlace,
+    Layout,
+    TokenDataset,
+    Tokens,
+    Vocabulary,
+    mapped,
+    same_tokens,
+)
 from hqvae.tokens.manifest import (
     Manifest,
     ShardFile,
@@ -25,41 +38,51 @@ SIZES = [(16, 16), (16, 24), (9, 30)]
 ITEMS = 23
 
 
-def row(i, sizes, label):
+def row(i, sizes, label, layout=LAYOUT):
     generator = np.random.default_rng(i)
     size = sizes[i % len(sizes)]
-    shapes = LAYOUT.shapes(LAYOUT.coarsest(size))
+    shapes = layout.shapes(layout.coarsest(size))
     codes = tuple(
         torch.from_numpy(generator.integers(0, place.codebook_size, shape))
-        for place, shape in zip(LAYOUT.layers, shapes)
+        for place, shape in zip(layout.layers, shapes)
     )
     return Row(f"{i:03d}", label(i), size, Tokens(codes, size))
 
 
-def write_tokens(folder, sizes=SIZES, label=lambda i: i % 5, kind="integer", items=ITEMS):
-    """A folder as `encode` writes it, of rows that are known; shards of ten."""
+def write_tokens(
+    folder,
+    sizes=SIZES,
+    label=lambda i: i % 5,
+    kind="integer",
+    items=ITEMS,
+    layout=LAYOUT,
+    rows=None,
+):
+    """A folder as `encode` writes it: of rows in one shard, or of known ones in shards of ten."""
+    shard_items = 10 if rows is None else len(rows)
+    rows = rows or [row(i, sizes, label, layout) for i in range(items)]
     made = {
         "model": {"sha256": "0" * 64, "posterior": "nearest_code", "beam_size": 1},
-        "layers": describe_layers(LAYOUT),
-        "axes": 2,
+        "layers": describe_layers(layout),
+        "axes": layout.axes,
         "data": {
             "prepared": {},
-            "splits": {"train": {"items": items, "fingerprint": "f"}},
+            "splits": {"train": {"items": len(rows), "fingerprint": "f"}},
             "labels": kind and {"type": kind, "names": None},
         },
         "whole": True,
         "compute": {},
-        "shard_items": 10,
+        "shard_items": shard_items,
     }
     folder.mkdir()
     files = []
-    for shard in plan_shards({"train": items}, 10):
+    for shard in plan_shards({"train": len(rows)}, shard_items):
         path = folder / shard.name
-        with write_shard(path, schema(LAYOUT, kind), {}) as writer:
-            writer.add([row(i, sizes, label) for i in range(shard.start, shard.stop)])
+        with write_shard(path, schema(layout, kind), {}) as writer:
+            writer.add(rows[shard.start : shard.stop])
         count = shard.stop - shard.start
         files.append(ShardFile(path.name, count, path.stat().st_size, file_sha256(path)))
-    splits = {"train": SplitFiles(items, items, 0, tuple(files))}
+    splits = {"train": SplitFiles(len(rows), len(rows), 0, tuple(files))}
     Manifest(made, "somewhere", {"hqvae": "0"}, True, splits, {}).write(folder)
     return folder
 
@@ -215,7 +238,7 @@ def test_codes_are_mapped_and_not_read(folder):
     dataset = TokenDataset(folder)
     before = pyarrow.total_allocated_bytes()
     dataset[0]
-    columns = dataset._open[0]
+    columns = dataset._open[0]._open[0]
     assert all(not of_layer.values.flags.owndata for of_layer in columns.codes)
     held = sum(of_layer.values.nbytes for of_layer in columns.codes)
     assert pyarrow.total_allocated_bytes() - before < held
@@ -253,6 +276,138 @@ def test_a_damaged_shard_is_found_before_it_is_used(tmp_path):
     with pytest.raises(InputError, match=r"train-00001-of-00003.parquet is damaged"):
         TokenDataset(folder)
     assert not (folder / ".arrow").exists() or len(list((folder / ".arrow").iterdir())) == 1
+
+
+def test_a_shard_of_many_rows_is_read_to_its_end(tmp_path):
+    """More than the 65,536 rows that Arrow puts into a record batch by itself."""
+    layout = Layout((LayerPlace(0, 0, 8, 16),), 1)
+    count = 70_000
+    rows = [Row(str(i), None, (8,), Tokens((torch.tensor([i % 16]),), (8,))) for i in range(count)]
+    folder = write_tokens(tmp_path / "t", layout=layout, rows=rows, kind=None)
+    dataset = TokenDataset(folder)
+    assert len(dataset) == count
+    for i in (0, 1023, 1024, 65_535, 65_536, count - 1):
+        found = dataset.row(i)
+        assert (found.key, found.tokens.codes[0].item()) == (str(i), i % 16)
+
+
+def test_rows_lie_in_record_batches_of_any_size(folder, tmp_path, monkeypatch):
+    """A shard is copied some rows at a time, and a row group of it at most."""
+    monkeypatch.setattr("hqvae.tokens.shards._AT_ONCE", 4)
+    dataset = TokenDataset(folder, cache=tmp_path / "cache")
+    other = TokenDataset(folder)
+    for i in reversed(range(ITEMS)):
+        assert dataset.row(i)[:3] == other.row(i)[:3]
+        assert same_tokens([dataset.row(i).tokens], [other.row(i).tokens])
+    assert [shard._file.num_record_batches for shard in dataset._open.values()] == [1, 3, 3]
+
+
+def test_of_several_at_once_one_makes_the_copy(folder, tmp_path, monkeypatch):
+    made = []
+    lay_out = mapped._lay_out
+
+    def slow(shard, path):
+        made.append(shard.name)
+        time.sleep(0.05)
+        lay_out(shard, path)
+
+    monkeypatch.setattr(mapped, "_lay_out", slow)
+    cache = tmp_path / "cache"
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: TokenDataset(folder, cache=cache), range(4)))
+    assert len(made) == len(set(made)) == 3
+    assert {one[ITEMS - 1]["key"] for one in found} == {f"{ITEMS - 1:03d}"}
+    assert sorted(path.suffix for path in cache.iterdir()) == [".arrow"] * 3
+
+
+def test_a_file_system_without_locks_serves(folder, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise InputError("cannot be locked")
+
+    monkeypatch.setattr(mapped, "lock", fail)
+    assert len(TokenDataset(folder, cache=tmp_path / "cache")) == ITEMS
+
+
+@pytest.mark.parametrize(
+    "number, said",
+    [
+        (errno.EROFS, r"cache cannot be written \(.*\), where tokens"),
+        (errno.EACCES, r"cache cannot be written \(.*\), where tokens"),
+        (errno.ENOSPC, "no space left on the disk of .*cache, where tokens"),
+        (errno.EDQUOT, "no space left on the disk of .*cache, where tokens"),
+    ],
+)
+@pytest.mark.parametrize("place", ["pathlib.Path.mkdir", "os.fsync"])
+def test_a_place_that_takes_no_copy_is_said(place, number, said, folder, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(InputError, match=f"{said}.*; expected room there, or cache=FOLDER"):
+        TokenDataset(folder, cache=tmp_path / "cache")
+
+
+# ------------------------------------------------------------------------------ batches
+
+
+PAIR = Layout((LayerPlace(0, 0, 8, 300), LayerPlace(0, 1, 8, 16)), 2)
+
+
+def test_every_axis_is_padded(tmp_path):
+    """Rows and columns of pictures whose heights differ too."""
+    folder = write_tokens(tmp_path / "t", layout=PAIR)
+    dataset = TokenDataset(folder, view="per_layer")
+    items = [dataset[i] for i in range(3)]
+    batch = dataset.collate(items)
+    assert batch["lengths"].tolist() == [[2, 2], [2, 3], [2, 4]]
+    assert batch["tokens"].shape == (3, 2, 2, 4)
+    sizes = [(16, 16), (24, 9)]
+    folder = write_tokens(tmp_path / "u", layout=PAIR, sizes=sizes)
+    dataset = TokenDataset(folder, view="per_layer")
+    batch = dataset.collate([dataset[0], dataset[1]])
+    assert batch["lengths"].tolist() == [[2, 2], [3, 2]]
+    pad = dataset.vocabulary.id("pad")
+    for i, (rows, columns) in enumerate(batch["lengths"].tolist()):
+        whole = batch["tokens"][i]
+        assert torch.equal(whole[:, :rows, :columns], dataset[i]["tokens"])
+        assert (whole[:, rows:] == pad).all() and (whole[:, :, columns:] == pad).all()
+
+
+@pytest.mark.parametrize("name", ["per_layer", "delay"])
+def test_steps_alone_are_padded_where_layers_stand_side_by_side(name, tmp_path):
+    layout = Layout((LayerPlace(0, 0, 8, 300), LayerPlace(0, 1, 8, 16)), 1)
+    folder = write_tokens(tmp_path / "t", layout=layout, sizes=[(16,), (40,)])
+    dataset = TokenDataset(folder, view=name)
+    batch = dataset.collate([dataset[0], dataset[1]])
+    more = name == "delay"
+    assert batch["lengths"].tolist() == [2 + more, 5 + more]
+    assert batch["tokens"].shape == (2, 2, 5 + more)
+    assert (batch["tokens"][0, :, 2 + more :] == dataset.vocabulary.id("pad")).all()
+
+
+def test_a_vocabulary_without_pad_serves_for_items_of_one_length(folder):
+    view = ByLayer(LAYOUT, Vocabulary(LAYOUT, special=("bos",)), bos=True)
+    dataset = TokenDataset(folder, view=view)
+    batch = dataset.collate([dataset[0], dataset[3]])
+    assert batch["tokens"].shape == (2, 37) and batch["lengths"].tolist() == [37, 37]
+    with pytest.raises(
+        InputError, match=r"of several lengths, up to \[55\].* no special token 'pad'"
+    ):
+        dataset.collate([dataset[0], dataset[1]])
+
+
+def test_items_of_several_lengths_are_padded_with_zeros_without_a_vocabulary(folder):
+    dataset = TokenDataset(folder, view=ByLayer(LAYOUT))
+    batch = dataset.collate([dataset[0], dataset[1]])
+    assert (batch["tokens"][0, 36:] == 0).all() and batch["tokens"].shape == (2, 54)
+
+
+def test_a_batch_without_any_name_has_a_list_of_none(tmp_path):
+    label = {0: None, 1: None, 2: "a"}.get
+    folder = write_tokens(tmp_path / "t", label=label, kind="string", items=3)
+    dataset = TokenDataset(folder, view="by_layer")
+    assert dataset.collate([dataset[0], dataset[1]])["label"] == [None, None]
+    assert dataset.collate([dataset[1], dataset[2]])["label"] == [None, "a"]
 
 
 def test_batches_of_no_view_are_refused(folder):

@@ -1,4 +1,4 @@
-"""Where a run may lie: not among the files that are read as its data."""
+"""Where runs and tokens may lie: not among the files that are read as data."""
 
 from pathlib import Path
 
@@ -7,11 +7,12 @@ from hqvae.data.sources.split_table import read_split_table
 from hqvae.errors import InputError
 
 
-def check_apart(out: str | Path, source: str) -> None:
+def check_apart(out: str | Path, source: str, tables: bool = False) -> None:
     """Raises InputError for a folder inside that of the data, where its files would be data.
 
     The run could not be resumed: its pictures or sounds would have changed its data. Beside the
-    folders of splits, or where a table names the items, nothing is read, and a run may lie there.
+    folders of splits, or where a table names the items, nothing is read, and a run may lie there;
+    but not `tables`, Parquet files, which are read wherever they lie.
     """
     root = Path(source).expanduser().resolve()
     place = Path(out).expanduser().resolve()
@@ -21,7 +22,7 @@ def check_apart(out: str | Path, source: str) -> None:
     declared = set(splits.values()) - {None}
     top = place.relative_to(root).parts[:1]
     beside = len(declared) > 1 and not any(splits.get(name) for name in top)
-    if beside or read_split_table(root) is not None:
+    if not tables and (beside or read_split_table(root) is not None):
         return
     raise InputError(
         f"out={str(out)!r} lies inside of data={source!r}, and what is written there would be "

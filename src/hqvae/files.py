@@ -12,6 +12,8 @@ from typing import IO, Any
 
 from hqvae.errors import InputError, summary_of
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Of a disk, or of a person's share of it."""
 # What file systems without hard links answer.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -47,7 +49,7 @@ def said_if_full(out: str, next_step: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
         raise InputError(
             f"no space left on the disk of {out}; free some, and {next_step}"

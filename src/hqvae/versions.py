@@ -1,15 +1,20 @@
 """Versions of what figures may depend on."""
 
 import platform
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
-_PACKAGES = ("hqvae", "torch", "numpy", "pillow")
+_PACKAGES = ("hqvae", "torch", "numpy", "pillow", "soundfile", "soxr")
 
 
 def versions() -> dict[str, str]:
-    """{package: version}, and Python's.
+    """{package: version} of those that are installed, and Python's.
 
-    >>> sorted(versions())
+    >>> sorted(versions().keys() - {"soundfile", "soxr"})
     ['hqvae', 'numpy', 'pillow', 'python', 'torch']
     """
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,5 +1,6 @@
 """The verbs between data sets and tokens: `hqvae encode` and `hqvae decode`."""
 
+import shlex
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -23,8 +24,9 @@ def encode(
 ) -> int:
     """Turn a data set into tokens: Parquet shards with a row for every item, and a manifest.
 
-    Started again, it goes on where it was stopped. Tokens depend on model, data and kind of device,
-    and on nothing else.
+    Started again, it goes on where it was stopped. Tokens depend on model and data; where two codes
+    are nearly as far, also on the kind of device, the processor's instructions and the version of
+    torch. They depend on no engine, number of workers or size of shards.
 
     Examples:
 
@@ -61,7 +63,7 @@ def encode(
         print(f"{left_out:,} item(s) are left out; {out}/left-out.jsonl says which, and why")
     print(
         f"{out} holds the tokens of {manifest.rows:,} items in {shards} shard(s); "
-        f"next: hqvae decode {run} {out} --out decoded"
+        f"next: hqvae decode {shlex.quote(run)} {shlex.quote(out)} --out decoded"
     )
     return 0
 

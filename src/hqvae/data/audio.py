@@ -58,6 +58,7 @@ class AudioModality(Modality[AudioConfig]):
     noun = "audio file"
     example = "segment"
     suffixes = SUFFIXES
+    readers = ("soundfile", "soxr")
     saved_suffix = ".wav"
     hub_feature = "Audio"
     channels: ClassVar[Mapping[int, str] | None] = {1: "mono"}

@@ -69,6 +69,7 @@ class ImageModality(Modality[ImageConfig]):
     suffixes = frozenset(
         suffix for suffix, kind in Image.registered_extensions().items() if kind in _FORMATS
     )
+    readers = ("pillow",)
     saved_suffix = ".png"
     hub_feature = "Image"
     channels: ClassVar[Mapping[int, str] | None] = {1: "grey", 3: "colour"}

@@ -79,6 +79,8 @@ class Modality(ABC, Generic[ConfigT]):
     can judge them."""
     arrays: ClassVar[bool] = False
     """Whether uint8 arrays of an `.npz` are of this kind."""
+    readers: ClassVar[tuple[str, ...]] = ()
+    """Packages that read its files; another version of one may read other values."""
     evaluation_options: ClassVar[frozenset[str]] = frozenset()
     """Fields of the config that an evaluation may set to other values than training."""
 

@@ -39,7 +39,7 @@ def encode(
     opened = open_trained(run)
     model = opened.load_model()
     coded, indexes = coded_source(opened, source)
-    check_apart(out, coded.config.source)
+    check_apart(out, coded.config.source, tables=True)
     with scan_bars() as progress:
         splits = coded.open_splits(indexes, model.config.channels, options.split, progress)
     with (

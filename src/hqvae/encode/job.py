@@ -1,5 +1,6 @@
 """A folder of tokens in the making: what belongs into it, what is there, and its end."""
 
+import copy
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -150,6 +151,12 @@ class Job:
                 "%s was begun with torch %s and goes on with %s, which may round in another way",
                 *(self.folder, older, versions()["torch"]),
             )
+
+    def anywhere(self) -> "Job":
+        """The same for processes in other folders: its own is absolute."""
+        same = copy.copy(self)
+        same.folder = self.folder.absolute()
+        return same
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -10,12 +10,16 @@ import os
 import platform
 import re
 import socket
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch import OutOfMemoryError
+
+from hqvae.data import Modality, Splits
 from hqvae.errors import InputError, summary_of
 from hqvae.model.pretrained import CONFIG, WEIGHTS
 from hqvae.run import Run
@@ -33,7 +37,7 @@ from .sources import CodedSource
 _OBJECT_STORE = 128 * 2**20  # bytes; what is handed around are names of shards
 # Of Ray's own C++: it writes what it mends to the terminal.
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-_MUST_AGREE = ("hqvae", "torch")
+_MUST_AGREE = ("hqvae", "torch")  # and what reads the data
 _READERS = 2  # threads of an actor that read
 _PATIENCE = 10.0  # seconds
 # Of a cluster that is asked for and does not answer.
@@ -58,21 +62,9 @@ class RayEngine(Engine):
         self.ray = _import_ray()
 
     def __enter__(self) -> "RayEngine":
-        address = self.options.address
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-        here = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
         self.connected_before = self.ray.is_initialized()
         if not self.connected_before:
-            if address is not None:
-                _require_answer(address)
-            try:
-                self.ray.init(address=address or "local", **quiet, **({} if address else here))
-            except _NO_ANSWER as error:
-                raise InputError(
-                    f"address={address!r}: no Ray cluster answers there ({summary_of(error)})"
-                ) from error
+            self._connect()
         resources = self.ray.cluster_resources()
         self.gpus = int(resources.get("GPU", 0)) if self.options.accelerator != "cpu" else 0
         if self.options.accelerator == "cuda" and not self.gpus:
@@ -84,10 +76,29 @@ class RayEngine(Engine):
         if not self.connected_before:
             self.ray.shutdown()
 
+    def _connect(self) -> None:
+        address = self.options.address
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        here = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+        if address is not None:
+            _require_answer(address)
+        try:
+            self.ray.init(address=address or "local", **quiet, **({} if address else here))
+        except _NO_ANSWER as error:
+            if address is None:
+                raise InputError(
+                    f"Ray could not be started on this machine ({summary_of(error)}); "
+                    "engine='local' does without it"
+                ) from error
+            raise _no_answer(address, error) from error
+
     def compute(self) -> dict[str, Any]:
         """As an actor sees it: this process may have no GPU where they have one."""
         remote = self.ray.remote(**self._resources())(_compute)
-        return self.ray.get(remote.remote(self.files, bool(self.gpus)))
+        with self._said_if_lost():
+            return self.ray.get(remote.remote(self.files, bool(self.gpus)))
 
     def write(self, job: Job, shards: Sequence[Shard]) -> Generator[int, None, None]:
         if not shards:
@@ -101,14 +112,28 @@ class RayEngine(Engine):
         most = min(self.workers, len(shards))
         done = data.from_items(rows, override_num_blocks=len(rows)).map(
             _Worker,
-            fn_constructor_args=(self.ray.put(self.files), self.source, job, bool(self.gpus)),
+            fn_constructor_args=(
+                *(self.ray.put(self.files), bool(self.gpus)),
+                *(self.source.anywhere(), job.anywhere(), versions()),
+            ),
             compute=data.ActorPoolStrategy(size=most),
             **self._resources(),
         )
-        for row in done.iter_rows():
-            if row["error"]:
-                raise InputError(row["error"])
-            yield row["items"]
+        with self._said_if_lost():
+            for row in done.iter_rows():
+                if row["error"]:
+                    raise InputError(row["error"])
+                yield row["items"]
+
+    @contextmanager
+    def _said_if_lost(self) -> Iterator[None]:
+        """Raises InputError where Ray itself fails in the block, and has given up to mend it."""
+        try:
+            yield
+        except self.ray.exceptions.RayTaskError:
+            raise  # of this program, with its traceback
+        except (self.ray.exceptions.RayError, self.ray.data.exceptions.SystemException) as error:
+            raise InputError(f"Ray has failed: {_why(error)}; the same command goes on") from error
 
     def _resources(self) -> dict[str, int]:
         """Of one actor."""
@@ -119,6 +144,7 @@ def _import_ray() -> Any:
     try:
         import ray
         import ray.data
+        import ray.data.exceptions
     except ImportError as error:
         raise InputError("engine='ray' needs Ray: pip install 'hqvae[ray]'") from error
     return ray
@@ -132,9 +158,17 @@ def _require_answer(address: str) -> None:
     try:
         socket.create_connection((found[1], int(found[2])), timeout=_PATIENCE).close()
     except (OSError, OverflowError) as error:
-        raise InputError(
-            f"address={address!r}: no Ray cluster answers there ({summary_of(error)})"
-        ) from error
+        raise _no_answer(address, error) from error
+
+
+def _why(error: Exception) -> str:
+    """The first line of an error of Ray's; the last where it begins with a traceback."""
+    first = summary_of(error)
+    return str(error).rstrip().splitlines()[-1].strip() if "ray::" in first else first
+
+
+def _no_answer(address: str, error: Exception) -> InputError:
+    return InputError(f"address={address!r}: no Ray cluster answers there ({summary_of(error)})")
 
 
 # ------------------------------------------------------------------------------ on the nodes
@@ -157,18 +191,21 @@ class _Worker:
     What cannot be used is said in a row. An exception would arrive with a traceback of Ray's.
     """
 
-    def __init__(self, files: Any, source: CodedSource, job: Job, on_gpu: bool):
+    def __init__(
+        self, files: Any, on_gpu: bool, source: CodedSource, job: Job, installed: Mapping[str, str]
+    ):
         import ray
 
         self.job = job
         self.error = ""
         try:
+            _check_versions(source, installed)
             tokenizer = _tokenizer(ray.get(files), on_gpu)
-            self._check(tokenizer)
-            self.splits = self._open(source, tokenizer.model.config.channels)
-            self.encoder = Encoder(tokenizer, self.splits, job, _READERS)
-        except (ValueError, OSError) as error:
-            self.error = f"on node {platform.node()}: {error}"
+            _check_place(job, tokenizer)
+            splits = _open(source, job.manifest.made, tokenizer.model.config.channels)
+            self.encoder = Encoder(tokenizer, splits, job, _READERS)
+        except (ValueError, OSError, MemoryError) as error:
+            self.error = _on_this_node(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard = Shard(**row)
@@ -177,37 +214,51 @@ class _Worker:
             try:
                 for _ in self.encoder.write(shard):
                     pass
-            except (InputError, OSError) as error:
-                self.error = f"on node {platform.node()}: {error}"
+            except (InputError, OSError, MemoryError, OutOfMemoryError) as error:
+                self.error = _on_this_node(error)
         return {"items": items, "error": self.error}
 
-    def _check(self, tokenizer: Tokenizer) -> None:
-        """Raises InputError where this node would write other tokens, or elsewhere."""
-        manifest = self.job.manifest
-        for name in _MUST_AGREE:
-            here = versions()[name]
-            there = manifest.versions[name]
-            if here != there:
-                raise InputError(f"{name} {here} is installed, and {there} where this was started")
-        if tokenizer.compute() != manifest.made["compute"]:
-            device = manifest.made["compute"]["device"]
+
+def _on_this_node(error: Exception) -> str:
+    return f"on node {platform.node()}: {summary_of(error)}"
+
+
+def _check_versions(source: CodedSource, installed: Mapping[str, str]) -> None:
+    """Raises InputError where this node has other versions than `installed` where it was started.
+
+    Its pictures or sounds might be others.
+    """
+    modality: Modality[Any] = source.config.modality
+    for name in (*_MUST_AGREE, *modality.readers):
+        here = versions().get(name)
+        there = installed.get(name)
+        if here != there:
             raise InputError(
-                f"it computes on {tokenizer.compute()['device']}, and others on {device}"
-            )
-        try:
-            seen = read_manifest(self.job.folder).id() == manifest.id()
-        except InputError:
-            seen = False
-        if not seen:
-            raise InputError(
-                f"{self.job.folder} is not seen from here; expected a folder that all nodes share"
+                f"{name} is {here or 'not installed'}, and {there or 'not installed'} where this "
+                "was started"
             )
 
-    def _open(self, source: CodedSource, channels: int) -> Any:
-        """The splits. Raises InputError where this node sees other data."""
-        made = self.job.manifest.made
-        wanted = made["data"]["splits"]
-        splits = source.open(channels, next(iter(wanted)) if len(wanted) == 1 else "all")
-        if describe_splits(splits, made["whole"]) != wanted:
-            raise InputError(f"{source.config.source} holds other data than where it was started")
-        return splits
+
+def _check_place(job: Job, tokenizer: Tokenizer) -> None:
+    """Raises InputError where this node would compute other tokens, or write them elsewhere."""
+    manifest = job.manifest
+    if tokenizer.compute() != manifest.made["compute"]:
+        device = manifest.made["compute"]["device"]
+        raise InputError(f"it computes on {tokenizer.compute()['device']}, and others on {device}")
+    try:
+        seen = read_manifest(job.folder).id() == manifest.id()
+    except InputError:
+        seen = False
+    if not seen:
+        raise InputError(
+            f"{job.folder} is not seen from here; expected a folder that all nodes share"
+        )
+
+
+def _open(source: CodedSource, made: Mapping[str, Any], channels: int) -> Splits:
+    """The splits. Raises InputError where this node sees other data, or can read less of them."""
+    wanted = made["data"]["splits"]
+    splits = source.open(channels, next(iter(wanted)) if len(wanted) == 1 else "all")
+    if describe_splits(splits, made["whole"]) != wanted:
+        raise InputError(f"{source.config.source} holds other data than where it was started")
+    return splits

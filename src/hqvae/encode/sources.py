@@ -43,6 +43,13 @@ class CodedSource:
             indexes = cut(self.config, indexes)
         return self.open_splits(indexes, channels, split, progress)
 
+    def anywhere(self) -> "CodedSource":
+        """The same for processes in other folders: what is there as a path is absolute."""
+        path = Path(self.config.source).expanduser()
+        if self.config.source == "photos" or not path.exists():
+            return self
+        return replace(self, config=replace(self.config, source=str(path.absolute())))
+
     def open_splits(
         self,
         indexes: Mapping[str, FileIndex],

@@ -8,24 +8,20 @@ processes of a machine share what is.
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.feather as feather
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from hqvae import ranks
 from hqvae.errors import InputError, nearest_name
-from hqvae.files import atomic_write
 
 from .layout import Layout
-from .manifest import ShardFile, TokenFolder
-from .shards import Label, Row, read_shard, writer_name
-from .tokens import Tokens
+from .manifest import TokenFolder
+from .mapped import MappedShard, arrow_file
+from .shards import Label, Row
 from .view import View
 from .views import VIEWS
 from .vocabulary import Vocabulary
@@ -80,10 +76,10 @@ class TokenDataset(Dataset[dict[str, Any]]):
         if even:
             self._count -= self._count % self.world_size
         place = self.folder.path / _CACHE if cache is None else Path(cache)
-        self._paths = [_arrow_file(self.folder, shard, place) for shard in shards]
+        self._paths = [arrow_file(self.folder, shard, place) for shard in shards]
         # Shared with workers that live on from one epoch to the next.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
-        self._open: dict[int, _Columns] = {}
+        self._open: dict[int, MappedShard] = {}
 
     # -------------------------------------------------------------------------------- items
 
@@ -110,7 +106,7 @@ class TokenDataset(Dataset[dict[str, Any]]):
             place = int(_shuffled(int(self._ends[-1]), self.seed, int(self._epoch))[place])
         shard = int(np.searchsorted(self._ends, place, side="right")) - 1
         if shard not in self._open:
-            self._open[shard] = _Columns(self._paths[shard], self.layout)
+            self._open[shard] = MappedShard(self._paths[shard], self.layout)
         return self._open[shard].row(place - int(self._ends[shard]))
 
     def set_epoch(self, epoch: int) -> None:
@@ -121,24 +117,22 @@ class TokenDataset(Dataset[dict[str, Any]]):
         """A batch of items of any lengths, for `DataLoader(collate_fn=…)`.
 
         {"tokens" [B, N], "lengths" [B], "key", "label"}: sequences are followed by `pad` (0 where
-        the view has no vocabulary); items without a label have −1. Raises InputError without a
-        view.
+        the view has no vocabulary). Of a view [L, T] only the steps T are padded, and of one
+        [L, H, W] rows and columns are; then "lengths" are [B, 2].
+
+        Labels that are numbers are a tensor, −1 where an item has none; names are a list, with None
+        there. Raises InputError without a view, and where lengths differ and the vocabulary has no
+        `pad`.
         """
         if self.view is None:
             raise InputError("items without a view are no sequences; expected view='by_layer' …")
         sequences = [item["tokens"] for item in items]
-        vocabulary = self.view.vocabulary
-        padding = 0 if vocabulary is None else vocabulary.id("pad")
-        # Time comes last in a view, and first where torch pads.
-        padded = pad_sequence([one.movedim(-1, 0) for one in sequences], True, padding)
-        batch = {
-            "tokens": padded.movedim(1, -1),
-            "lengths": torch.tensor([one.shape[-1] for one in sequences]),
-            "key": [item["key"] for item in items],
-        }
+        tokens, lengths = _padded(sequences, self.view.vocabulary)
+        batch = {"tokens": tokens, "lengths": lengths, "key": [item["key"] for item in items]}
         if self.labels is None:
             return batch
-        return {**batch, "label": _label_batch([item["label"] for item in items])}
+        labels = [item["label"] for item in items]
+        return {**batch, "label": labels if self.labels["type"] == "string" else _numbers(labels)}
 
     # ---------------------------------------------------------------------------------- about
 
@@ -164,75 +158,30 @@ def _view(view: View | str | None, layout: Layout) -> View | None:
     return VIEWS[view](layout, Vocabulary(layout))
 
 
-def _label_batch(labels: Sequence[Label]) -> Tensor | list[Label]:
-    """Numbers as a tensor, names as they are."""
-    if any(isinstance(label, str) for label in labels):
-        return list(labels)
+def _padded(sequences: Sequence[Tensor], vocabulary: Vocabulary | None) -> tuple[Tensor, Tensor]:
+    """(sequences in one tensor, their lengths): the first of several axes is that of layers."""
+    axes = max(1, sequences[0].dim() - 1)
+    lengths = torch.tensor([one.shape[-axes:] for one in sequences])
+    longest = lengths.amax(0).tolist()
+    if (lengths == lengths[0]).all():
+        return torch.stack(list(sequences)), lengths.squeeze(1)
+    if vocabulary is not None and "pad" not in vocabulary.special:
+        raise InputError(
+            f"items of several lengths, up to {longest}, cannot be a batch: the vocabulary of the "
+            "view has no special token 'pad'; give it one, or a batch of items of one length"
+        )
+    padding = 0 if vocabulary is None else vocabulary.id("pad")
+    before = sequences[0].shape[:-axes]
+    batch = sequences[0].new_full((len(sequences), *before, *longest), padding)
+    for whole, one in zip(batch, sequences):
+        whole[(..., *map(slice, one.shape[-axes:]))] = one
+    return batch, lengths.squeeze(1)
+
+
+def _numbers(labels: Sequence[Label]) -> Tensor:
     return torch.tensor([_NO_LABEL if label is None else label for label in labels])
 
 
 @lru_cache(maxsize=2)
 def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
-
-
-# ------------------------------------------------------------------------------ on disk
-
-
-def _arrow_file(folder: TokenFolder, shard: ShardFile, cache: Path) -> Path:
-    """The memory-mapped copy of a shard, written where it is not there yet.
-
-    Raises InputError for a damaged shard, and a folder that cannot be written.
-    """
-    path = cache / f"{shard.sha256[:32]}.arrow"
-    if path.exists():
-        return path
-    table = read_shard(folder.check(shard)).combine_chunks()
-    try:
-        with atomic_write(path, writer_name()) as temporary:
-            feather.write_feather(table, temporary, compression="uncompressed")
-    except PermissionError as error:
-        raise InputError(
-            f"{cache} cannot be written, where tokens are laid out to be read at random; "
-            "expected cache=FOLDER that can"
-        ) from error
-    return path
-
-
-class _Lists(NamedTuple):
-    """A column of lists: those of row i are values[offsets[i] : offsets[i + 1]]."""
-
-    offsets: np.ndarray
-    values: np.ndarray
-
-    def row(self, i: int) -> np.ndarray:
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
-
-
-class _Columns:
-    """The columns of one memory-mapped shard."""
-
-    def __init__(self, path: Path, layout: Layout):
-        self.layout = layout
-        table = feather.read_table(path, memory_map=True)
-        columns = {name: table.column(name).chunk(0) for name in table.column_names}
-        self.keys = columns["key"]
-        self.labels = columns.get("label")
-        self.original_sizes = _lists(columns["original_size"])
-        self.sizes = _lists(columns["size"])
-        self.codes = [_lists(columns[f"codes_{i}"]) for i in range(len(layout.layers))]
-
-    def row(self, i: int) -> Row:
-        size = tuple(self.sizes.row(i).tolist())
-        shapes = self.layout.shapes(self.layout.coarsest(size))
-        codes = tuple(
-            torch.from_numpy(of_layer.row(i).astype(np.int64)).reshape(shape)
-            for of_layer, shape in zip(self.codes, shapes)
-        )
-        label = None if self.labels is None else self.labels[i].as_py()
-        original_size = tuple(self.original_sizes.row(i).tolist())
-        return Row(self.keys[i].as_py(), label, original_size, Tokens(codes, size))
-
-
-def _lists(column: pa.ListArray) -> _Lists:
-    return _Lists(column.offsets.to_numpy(), column.values.to_numpy())

@@ -17,7 +17,7 @@ has come.
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from .tokens import Tokens, smallest_type
 
 _FOOTER = "hqvae"  # key of what a shard says of itself
 _ROW_GROUP = 2**24  # codes of a row group
+_AT_ONCE = 1024  # rows that are read, at most
 _SIDES = pa.list_(pa.int32())
 Label = int | str | None
 
@@ -188,17 +189,20 @@ def read_footer(path: Path) -> dict[str, Any] | None:
         return footer if isinstance(footer, dict) else None
 
 
-def read_shard(path: Path) -> pa.Table:
-    """All rows. Raises InputError for a file that is damaged."""
-    with _reading(path):
-        return parquet.read_table(path, partitioning=None)
+def read_shard(path: Path) -> Iterator[pa.RecordBatch]:
+    """All rows, some at a time: never more than a row group is in memory.
+
+    Raises InputError for a file that is damaged.
+    """
+    with _reading(path), parquet.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield from file.iter_batches(_AT_ONCE, row_groups=[group])
 
 
-def rows_of(table: pa.Table) -> Iterator[Row]:
-    """The rows of a table, the way back from `to_table`."""
-    labels = "label" in table.column_names
-    for batch in table.to_batches(max_chunksize=1024):
-        columns = {name: batch.column(name) for name in table.column_names}
+def rows_of(batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
+    """The rows of a shard, the way back from `to_table`."""
+    for batch in batches:
+        columns = {name: batch.column(name) for name in batch.schema.names}
         for i in range(batch.num_rows):
             codes = []
             shapes = columns["shapes"][i].as_py()
@@ -207,7 +211,7 @@ def rows_of(table: pa.Table) -> Iterator[Row]:
                 codes.append(torch.from_numpy(values.astype(np.int64)).reshape(shape))
             yield Row(
                 columns["key"][i].as_py(),
-                columns["label"][i].as_py() if labels else None,
+                columns["label"][i].as_py() if "label" in columns else None,
                 tuple(columns["original_size"][i].as_py()),
                 Tokens(tuple(codes), tuple(columns["size"][i].as_py())),
             )
