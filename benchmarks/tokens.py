@@ -121,8 +121,10 @@ def ray_rates(run: Run, splits: Splits, folder: Path, counts: Sequence[int]) -> 
     source = CodedSource(run.config.data, is_cut=True)
     for count in counts:
         options = EncodeOptions(engine="ray", workers=count, shard_items=256)
-        with RayEngine(run, source, options) as engine:
-            made = description(run, run.load_model(), splits, engine.compute(), options)
+        weights = run.weights_sha256()
+        with RayEngine(run, weights, source, options) as engine:
+            compute = engine.compute()
+            made = description(run, weights, run.load_model(), splits, compute, options)
             job = Job(folder / f"ray{count}", made, run.config.data.source)
             times = []
             for items in engine.write(job, job.missing()[:24]):

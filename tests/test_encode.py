@@ -29,6 +29,7 @@ from token_files import (
 
 import hqvae.data.audio_dataset
 import hqvae.tokenizer
+from hqvae.run import Run
 from hqvae.tokens import same_tokens
 from hqvae.tokens.manifest import read_manifest
 
@@ -342,3 +343,29 @@ def test_whole_pictures_are_coded_in_windows_and_come_back_at_their_size(
     files = decoded(picture_run, out, tmp_path / "files")
     for i, size in enumerate(sizes):
         assert pixels_of(files / f"{i}.png").shape == (*size, 3)
+
+
+def test_weights_that_training_replaces_meanwhile_are_those_of_the_manifest(
+    picture_run, photographs, tmp_path, monkeypatch
+):
+    """The digest is of what was loaded, however often a checkpoint falls between."""
+    run = shutil.copytree(picture_run, tmp_path / "run")
+    load = Run.load_model
+    times = []
+
+    def load_and_train(self):
+        model = load(self)
+        times.append(None)
+        if len(times) < 4:
+            with torch.no_grad():
+                next(model.parameters()).mul_(1.5)
+            self.save_model(model)
+        return model
+
+    monkeypatch.setattr(Run, "load_model", load_and_train)
+    out = encoded(run, photographs, tmp_path / "t")
+    monkeypatch.undo()
+    expected = tokenizer_of(run).encode([photographs / row.key for row in rows(out)])
+    assert len(times) == 4
+    assert same_tokens([row.tokens for row in rows(out)], expected)
+    assert read_manifest(out).made["model"]["sha256"] == Run.open(run).weights_sha256()

@@ -37,17 +37,27 @@ def encode(
     Raises InputError for a run, data or folder that cannot be used.
     """
     opened = open_trained(run)
-    model = opened.load_model()
+    weights, model = _load(opened)
     coded, indexes = coded_source(opened, source)
     check_apart(out, coded.config.source, tables=True)
     with scan_bars() as progress:
         splits = coded.open_splits(indexes, model.config.channels, options.split, progress)
     with (
         said_if_full(out, "the same command goes on"),
-        _engine(opened, model, coded, splits, options) as engine,
+        _engine(opened, weights, model, coded, splits, options) as engine,
     ):
-        made = description(opened, model, splits, engine.compute(), options)
+        made = description(opened, weights, model, splits, engine.compute(), options)
         return _run(engine, Job(Path(out), made, coded.config.source))
+
+
+def _load(run: Run) -> tuple[str, HQVAE]:
+    """(the digest of the weights, the model). Training may save others at any moment."""
+    run.load_model()  # which mends weights that are missing or damaged
+    while True:
+        weights = run.weights_sha256()
+        model = run.load_model()
+        if run.weights_sha256() == weights:
+            return weights, model
 
 
 def _run(engine: Engine, job: Job) -> Manifest:
@@ -69,11 +79,16 @@ def _run(engine: Engine, job: Job) -> Manifest:
 
 
 def _engine(
-    run: Run, model: HQVAE, source: CodedSource, splits: Splits, options: EncodeOptions
+    run: Run,
+    weights: str,
+    model: HQVAE,
+    source: CodedSource,
+    splits: Splits,
+    options: EncodeOptions,
 ) -> Engine:
     if options.engine == "ray":
         from .ray_data import RayEngine
 
-        return RayEngine(run, source, options)
+        return RayEngine(run, weights, source, options)
     tokenizer = Tokenizer(model.to(pick_device(options.accelerator)))
     return LocalEngine(tokenizer, splits, options.workers)

@@ -48,15 +48,27 @@ _WHAT = {
 
 
 def description(
-    run: Run, model: HQVAE, splits: Splits, compute: Mapping[str, Any], options: EncodeOptions
+    run: Run,
+    weights: str,
+    model: HQVAE,
+    splits: Splits,
+    compute: Mapping[str, Any],
+    options: EncodeOptions,
 ) -> dict[str, Any]:
-    """What rows depend on, as `Manifest.made`; `compute` is what a tokenizer says of itself."""
+    """What rows depend on, as `Manifest.made`.
+
+    Args:
+        run, weights, model: the run, the digest of its weights, and its model
+        splits: of the data
+        compute: what a tokenizer says of itself
+        options: as `encode` has them
+    """
     of_splits = describe_splits(splits, options.whole)
     most = max(split["items"] for split in of_splits.values())
     fitting = max(SHARD_ITEMS, -(-most // MOST_SHARDS))
     return {
         "model": {
-            "sha256": run.weights_sha256(),
+            "sha256": weights,
             "posterior": model.posterior,
             "beam_size": run.config.model.beam_size,
         },

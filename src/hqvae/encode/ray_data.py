@@ -5,6 +5,7 @@ and tokens. A shard is there whole or not at all, and whoever writes it writes t
 a lost actor or node has begun another does again, and nothing is there twice.
 """
 
+import hashlib
 import logging
 import os
 import platform
@@ -49,14 +50,20 @@ class RayEngine(Engine):
 
     Args:
         run: whose model codes; actors get its files through Ray
+        weights: the digest of its weights
         source: the data, which every actor opens itself
         options: address, workers and accelerator
 
-    Raises InputError where Ray is not installed, or the cluster does not answer or has no GPU.
+    Raises InputError where Ray is not installed, where the cluster does not answer or has no GPU,
+    and for weights that training has replaced meanwhile.
     """
 
-    def __init__(self, run: Run, source: CodedSource, options: EncodeOptions):
+    def __init__(self, run: Run, weights: str, source: CodedSource, options: EncodeOptions):
         self.files = {name: (run.path / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+        if hashlib.sha256(self.files[WEIGHTS]).hexdigest() != weights:
+            raise InputError(
+                f"run {str(run.path)!r} has saved other weights meanwhile; start again"
+            )
         self.source = source
         self.options = options
         self.ray = _import_ray()
@@ -78,8 +85,6 @@ class RayEngine(Engine):
 
     def _connect(self) -> None:
         address = self.options.address
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         here = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
         if address is not None:
@@ -141,6 +146,8 @@ class RayEngine(Engine):
 
 
 def _import_ray() -> Any:
+    for name, value in _ENVIRONMENT.items():  # read when it is imported
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data

@@ -174,7 +174,8 @@ def _padded(sequences: Sequence[Tensor], vocabulary: Vocabulary | None) -> tuple
     before = sequences[0].shape[:-axes]
     batch = sequences[0].new_full((len(sequences), *before, *longest), padding)
     for whole, one in zip(batch, sequences):
-        whole[(..., *map(slice, one.shape[-axes:]))] = one
+        place = (..., *map(slice, one.shape[-axes:]))
+        whole[place] = one
     return batch, lengths.squeeze(1)
 
 
