@@ -5,8 +5,7 @@
 Pictures of 32², two presets: `sqvae` (one layer) and `rsqvae` (four layers, found by a beam), with
 codebooks from the first batch and no training: neither reader, encoder nor writer cares. The parts
 are interleaved in one run on one thread, and medians count. *In memory* is `Tokenizer` beside the
-bare model at the same batch, the ratio that is asked to stay above 0.9. Beside them: how many codes
-of a million the bare model gives otherwise in batches of 7 and of 256. `--ray` adds how much two
+bare model at the same batch, the ratio that is asked to stay above 0.9. `--ray` adds how much two
 workers do for one, after a quarter of the shards.
 """
 
@@ -32,6 +31,7 @@ from hqvae.overrides import override
 from hqvae.presets import preset
 from hqvae.quantize import Noise
 from hqvae.run import Run
+from hqvae.tiling.batches import batch_size
 from hqvae.tokenizer import Tokenizer
 from hqvae.tokens.shards import Row, schema, write_shard
 
@@ -63,7 +63,7 @@ def parts(run: Run, splits: Splits, folder: Path) -> dict[str, Part]:
     count = min(ITEMS, len(items))
     read = [items.read(i) for i in range(count)]
     signals = [item.signal for item in read]
-    batch = tokenizer.batch_size((32, 32))
+    batch = batch_size((32, 32), tokenizer.points)
     x = torch.stack(signals)
     tokens = tokenizer.encode_signals(signals)
     rows = [Row(r.key, r.label, r.original_size, t) for r, t in zip(read, tokens)]
@@ -94,18 +94,6 @@ def rates(variants: dict[str, Part], count: int, rounds: int) -> dict[str, float
             if number >= 0:
                 times[name].append(time.perf_counter() - start)
     return {name: count / statistics.median(taken) for name, taken in times.items()}
-
-
-def flipped(run: Run, splits: Splits) -> float:
-    """Codes in a million that the bare model gives otherwise in batches of 7 and of 256."""
-    model = run.load_model()
-    items = Items(splits["train"], whole=False)
-    x = torch.stack([items.read(i).signal for i in range(min(ITEMS, len(items)))])
-    sevens, many = (
-        torch.cat([torch.stack(model.encode(part), 1) for part in x.split(size)])
-        for size in (7, 256)
-    )
-    return float((sevens != many).double().mean()) * 1e6
 
 
 def encoded(run: Run, folder: Path, limit: str) -> float:
@@ -156,7 +144,6 @@ def main() -> None:
             results[system][f"hqvae encode, {cores} thread(s)"] = encoded(
                 run, folder / f"{system}-tokens", "train"
             )
-            results[system]["codes of 10⁶ that flip, bare"] = flipped(run, splits)
             results[system]["bytes an item"] = (folder / "a.parquet").stat().st_size / count
             if arguments.ray:
                 results[system] |= ray_rates(run, splits, folder / f"{system}-ray", (1, 2))

@@ -276,6 +276,15 @@ def test_resuming_a_finished_run_changes_nothing(call, places):
     assert weights_of(places["run"]) == weights
 
 
+def test_too_little_memory_is_one_sentence(monkeypatch, capsys):
+    def overview():
+        raise MemoryError("8 GB")
+
+    monkeypatch.setattr("hqvae.presets.overview", overview)
+    assert main(["presets"]) == 2
+    assert capsys.readouterr().err == "hqvae: not enough memory: 8 GB; close what needs it\n"
+
+
 # ------------------------------------------------------------------------------ a full disk
 
 

@@ -1,6 +1,5 @@
 """Command line: `hqvae VERB …`. What cannot be used ends in one sentence and exit code 2."""
 
-import errno
 import logging
 import os
 import sys
@@ -9,6 +8,7 @@ from io import TextIOWrapper
 import cyclopts
 
 from hqvae.errors import InputError
+from hqvae.files import FULL
 
 from . import tokens, verbs  # noqa: F401  they add their verbs to the command
 from .app import STOPPED, app
@@ -39,13 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _NOBODY_READS
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             disk = error.filename or "the run folder"
             return _fail(f"no space left on the disk of {disk}; free some and go on with --resume")
         name = error.filename2 or error.filename
         if name is None:
             return _fail(str(error))
         return _fail(f"{name} cannot be written or read: {error.strerror}")
+    except MemoryError as error:
+        return _fail(f"not enough memory{f': {error}' if str(error) else ''}; close what needs it")
     except KeyboardInterrupt:
         return _fail("interrupted", STOPPED)
 
