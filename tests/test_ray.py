@@ -211,7 +211,7 @@ def test_names_that_are_no_paths_stay_as_they_are(tmp_path, monkeypatch):
 
 def engine_of(run, pictures, **others):
     coded = CodedSource(ImageConfig(source=str(pictures)), is_cut=False)
-    return RayEngine(run, coded, options("ray", **others))
+    return RayEngine(run, run.weights_sha256(), coded, options("ray", **others))
 
 
 LOST = {
@@ -265,3 +265,9 @@ def test_an_address_that_does_not_answer_is_one_sentence(run, pictures, tmp_path
 def test_an_address_is_of_ray():
     with pytest.raises(InputError, match="address='auto' is of a Ray cluster; expected engine"):
         EncodeOptions(address="auto")
+
+
+def test_weights_that_training_has_replaced_are_refused(run, pictures):
+    coded = CodedSource(ImageConfig(source=str(pictures)), is_cut=False)
+    with pytest.raises(InputError, match="has saved other weights meanwhile; start again"):
+        RayEngine(run, "0" * 64, coded, options("ray"))
