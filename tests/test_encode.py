@@ -21,6 +21,7 @@ from token_files import (
     pixels_of,
     rows,
     same_rows,
+    same_tokens,
     shards_of,
     smooth,
     tokenizer_of,
@@ -30,7 +31,6 @@ from token_files import (
 import hqvae.data.audio_dataset
 import hqvae.tokenizer
 from hqvae.run import Run
-from hqvae.tokens import same_tokens
 from hqvae.tokens.manifest import read_manifest
 
 

@@ -10,19 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from token_files import same_tokens
 from torch.utils.data import DataLoader
 
 from hqvae.errors import InputError
-from hqvae.tokens import (
-    ByLayer,
-    LayerPlace,
-    Layout,
-    TokenDataset,
-    Tokens,
-    Vocabulary,
-    mapped,
-    same_tokens,
-)
+from hqvae.tokens import ByLayer, LayerPlace, Layout, TokenDataset, Tokens, Vocabulary, mapped
 from hqvae.tokens.manifest import (
     Manifest,
     ShardFile,

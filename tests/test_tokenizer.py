@@ -8,6 +8,7 @@ import pytest
 import torch
 from data_files import noise, png
 from PIL import Image
+from token_files import same_tokens
 
 from conftest import FAMILY, build, signals
 from hqvae.data import AudioConfig, ImageConfig, WaveConfig
@@ -17,7 +18,7 @@ from hqvae.quantize import Noise
 from hqvae.tiling import Windows
 from hqvae.tiling.batches import batch_size, rows_of
 from hqvae.tokenizer import Tokenizer
-from hqvae.tokens import Tokens, same_tokens
+from hqvae.tokens import Tokens
 
 
 def random_signal(*size, seed=0, channels=3):

@@ -13,7 +13,6 @@ from training import tiny, trained
 
 from hqvae.cli import main
 from hqvae.tokenizer import Tokenizer
-from hqvae.tokens import same_tokens
 from hqvae.tokens.manifest import read_manifest
 from hqvae.tokens.shards import read_shard, rows_of
 
@@ -127,6 +126,16 @@ def rows(folder, split=None):
 def counts(folder):
     """Rows of every split."""
     return {name: split.rows for name, split in read_manifest(folder).splits.items()}
+
+
+def same_tokens(one, other):
+    """Whether two lists hold the same codes and sizes."""
+    return len(one) == len(other) and all(map(_same, one, other))
+
+
+def _same(one, other):
+    equal = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(one.codes, other.codes)]
+    return one.size == other.size and len(one.codes) == len(other.codes) and all(equal)
 
 
 def same_rows(one, other):

@@ -2,7 +2,7 @@
 
 from .dataset import TokenDataset
 from .layout import LayerPlace, Layout
-from .tokens import Tokens, same_tokens, smallest_type
+from .tokens import Tokens, smallest_type
 from .view import View
 from .views import VIEWS, ByLayer, ByPosition, Delay, Flat, PerLayer
 from .vocabulary import Vocabulary
@@ -20,6 +20,5 @@ __all__ = [
     "Tokens",
     "View",
     "Vocabulary",
-    "same_tokens",
     "smallest_type",
 ]

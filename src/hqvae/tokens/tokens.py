@@ -1,6 +1,5 @@
 """Tokens: the codes of one signal."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,14 +35,3 @@ def smallest_type(codebook_size: int) -> np.dtype[Any]:
     ['uint8', 'uint16', 'uint32']
     """
     return np.min_scalar_type(codebook_size - 1)
-
-
-def same_tokens(one: Sequence[Tokens], other: Sequence[Tokens]) -> bool:
-    """Whether two lists hold the same codes and sizes."""
-    return len(one) == len(other) and all(
-        a.size == b.size and all(map(_equal, a.codes, b.codes)) for a, b in zip(one, other)
-    )
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool((one == other).all())
