@@ -1,12 +1,13 @@
 """Encoding a data set: reader, encoder and writer apart, all of `hqvae encode`, and Ray's workers.
 
-    python benchmarks/tokens.py [--data photos] [--rounds 5] [--ray] [--out benchmarks/tokens.json]
+    python benchmarks/tokens.py [--data photos] [--rounds 5] [--ray] [--device cpu]
+        [--out benchmarks/tokens.json]
 
 Pictures of 32², two presets: `sqvae` (one layer) and `rsqvae` (four layers, found by a beam), with
 codebooks from the first batch and no training: neither reader, encoder nor writer cares. The parts
 are interleaved in one run on one thread, and medians count. *In memory* is `Tokenizer` beside the
-bare model at the same batch, the ratio that is asked to stay above 0.9. `--ray` adds how much two
-workers do for one, after a quarter of the shards.
+bare model at the same batch, the ratio that is asked to stay above 0.9. *Local engine* and `--ray`,
+which adds one and two workers, are measured after a quarter of the shards: starts do not count.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +24,9 @@ import torch
 from hqvae.config import Config
 from hqvae.data import Items, Splits, open_data
 from hqvae.encode import EncodeOptions, encode
+from hqvae.encode.engine import Engine
 from hqvae.encode.job import Job, description
+from hqvae.encode.local import LocalEngine
 from hqvae.encode.ray_data import RayEngine
 from hqvae.encode.sources import CodedSource
 from hqvae.model import HQVAE
@@ -36,7 +39,8 @@ from hqvae.tokenizer import Tokenizer
 from hqvae.tokens.shards import Row, schema, write_shard
 
 PRESETS = ("sqvae", "rsqvae")
-ITEMS = 2048  # of each part
+# Items of each part and of a shard: enough to keep it busy for a second.
+DEVICES = {"cpu": (2048, 256), "cuda": (8192, 1024)}
 Part = Callable[[], object]
 
 
@@ -51,16 +55,15 @@ def open_run(name: str, source: str, folder: Path) -> tuple[Run, Splits]:
     model.init_scale(x)
     model.init_codebooks(x, Noise(1))
     resolved_config = Config(config.model, resolved, config.phases, config.train)
-    run = Run.create(folder / name, resolved_config, splits.fingerprints)
+    run = Run.create(folder / "run", resolved_config, splits.fingerprints)
     run.save_model(model)
     return run, splits
 
 
-def parts(run: Run, splits: Splits, folder: Path) -> dict[str, Part]:
+def parts(run: Run, splits: Splits, folder: Path, device: str, count: int) -> dict[str, Part]:
     """Reader, encoder and writer over the same items."""
-    tokenizer = Tokenizer(run.load_model())
+    tokenizer = Tokenizer(run.load_model().to(device))
     items = Items(splits["train"], whole=False)
-    count = min(ITEMS, len(items))
     read = [items.read(i) for i in range(count)]
     signals = [item.signal for item in read]
     batch = batch_size((32, 32), tokenizer.points)
@@ -70,7 +73,9 @@ def parts(run: Run, splits: Splits, folder: Path) -> dict[str, Part]:
 
     def bare() -> None:
         for start in range(0, count, batch):
-            tokenizer.model.encode(x[start : start + batch])
+            codes = tokenizer.model.encode(x[start : start + batch].to(device))
+            for of_layer in codes:
+                of_layer.cpu()
 
     def write() -> None:
         with write_shard(folder / "a.parquet", schema(tokenizer.layout, None), {}) as writer:
@@ -96,29 +101,53 @@ def rates(variants: dict[str, Part], count: int, rounds: int) -> dict[str, float
     return {name: count / statistics.median(taken) for name, taken in times.items()}
 
 
-def encoded(run: Run, folder: Path, limit: str) -> float:
+def encoded(run: Run, folder: Path, options: EncodeOptions) -> float:
     """Items per second of all of `hqvae encode`, its start included."""
     start = time.perf_counter()
-    manifest = encode(str(run.path), None, str(folder), EncodeOptions(split=limit))
+    manifest = encode(str(run.path), None, str(folder), options)
     return manifest.rows / (time.perf_counter() - start)
 
 
-def ray_rates(run: Run, splits: Splits, folder: Path, counts: Sequence[int]) -> dict[str, float]:
-    """Items per second of so many workers, once all of them have begun."""
-    found = {}
+def rate_of(engine: Engine, run: Run, splits: Splits, folder: Path, shard_items: int) -> float:
+    """Items per second of an engine, once all who compute have begun."""
+    with engine:
+        compute, options = engine.compute(), EncodeOptions(shard_items=shard_items)
+        made = description(run, run.weights_sha256(), run.load_model(), splits, compute, options)
+        job = Job(folder, made, run.config.data.source)
+        times = []
+        for items in engine.write(job, job.missing()[:24]):
+            times += [time.perf_counter()] * items
+    begun = len(times) // 4
+    return (len(times) - begun) / (times[-1] - times[begun])
+
+
+def ray_engine(run: Run, workers: int) -> RayEngine:
     source = CodedSource(run.config.data, is_cut=True)
-    for count in counts:
-        options = EncodeOptions(engine="ray", workers=count, shard_items=256)
-        weights = run.weights_sha256()
-        with RayEngine(run, weights, source, options) as engine:
-            compute = engine.compute()
-            made = description(run, weights, run.load_model(), splits, compute, options)
-            job = Job(folder / f"ray{count}", made, run.config.data.source)
-            times = []
-            for items in engine.write(job, job.missing()[:24]):
-                times += [time.perf_counter()] * items
-        begun = len(times) // 4
-        found[f"{count} worker(s)"] = (len(times) - begun) / (times[-1] - times[begun])
+    return RayEngine(
+        run, run.weights_sha256(), source, EncodeOptions(engine="ray", workers=workers)
+    )
+
+
+def measured(
+    system: str, folder: Path, arguments: argparse.Namespace, cores: int
+) -> dict[str, float]:
+    """All rates of a preset."""
+    device = arguments.device
+    most, shard_items = DEVICES[device]
+    run, splits = open_run(system, arguments.data, folder)
+    torch.set_num_threads(1)
+    count = min(most, len(splits["train"]))
+    found = rates(parts(run, splits, folder, device, count), count, arguments.rounds)
+    torch.set_num_threads(cores)
+    local = LocalEngine(Tokenizer(run.load_model().to(device)), splits)
+    found["local engine"] = rate_of(local, run, splits, folder / "local", shard_items)
+    options = EncodeOptions(split="train", accelerator=device)
+    found["all of hqvae encode"] = encoded(run, folder / "all", options)
+    found["bytes an item"] = (folder / "a.parquet").stat().st_size / count
+    for workers in (1, 2) if arguments.ray else ():
+        engine = ray_engine(run, workers)
+        rate = rate_of(engine, run, splits, folder / f"ray{workers}", shard_items)
+        found[f"{workers} worker(s)"] = rate
     return found
 
 
@@ -129,24 +158,14 @@ def main() -> None:
     parser.add_argument("--data", default="photos")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--device", default="cpu", choices=DEVICES)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/tokens.json"))
     arguments = parser.parse_args()
     cores = torch.get_num_threads()
     results: dict[str, dict[str, float]] = {}
     with TemporaryDirectory() as name:
         for system in PRESETS:
-            folder = Path(name)
-            run, splits = open_run(system, arguments.data, folder)
-            torch.set_num_threads(1)
-            count = min(ITEMS, len(splits["train"]))
-            results[system] = rates(parts(run, splits, folder), count, arguments.rounds)
-            torch.set_num_threads(cores)
-            results[system][f"hqvae encode, {cores} thread(s)"] = encoded(
-                run, folder / f"{system}-tokens", "train"
-            )
-            results[system]["bytes an item"] = (folder / "a.parquet").stat().st_size / count
-            if arguments.ray:
-                results[system] |= ray_rates(run, splits, folder / f"{system}-ray", (1, 2))
+            results[system] = measured(system, Path(name) / system, arguments, cores)
     for system, found in results.items():
         for what, rate in found.items():
             print(f"{system:8s} {what:32s} {rate:12,.0f}")
@@ -158,6 +177,7 @@ def main() -> None:
     machine = {
         "processor": platform.processor() or platform.machine(),
         "cores": cores,
+        "gpu": torch.cuda.get_device_name() if arguments.device == "cuda" else None,
         "torch": torch.__version__,
     }
     content = {"machine": machine, "data": arguments.data, "items_per_second": results}

@@ -326,7 +326,7 @@ def test_weights_of_another_type_are_refused():
         Tokenizer(build("ema", "one").bfloat16())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA, and TRITON_INTERPRET=0")
 def test_a_gpu_gives_the_same_tokens_in_any_company():
     tokenizer = Tokenizer(build("stochastic", "hybrid").cuda())
     items = [random_signal(16 + 8 * (i % 3), 24, seed=i) for i in range(300)]

@@ -26,7 +26,8 @@ from . import passes_torch
 from .passes_torch import Hashes, RowGrads, RowStats, Scale
 from .threads import parallel_for, split_rows
 
-BLOCK_ELEMENTS = 1 << 18  # rows x codes of one block
+BLOCK_ELEMENTS = 1 << 18  # rows x codes of one block: what a core's cache holds
+GPU_BLOCK_ELEMENTS = 1 << 26  # a GPU has to be kept busy; some arrays of 256 MB
 MIN_ROWS = 64  # of a block: fewer make the products slow, at K = 65 536 too
 _MIN_PRODUCT_ROWS = 4  # libraries round products of fewer rows in ways of their own
 
@@ -75,8 +76,9 @@ def _bias(codebook: Tensor) -> Tensor:
     return -codebook.square().sum(1) / 2
 
 
-def _blocks(part: slice, codes: int) -> Iterator[slice]:
-    step = max(MIN_ROWS, BLOCK_ELEMENTS // codes)
+def _blocks(part: slice, codes: int, device: torch.device) -> Iterator[slice]:
+    elements = GPU_BLOCK_ELEMENTS if device.type == "cuda" else BLOCK_ELEMENTS
+    step = max(MIN_ROWS, elements // codes)
     for start in range(part.start, part.stop, step):
         yield slice(start, min(start + step, part.stop))
 
@@ -91,7 +93,7 @@ def _for_each_block(z: Tensor, codebook: Tensor, work: Callable[[slice, Tensor],
     bias = _bias(codebook)
 
     def over_part(part: int) -> None:
-        for rows in _blocks(parts[part], len(codebook)):
+        for rows in _blocks(parts[part], len(codebook), z.device):
             work(rows, _linear(z[rows], codebook, bias))
 
     if len(z):
@@ -123,7 +125,7 @@ def beam_search(
     widest = beam_size * max(len(codebook) for codebook in codebooks)
 
     def over_part(part: int) -> None:
-        for rows in _blocks(parts[part], widest):
+        for rows in _blocks(parts[part], widest, z.device):
             codes[rows] = _beam_search_block(z[rows], layers, beam_size)
 
     if len(z):
@@ -219,7 +221,7 @@ def backward(
     grad_codebooks = [z.new_zeros(z.shape[1], len(codebook)) for _ in parts]
 
     def over_part(part: int) -> None:
-        for rows in _blocks(parts[part], len(codebook)):
+        for rows in _blocks(parts[part], len(codebook), z.device):
             # One product each way for both: [z; ∂L/∂z] makes the arrays, and [y; ∂L/∂scores]
             # carries them to the codebook.
             both = _linear(torch.cat([z[rows], grad_out[rows]]), codebook)
