@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hqvae.config import check_data
 from hqvae.console import print_table, scan_bars
-from hqvae.data import SPLITS, AudioConfig, ImageConfig, Splits, open_data, sequential_batches
+from hqvae.data import SPLITS, DataConfig, Splits, open_data, sequential_batches
 from hqvae.doctor import Finding, findings
 from hqvae.errors import InputError, NonFiniteError, nearest_name
 from hqvae.measure import LayerMeasures, Measures, measure
@@ -76,9 +76,7 @@ class EvalOptions:
         if self.seconds is not None and not 0 < self.seconds < math.inf:
             raise InputError(f"seconds={self.seconds}: expected a number above 0")
 
-    def data(
-        self, trained: ImageConfig | AudioConfig, source: str | None, run: str
-    ) -> ImageConfig | AudioConfig:
+    def data(self, trained: DataConfig, source: str | None, run: str) -> DataConfig:
         """The data to measure on. Raises InputError for a size of audio, or seconds of images."""
         modality = trained.modality
         changes: dict[str, Any] = {} if source is None else {"source": source}

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -144,6 +145,37 @@ def layer_history(
         draw_history(axes, title, values, entries, names)
     figure.axes[0].legend(fontsize=7)
     figure.supxlabel("step", fontsize=9)
+    return figure
+
+
+def curves(rows: Sequence[tuple[str, np.ndarray]], channels: int = 4) -> Figure:
+    """Series `[B, T, C]` against time: a column for each item, a row for each channel.
+
+    The first of `rows` are the originals, drawn below the others. Of more than `channels` channels
+    those that vary most are shown.
+
+    >>> figure = curves([("original", np.zeros((2, 50, 3)))])
+    """
+    originals = rows[0][1]
+    items, _, count = originals.shape
+    varied = np.argsort(-originals.std((0, 1)), kind="stable")[:channels]
+    shown = np.sort(varied)
+    size = (2.6 * items, 0.5 + 1.4 * len(shown))
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    panels = figure.subplots(len(shown), items, squeeze=False, sharex=True, sharey="row")
+    tints = matplotlib.colormaps["viridis"](np.linspace(0.85, 0.1, max(1, len(rows) - 1)))
+    for line, channel in enumerate(shown):
+        for item in range(items):
+            axes = panels[line, item]
+            axes.plot(originals[item, :, channel], color="0.75", linewidth=3, label=rows[0][0])
+            for tint, (label, series) in zip(tints, rows[1:]):
+                axes.plot(series[item, :, channel], color=tint, linewidth=0.9, label=label)
+            axes.tick_params(labelsize=6)
+            axes.grid(alpha=0.3)
+        if count > 1:
+            panels[line, 0].set_ylabel(f"channel {channel}", fontsize=7)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, loc="outside upper center", ncols=len(rows))
     return figure
 
 

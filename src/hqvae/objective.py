@@ -64,13 +64,16 @@ class Losses(NamedTuple):
             latent = latent + (self.latent_loss.sum(1) - self.entropy.sum(1)).mean()
         return (gaussian + latent) / (self.size * math.log(2)) + math.log2(per_unit)
 
-    def log(self, per_unit: float = 127.5) -> dict[str, Any]:
-        """The terms as plain numbers: bits per dimension, PSNR, every layer's H and s²."""
+    def log(self, per_unit: float = 127.5, square: float = 4.0) -> dict[str, Any]:
+        """The terms as plain numbers: bits per dimension, PSNR, every layer's H and s².
+
+        `square` is that of the peak; 1 for signals of variance 1 makes PSNR their SNR.
+        """
         mean_square = float(self.distortion.mean()) / self.size
         return {
             "loss": float(self.loss.detach()),
             "bits_per_dim": float(self.bits_per_dim(per_unit)),
-            "psnr": -10 * math.log10(max(mean_square, 1e-20) / 4),
+            "psnr": -10 * math.log10(max(mean_square, 1e-20) / square),
             "sigma2": float(self.sigma2[0, 0]),
             "latent_loss": self.latent_loss.mean(0).tolist(),
             "entropy": self.entropy.mean(0).tolist(),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hqvae.data import BrokenItem, Dataset, examples_for_figure
-from hqvae.figures import image_grid, panels_at_own_size
+from hqvae.figures import panels_at_own_size
 from hqvae.model import HQVAE
 from hqvae.run import Run
 
@@ -29,9 +29,7 @@ def save_reconstructions(run: Run, model: HQVAE, data: Dataset, device: torch.de
     for layers in range(1, len(codes) + 1):
         label = f"{layers} layer{'s' * (layers > 1)}"
         rows.append((label, model.decode(codes, layers, size=x.shape[2:])))
-    pictures = [(label, data.picture(signals)) for label, signals in rows]
-    figure = image_grid(pictures, spectra=data.modality.spectra)
-    run.save_figure("reconstructions.png", figure)
+    run.save_figure("reconstructions.png", data.figure(rows))
     if data.sample_rate is None:
         return
     for label, signals in rows:

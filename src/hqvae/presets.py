@@ -7,13 +7,16 @@ from dataclasses import replace
 
 from hqvae.config import Config, PhaseConfig, TemperatureConfig, TrainConfig
 from hqvae.config_class import settings
-from hqvae.data import AudioConfig, ImageConfig, WaveConfig
+from hqvae.data import ArrayConfig, AudioConfig, ImageConfig, WaveConfig
 from hqvae.errors import InputError, nearest_name
 from hqvae.model.presets import MODELS
 
 _IMAGES = ImageConfig()
 _SPECTRA = AudioConfig()
 _WAVES = AudioConfig(rate=16_000, seconds=1.024, frontend=WaveConfig())
+# All items get an ID, so all of them are trained on, and measured.
+_VECTORS = ArrayConfig(validation=0.0, test=0.0)
+_SERIES = ArrayConfig()
 
 # Codebooks that start from features that already reconstruct are used from their first step.
 _PRETRAIN = PhaseConfig(pretrain_fraction=0.1)
@@ -30,6 +33,7 @@ _TRAIN = TrainConfig()
 # With β₂ = 0.999 Adam reacts 1,000 steps late to gradients that grow in the nearest-code phase;
 # encoder and codebook then diverge (experiments/diary/ablations.md).
 _TRAIN_NEAREST = TrainConfig(beta2=0.95)
+_TRAIN_VECTORS = TrainConfig(steps=3000, batch_size=256, beta2=0.95, precision="32-true")
 _TRAIN_WAVES = TrainConfig(batch_size=16, lr=5e-4, warmup=200, clip=1.0)
 _TRAIN_PAPER = TrainConfig(
     epochs=100, batch_size=32, schedule="plateau", patience=3, validate_epochs=1
@@ -49,6 +53,10 @@ PRESETS: dict[str, Config] = {
     "rsqvae-audio": Config(MODELS["rsqvae-audio"], _WAVES, _WAVE_PHASES, _TRAIN_WAVES),
     "rqvae-audio": Config(MODELS["rqvae-audio"], _WAVES, PhaseConfig(), _TRAIN_WAVES),
     "hqvae-audio": Config(MODELS["hqvae-audio"], _WAVES, _WAVE_PHASES, _TRAIN_WAVES),
+    "sqvae-vector": Config(MODELS["sqvae-vector"], _VECTORS, _NEAREST, _TRAIN_VECTORS),
+    "rsqvae-vector": Config(MODELS["rsqvae-vector"], _VECTORS, _NEAREST_STACK, _TRAIN_VECTORS),
+    "rqvae-vector": Config(MODELS["rqvae-vector"], _VECTORS, PhaseConfig(), _TRAIN_VECTORS),
+    "rsqvae-series": Config(MODELS["rsqvae-series"], _SERIES, _NEAREST_STACK, _TRAIN_NEAREST),
     "sqvae-paper": Config(MODELS["sqvae-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),
     "sqvae2-paper": Config(MODELS["sqvae2-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),
     "rsqvae-paper": Config(MODELS["rsqvae-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),

@@ -18,7 +18,7 @@ from torch import Tensor
 from hqvae.data import Modality
 from hqvae.full_precision import FULL_PRECISION
 from hqvae.model import HQVAE
-from hqvae.model.signals import as_signal
+from hqvae.model.signals import as_signal, limit_of
 from hqvae.nets import Decoder, Encoder, mask_padding
 from hqvae.single_threads import map_single_threaded
 from hqvae.tiling import Window, Windows, put, receptive_margin, take
@@ -29,7 +29,8 @@ R = TypeVar("R")
 # Signal points of a batch: enough to keep a device busy, and few enough that one signal alone,
 # which takes a whole batch, is soon done.
 _POINTS = {"cpu": 2**16, "cuda": 2**19}
-_LARGEST = {1: 2**18, 2: 512}  # samples of a window along an axis, by the number of axes
+_VECTORS = {"cpu": 2**10, "cuda": 2**14}  # of signals without axes, of one point each
+_LARGEST = {0: 1, 1: 2**18, 2: 512}  # samples of a window along an axis, by the number of axes
 
 
 class Tokenizer:
@@ -65,7 +66,7 @@ class Tokenizer:
             raise ValueError(f"the model is on {weight.device}; expected cpu or cuda")
         self.model = model.eval()
         self.device = weight.device
-        self.points = _POINTS[self.device.type]
+        self.points = (_POINTS if model.config.axes else _VECTORS)[self.device.type]
         """Of the signals of a batch, all together."""
         self.layout: Layout = model.config.layout
         self.usual = _usual_size(model)
@@ -127,7 +128,8 @@ class Tokenizer:
             self._check(signal)
         if len({signal.dtype for signal in signals}) > 1:  # a stack would make all of them floats
             weight = next(self.model.parameters()).cpu()
-            signals = [as_signal(one[None], self.model.config, weight)[0] for one in signals]
+            limit = limit_of(self.model.config, self.model.data)
+            signals = [as_signal(one[None], self.model.config, weight, limit)[0] for one in signals]
         sizes = [tuple(signal.shape[1:]) for signal in signals]
         shapes = [self.layout.shapes(self.layout.coarsest(size)) for size in sizes]
         found: list[dict[int, Tensor]] = [{} for _ in sizes]
@@ -233,9 +235,9 @@ class Tokenizer:
         """Raises ValueError for another number of axes or channels, and for no point at all."""
         channels = self.model.config.channels
         if signal.ndim != self.layout.axes + 1 or 0 in signal.shape or len(signal) != channels:
-            space = {1: "T", 2: "H, W"}[self.layout.axes]
+            space = {0: "", 1: ", T", 2: ", H, W"}[self.layout.axes]
             raise ValueError(
-                f"a signal has shape {list(signal.shape)}; expected [{channels}, {space}]"
+                f"a signal has shape {list(signal.shape)}; expected [{channels}{space}]"
             )
 
     def _check_tokens(self, tokens: Tokens, count: int) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hqvae.data import Dataset, examples_for_figure
-from hqvae.figures import ENTROPY, USE, VARIANCE, draw_history, history_panels, image_grid
+from hqvae.figures import ENTROPY, USE, VARIANCE, draw_history, history_panels
 from hqvae.run import Run
 
 from .jobs import ComparisonDir
@@ -113,12 +113,11 @@ def annealing_history(runs: Sequence[tuple[str, Run]], space: Sequence[int]) -> 
 @torch.no_grad()
 def reconstructions(runs: Sequence[tuple[str, Run]], dataset: Dataset) -> Figure:
     """Originals, and a row of reconstructions per system."""
-    modality = dataset.modality
-    x = dataset.signal(examples_for_figure(dataset, modality.figure_columns))
-    rows: list[tuple[str, Tensor]] = [("original", dataset.picture(x))]
+    x = dataset.signal(examples_for_figure(dataset, dataset.modality.figure_columns))
+    rows: list[tuple[str, Tensor]] = [("original", x)]
     for name, run in runs:
-        rows.append((name, dataset.picture(run.load_model()(x).reconstruction)))
-    return image_grid(rows, spectra=modality.spectra)
+        rows.append((name, run.load_model()(x).reconstruction))
+    return dataset.figure(rows)
 
 
 def finished_runs(

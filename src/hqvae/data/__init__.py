@@ -1,4 +1,4 @@
-"""Data: a name or a path → splits of images or audio → batches.
+"""Data: a name or a path → splits of images, audio or arrays → batches.
 
 `open_data` gives a `Dataset` per split. `read` gives its items exactly, `load` as evaluation sees
 them; `training_batches` and `sequential_batches` go over it.
@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 from hqvae.errors import InputError
 from hqvae.ranks import warn
 
+from .array_dataset import ArrayDataset
+from .arrays import ARRAY, ArrayConfig
 from .audio import AUDIO, AudioConfig
 from .audio_dataset import AudioDataset
 from .batches import (
@@ -32,10 +34,13 @@ from .sources import SPLITS, FileIndex, SourceConfig, cut_splits, digest, open_s
 from .stored import to_pixels, to_signal
 
 __all__ = [
+    "ARRAY",
     "AUDIO",
     "IMAGE",
     "PIXEL_UNIT",
     "SPLITS",
+    "ArrayConfig",
+    "ArrayDataset",
     "AudioConfig",
     "AudioDataset",
     "BrokenItem",
@@ -71,7 +76,7 @@ __all__ = [
 ]
 
 log = logging.getLogger("hqvae")
-DataConfig = ImageConfig | AudioConfig  # a union by `kind`
+DataConfig = ImageConfig | AudioConfig | ArrayConfig  # a union by `kind`
 ConfigT = TypeVar("ConfigT", bound=SourceConfig)
 
 
@@ -121,8 +126,11 @@ def fingerprints(indexes: Mapping[str, FileIndex]) -> dict[str, str]:
 
 def _fingerprint(index: FileIndex) -> str:
     """Number of items and a digest of their names."""
-    names = "\n".join(index.names).encode(errors="surrogatepass")  # names that are not UTF-8, too
-    return f"{len(index)} items, {hashlib.sha256(names).hexdigest()[:16]}"
+    sha256 = hashlib.sha256()
+    for number, name in enumerate(index.names):
+        # Names that are not UTF-8, too.
+        sha256.update(("\n" * (number > 0) + name).encode(errors="surrogatepass"))
+    return f"{len(index)} items, {sha256.hexdigest()[:16]}"
 
 
 def open_data(
@@ -146,7 +154,10 @@ def open_data(
         if name not in SPLITS:
             raise InputError(f"split {name!r} is not one of {', '.join(SPLITS)}")
     config.modality.check_model(config, channels, axes)
-    return open_splits(config, cut(config, open_source(config), wanted), channels, wanted, progress)
+    indexes = cut(config, open_source(config), wanted)
+    resolved, splits = open_splits(config, indexes, channels, wanted, progress)
+    resolved.modality.check_model(resolved, channels, axes)  # arrays are known only now
+    return resolved, splits
 
 
 def cut(

@@ -4,7 +4,7 @@ import errno
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from hqvae.errors import InputError, summary_of
 
 from .modality import Modality, SignalUnit
 from .sources import FileIndex, Label
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("hqvae")
 T = TypeVar("T")
@@ -217,6 +220,13 @@ class Dataset(ABC):
     @abstractmethod
     def picture(self, signal: Float[Tensor, "B C ..."]) -> Float[Tensor, "B C H W"]:
         """What is drawn of signals, in [−1, 1]."""
+
+    def figure(self, rows: Sequence[tuple[str, Float[Tensor, "B C ..."]]]) -> "Figure":
+        """Signals beside each other, a row for each label: originals and what became of them."""
+        from hqvae.figures import image_grid  # whose library takes a second
+
+        pictures = [(label, self.picture(signals)) for label, signals in rows]
+        return image_grid(pictures, spectra=self.modality.spectra)
 
     def waveform(self, signal: Float[Tensor, "B C ..."]) -> Float[Tensor, "B 1 T"]:
         """What is heard of signals, at `sample_rate`, where there is one."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from hqvae.errors import InputError
-from hqvae.metrics import Metric
+from hqvae.metrics import PEAK_SQUARE, Metric, psnr
 
 if TYPE_CHECKING:
     from .dataset import Dataset
@@ -24,7 +24,7 @@ ConfigT = TypeVar("ConfigT")
 
 @dataclass(frozen=True)
 class SignalUnit:
-    """What a signal in [−1, 1] stands for.
+    """What a signal stands for, and how its errors are measured.
 
     >>> pixels = SignalUnit(scale=127.5, name="0–255", step=1 / 127.5)
     >>> pixels.scale * 0.1  # an error of 0.1 in the signal, in grey levels
@@ -39,6 +39,12 @@ class SignalUnit:
     """Distance between neighbouring stored values, in the signal; 0 where it is continuous."""
     per_second: float | None = None
     """Points of one channel per second; None for signals without time."""
+    limit: float | None = 1.0
+    """The largest absolute value that exists, to which reconstructions are clamped; None: any."""
+    square: float = PEAK_SQUARE
+    """What squared errors are compared with in dB: that of the peak, or 1, the variance."""
+    weights: tuple[float, ...] | None = None
+    """Of the channels' squared errors, mean 1, where channels have units of their own."""
 
     @property
     def per_unit(self) -> float:
@@ -47,6 +53,33 @@ class SignalUnit:
         Stored values where the signal has a step, else the reported unit.
         """
         return 1 / self.step if self.step else self.scale
+
+    @property
+    def ratio(self) -> str:
+        """The name of the ratio in dB."""
+        return "PSNR" if self.limit is not None else "SNR"
+
+    def clamp(self, x_hat: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """A reconstruction in float32, within what exists."""
+        x_hat = x_hat.float()
+        return x_hat if self.limit is None else x_hat.clamp(-self.limit, self.limit)
+
+    def mse(self, x: Float[Tensor, "B ..."], x_hat: Float[Tensor, "B ..."]) -> Float[Tensor, "B"]:
+        """Of each signal, after clamping, the mean over its elements; `scale`² makes it the unit's.
+
+        >>> unit = SignalUnit(scale=1.0, name="m", step=0.0, limit=None, weights=(1.5, 0.5))
+        >>> unit.mse(torch.zeros(1, 2), torch.tensor([[2.0, 4.0]]))
+        tensor([7.])
+        """
+        square = (x - self.clamp(x_hat)).square()
+        if self.weights is not None:
+            weights = torch.tensor(self.weights, device=square.device)
+            square = square * weights.view(1, -1, *[1] * (square.ndim - 2))
+        return square.flatten(1).mean(1)
+
+    def decibels(self, mse: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+        """The ratio of each signal in dB."""
+        return psnr(mse, self.square)
 
 
 class Modality(ABC, Generic[ConfigT]):
@@ -83,6 +116,13 @@ class Modality(ABC, Generic[ConfigT]):
     """Packages that read its files; another version of one may read other values."""
     evaluation_options: ClassVar[frozenset[str]] = frozenset()
     """Fields of the config that an evaluation may set to other values than training."""
+
+    def open_source(self, config: ConfigT) -> "dict[str, FileIndex] | None":
+        """The splits of a source in a form of its own; None where items are files.
+
+        Raises InputError for one that cannot be used.
+        """
+        return None
 
     @abstractmethod
     def open(self, file: Path | BytesIO) -> Any:

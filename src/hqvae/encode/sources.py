@@ -60,6 +60,9 @@ class CodedSource:
         """`open` where the indexes are known."""
         config = self.config
         there = [name for name in SPLITS if len(indexes.get(name, ()))]
+        if split == "all":  # a split that is the training items has no items of its own
+            train = indexes.get("train")
+            there = [name for name in there if name == "train" or indexes[name] is not train]
         if split != "all" and split not in there:
             expected = f"; {nearest_name(split, there)}" if there else ""
             raise InputError(f"data {config.source!r} has no {split} split{expected}")
@@ -87,7 +90,7 @@ def coded_source(run: Run, source: str | None) -> tuple[CodedSource, dict[str, F
         if own:
             raise
         # Perhaps for folders or a column that the run's own data have, and these have not.
-        config = replace(config, validation_folders=(), test_folders=(), column=None)
+        config = config.for_other_data()
         indexes = open_source(config)
     try:
         as_trained = cut(config, indexes)

@@ -13,7 +13,7 @@ from hqvae.metrics import Metric
 from hqvae.model import HQVAE
 
 from .bound import Bound
-from .layers import Ablation, LayerMeasures, LayerSums, clamped_mse
+from .layers import Ablation, LayerMeasures, LayerSums
 
 __all__ = ["LayerMeasures", "Measures", "measure"]
 
@@ -68,7 +68,7 @@ def measure(
 
     Args:
         model: of any posterior
-        batches: signals [B, C, *S] in [−1, 1]
+        batches: signals [B, C, *S]
         unit: what signals stand for
         metrics: of originals and clamped reconstructions; `psnr` and `rmse` among them
         shuffle_items: limits the ablation, which costs one decoding per layer
@@ -80,15 +80,15 @@ def measure(
     """
     model.eval()
     bound = Bound(model, seed)
-    layers = [LayerSums(place) for place in model.config.layers]
+    layers = [LayerSums(place, unit) for place in model.config.layers]
     ablation = Ablation(model, layers, seed, shuffle_items)
     points = 0
     for x in batches:
         features = model.features(x)
         losses = model(x, features=features)
-        error = clamped_mse(x, losses.reconstruction)
+        error = unit.mse(x, losses.reconstruction)
         for metric in metrics:
-            metric.add(x, losses.reconstruction.float().clamp(-1, 1))
+            metric.add(x, unit.clamp(losses.reconstruction))
         bound.add(x, losses, features, error)
         for index, layer in enumerate(layers):
             layer.add(model, x, losses, index, error)
@@ -121,5 +121,5 @@ def _measures(
         sigma2=bound.drawn_mse.value() + unit.step**2 / 12,
         loss=bound.loss(),
         shuffled_items=layers[0].shuffled_mse.global_count(),
-        layers=tuple(layer.measures(unit) for layer in layers),
+        layers=tuple(layer.measures() for layer in layers),
     )

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hqvae.data import SignalUnit
-from hqvae.metrics import Mean, Usage, psnr
+from hqvae.metrics import Mean, Usage
 from hqvae.model import HQVAE, LayerPlace, Losses
 from hqvae.quantize import Noise, Stream
 from hqvae.ranks import rank
@@ -55,8 +55,9 @@ class LayerMeasures:
 class LayerSums:
     """What is counted of one layer."""
 
-    def __init__(self, place: LayerPlace):
+    def __init__(self, place: LayerPlace, unit: SignalUnit):
         self.place = place
+        self.unit = unit
         self.usage = Usage(place.codebook_size)
         self.positions = 0
         self.s2 = 0.0
@@ -74,16 +75,17 @@ class LayerSums:
         self.s2 = float(losses.variance[index])
         self.entropy.add(losses.entropy[:, index] / self.positions)
         if index < len(codes) - 1:
-            error = clamped_mse(x, model.decode(codes, layers=index + 1, size=x.shape[2:]))
+            error = self.unit.mse(x, model.decode(codes, layers=index + 1, size=x.shape[2:]))
         self.mse.add(error)
-        self.psnr.add(psnr(error))
+        self.psnr.add(self.unit.decibels(error))
 
     def add_shuffled(self, shuffled_error: Tensor, error: Tensor) -> None:
         self.shuffled_mse.add(shuffled_error)
-        self.shuffled_psnr.add(psnr(shuffled_error))
-        self.unshuffled_psnr.add(psnr(error))
+        self.shuffled_psnr.add(self.unit.decibels(shuffled_error))
+        self.unshuffled_psnr.add(self.unit.decibels(error))
 
-    def measures(self, unit: SignalUnit) -> LayerMeasures:
+    def measures(self) -> LayerMeasures:
+        unit = self.unit
         return LayerMeasures(
             level=self.place.level,
             layer=self.place.layer,
@@ -150,9 +152,4 @@ class Ablation:
             self.model.decode(part, size=x.shape[2:])
             for part in zip(*[layer.split(self.batch_size) for layer in codes])
         ]
-        return clamped_mse(x, torch.cat(parts))
-
-
-def clamped_mse(x: Tensor, x_hat: Tensor) -> Float[Tensor, "B"]:
-    """Of each signal, after clamping the reconstruction to the range that exists."""
-    return (x - x_hat.float().clamp(-1, 1)).square().flatten(1).mean(1)
+        return self.layers[0].unit.mse(x, torch.cat(parts))

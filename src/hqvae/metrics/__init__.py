@@ -4,14 +4,17 @@ Means are over the whole split, weighted by the number of signals: never means o
 Torchmetrics is imported where it is first needed: it takes seconds.
 """
 
+from .arrays import ArrayError
 from .audio import AudioQuality, stft_distance
 from .base import Mean, Metric
-from .distortion import SSIM, Distortion, psnr, ssim
+from .distortion import PEAK_SQUARE, SSIM, Distortion, psnr, ssim
 from .perceptual import Perceptual
 from .usage import Usage
 
 __all__ = [
+    "PEAK_SQUARE",
     "SSIM",
+    "ArrayError",
     "AudioQuality",
     "Distortion",
     "Mean",

@@ -11,13 +11,18 @@ from .base import Mean, Metric, measured
 _SSIM_WINDOW = 11  # pixels
 
 
-def psnr(mse: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+PEAK_SQUARE = 4.0  # of signals in [−1, 1]
+
+
+def psnr(mse: Float[Tensor, "B"], square: float = PEAK_SQUARE) -> Float[Tensor, "B"]:
     """Peak signal-to-noise ratio 10 log10(4 / MSE), in dB, of signals in [−1, 1].
+
+    With 1 for `square` it is the signal-to-noise ratio of signals of variance 1.
 
     >>> psnr(torch.tensor([4.0, 0.04]))
     tensor([ 0., 20.])
     """
-    return 10 * torch.log10(4 / mse.clamp(min=1e-12))
+    return 10 * torch.log10(square / mse.clamp(min=1e-12))
 
 
 class Distortion(Metric):

@@ -55,7 +55,7 @@ def codes_by_level(
 
 def _check_shapes(config: HQVAEConfig, codes: Sequence[Tensor]) -> None:
     """Raises ValueError unless all layers are of as many signals, of one size."""
-    names = {1: "[B, T]", 2: "[B, H, W]"}[config.axes]
+    names = {0: "[B]", 1: "[B, T]", 2: "[B, H, W]"}[config.axes]
     first = codes[0].shape
     if len(first) != 1 + config.axes or 0 in first[1:]:
         raise ValueError(

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from hqvae.config_class import config_class
 from hqvae.likelihood import SpectralConfig
-from hqvae.nets import ConvConfig, WaveConvConfig
+from hqvae.nets import ConvConfig, MLPConfig, WaveConvConfig
 from hqvae.quantize import ExternalConfig, GumbelSoftmaxConfig, NearestCodeConfig
 from hqvae.tokens import LayerPlace, Layout
 
@@ -47,12 +47,12 @@ class HQVAEConfig:
     """unit of the objective: nats with a fitted variance, or the mean squared error of papers"""
     injection: Literal["prediction", "concat"] = "prediction"
     """how a level sees those above: less a learned prediction (ours), or concatenated"""
-    net: ConvConfig | WaveConvConfig = Field(default=ConvConfig(), discriminator="kind")
+    net: ConvConfig | WaveConvConfig | MLPConfig = Field(default=ConvConfig(), discriminator="kind")
     """encoder, decoder and top-down networks"""
-    channels: int = Field(default=3, ge=1, le=4096)
-    """of the signal"""
-    axes: int = Field(default=2, ge=1, le=2)
-    """of the signal's space: 2 for images and spectra, 1 for waveforms"""
+    channels: int = Field(default=3, ge=0, le=2**16)
+    """of the signal; 0: as many as the arrays have that it is trained on"""
+    axes: int = Field(default=2, ge=0, le=2)
+    """of the signal's space: 2 for images and spectra, 1 for waveforms and series, 0 for vectors"""
     progressive: float = Field(default=0.0, ge=0)
     """weight of reconstructions from the first layers only"""
     prefixes: Literal["random", "all"] = "random"
@@ -79,6 +79,11 @@ class HQVAEConfig:
             raise ValueError(
                 f"levels.0.stride={self.levels[0].stride} along {self.axes} axes makes one code of "
                 f"more than {_MOST_POINTS:,} points; expected less"
+            )
+        if not self.axes and [level.stride for level in self.levels] != [1]:
+            raise ValueError(
+                f"axes=0 is for vectors, which have one position: levels of stride "
+                f"{[level.stride for level in self.levels]}; expected one level of stride 1"
             )
         if self.spectral.weight and (self.axes, self.channels) != (1, 1):
             raise ValueError(

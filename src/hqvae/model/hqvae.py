@@ -2,8 +2,8 @@
 
     x → h → z_e → codes → z → latent → x_hat
 
-Shape key: **B** batch, **C** signal channels, **D** width of a code, **\\*S** space (H W, or T),
-**K** codebook size, **L** layers, **R** levels.
+Shape key: **B** batch, **C** signal channels, **D** width of a code, **\\*S** space (H W, or T;
+vectors have none), **K** codebook size, **L** layers, **R** levels.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from .cost import Objective, square_error
 from .portable import Portable
 from .presets import model_preset
 from .probe import as_features, check_decoder
-from .signals import as_signal, check_shape
+from .signals import as_signal, check_shape, limit_of
 
 
 class HQVAE(Portable):
@@ -71,6 +71,8 @@ class HQVAE(Portable):
         data: DataConfig | None = None,
     ):
         super().__init__(config, data)
+        if not config.channels:
+            raise ValueError("channels=0: expected as many as the arrays have that it is for")
         strides = [level.stride for level in config.levels]
         finest = config.levels[-1]
         net = config.net
@@ -156,7 +158,8 @@ class HQVAE(Portable):
         0 … 255, or int16 sounds. Raises ValueError for other types, shapes and values. Batches of
         signals of several lengths: `hqvae.tiling.encode_padded`.
         """
-        x = as_signal(x, self.config, next(self.parameters()))
+        limit = limit_of(self.config, self.data)
+        x = as_signal(x, self.config, next(self.parameters()), limit)
         outputs = walk(self.levels, NearestCodes(self.features(x)))[1]
         return tuple(codes for output in outputs for codes in output.quantized.codes.unbind(1))
 

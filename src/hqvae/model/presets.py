@@ -9,7 +9,7 @@ from typing import Any
 
 from hqvae.errors import InputError, nearest_name
 from hqvae.likelihood import SpectralConfig
-from hqvae.nets import WaveConvConfig
+from hqvae.nets import ConvConfig, MLPConfig, WaveConvConfig
 from hqvae.quantize import GumbelSoftmaxConfig, NearestCodeConfig, RandomInit
 
 from .config import HQVAEConfig, LevelConfig
@@ -32,6 +32,14 @@ _RESTART = NearestCodeConfig(restart=True)
 _PAPER = GumbelSoftmaxConfig(init=RandomInit(s2=21.0), variance="one_plus_exp")
 _AUDIO = HQVAEConfig(
     channels=1, axes=1, net=WaveConvConfig(), spectral=SpectralConfig(weight=1.0, rate=16_000)
+)
+_IDS = LevelConfig(stride=1, layers=4, codebook_size=256, dim=32)
+_VECTORS = HQVAEConfig(channels=0, axes=0, net=MLPConfig(), levels=(_IDS,))
+_SERIES = HQVAEConfig(
+    channels=0,
+    axes=1,
+    net=ConvConfig(widths=(64, 128), dilations=(1, 3)),
+    levels=(LevelConfig(stride=4, layers=4, codebook_size=256, dim=32),),
 )
 
 MODELS: dict[str, HQVAEConfig] = {
@@ -56,6 +64,12 @@ MODELS: dict[str, HQVAEConfig] = {
         _AUDIO, levels=(replace(_CODEC, shared_codebook=True),), quantizer=_RESTART
     ),
     "hqvae-audio": replace(_AUDIO, levels=_CODEC_HYBRID, progressive=1.0),
+    # Vectors, one code per layer: semantic IDs.
+    "sqvae-vector": replace(_VECTORS, levels=(replace(_IDS, layers=1, codebook_size=512),)),
+    "rsqvae-vector": replace(_VECTORS, beam_size=8),
+    "rqvae-vector": replace(_VECTORS, quantizer=_RESTART),
+    # Series of several channels.
+    "rsqvae-series": replace(_SERIES, beam_size=8),
     # As the papers have them.
     "sqvae-paper": HQVAEConfig(levels=_ONE, quantizer=_PAPER),
     "sqvae2-paper": HQVAEConfig(levels=_TWO, quantizer=_PAPER, injection="concat"),

@@ -1,5 +1,6 @@
 """Signals from outside: checked for `encode`, made from files, and made into what can be saved."""
 
+import math
 import os
 from dataclasses import fields
 from io import BytesIO
@@ -18,16 +19,21 @@ from hqvae.errors import InputError, summary_of
 from .config import HQVAEConfig
 
 _SLACK = 0.01  # by which interpolation may overshoot the range
-_STORED = {2: torch.uint8, 1: torch.int16}  # of pictures and of sounds, by the number of axes
+# Of pictures and of sounds, by the number of axes: the type in which they are stored, and its name.
+_STORED = {2: (torch.uint8, "uint8 pictures of 0 … 255"), 1: (torch.int16, "int16 sounds")}
+_SPACE = {0: "", 1: ", T", 2: ", H, W"}
 
 
-def as_signal(x: Any, config: HQVAEConfig, like: Tensor) -> Float[Tensor, "B C *S"]:
-    """A batch from outside as a model takes it: floats in [−1, 1] of the type of `like`.
+def as_signal(
+    x: Any, config: HQVAEConfig, like: Tensor, limit: float | None = 1.0
+) -> Float[Tensor, "B C *S"]:
+    """A batch from outside as a model takes it: floats of the type of `like`.
 
     Args:
         x: a tensor or array: floats in [−1, 1], uint8 pictures of 0 … 255, or int16 sounds
         config: of the model
         like: a weight of the model; arrays go to its device
+        limit: the largest absolute value; None for signals without, as arrays are
 
     Raises ValueError for other types, and for values that are not finite or outside of the range.
 
@@ -36,14 +42,23 @@ def as_signal(x: Any, config: HQVAEConfig, like: Tensor) -> Float[Tensor, "B C *
     tensor([1.])
     """
     x = as_tensor(x, like)
-    if isinstance(x, Tensor) and x.dtype == _STORED[config.axes]:
+    stored, name = _STORED.get(config.axes, (None, "")) if limit is not None else (None, "")
+    if isinstance(x, Tensor) and x.dtype == stored:
         return to_signal(x, x.device).to(like.dtype)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = getattr(x, "dtype", type(x).__name__)
-        stored = {2: "uint8 pictures of 0 … 255", 1: "int16 sounds"}[config.axes]
-        raise ValueError(f"x is of type {kind}; expected floats in [−1, 1], or {stored}")
-    _check_range(x)
+        expected = f"floats in [−1, 1], or {name}" if name else "floats"
+        raise ValueError(f"x is of type {kind}; expected {expected}")
+    _check_range(x, limit)
     return x.to(like.dtype)
+
+
+def limit_of(config: HQVAEConfig, data: DataConfig | None) -> float | None:
+    """The largest absolute value of a model's signals; None where there is none."""
+    if data is None:
+        return None if config.axes == 0 else 1.0
+    modality: Modality[Any] = data.modality
+    return modality.unit(data).limit
 
 
 def as_tensor(x: Any, like: Tensor) -> Any:
@@ -56,22 +71,26 @@ def as_tensor(x: Any, like: Tensor) -> Any:
 def check_shape(x: Tensor, config: HQVAEConfig) -> None:
     """Raises ValueError for what are no floats of the model's channels and axes."""
     if x.ndim != config.axes + 2 or x.shape[1] != config.channels:
-        space = {1: "T", 2: "H, W"}[config.axes]
         raise ValueError(
-            f"x has shape {list(x.shape)}; this model expects [B, {config.channels}, {space}]"
+            f"x has shape {list(x.shape)}; "
+            f"this model expects [B, {config.channels}{_SPACE[config.axes]}]"
         )
     if not x.is_floating_point():
-        raise ValueError(f"x is of type {x.dtype}; expected floats in [−1, 1]")
+        raise ValueError(f"x is of type {x.dtype}; expected floats")
     if 0 in x.shape[2:]:
         raise ValueError(f"x has shape {list(x.shape)}; expected at least one point")
 
 
-def _check_range(x: Tensor) -> None:
-    """Raises ValueError for values outside of [−1, 1]. A compiled graph cannot ask for values."""
+def _check_range(x: Tensor, limit: float | None) -> None:
+    """Raises ValueError for values outside of the range. A compiled graph cannot ask for values."""
     if torch.compiler.is_compiling() or not x.numel():
         return
     low, high = (float(bound) for bound in x.aminmax())
-    if not (low >= -1 - _SLACK and high <= 1 + _SLACK):
+    if limit is None:
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise ValueError("x has values that are not finite")
+        return
+    if not (low >= -limit - _SLACK and high <= limit + _SLACK):
         raise ValueError(
             f"x has values from {low:.4g} to {high:.4g}; expected floats in [−1, 1] "
             "(pictures of 0 … 255: as uint8, or x / 127.5 − 1)"
@@ -114,9 +133,9 @@ def postprocess(x_hat: Any, data: DataConfig, config: HQVAEConfig) -> list[Any]:
         or len(shape) != config.axes + 2
         or shape[1] != config.channels
     ):
-        space = {1: "T", 2: "H, W"}[config.axes]
+        space = _SPACE[config.axes]
         what = f"shape {shape}" if shape else f"type {type(x_hat).__name__}"
-        raise ValueError(f"x_hat is of {what}; expected a tensor [B, {config.channels}, {space}]")
+        raise ValueError(f"x_hat is of {what}; expected a tensor [B, {config.channels}{space}]")
     modality: Modality[Any] = data.modality
     return modality.restore(x_hat.detach(), data)
 
@@ -126,7 +145,7 @@ def require_data(data: DataConfig | None) -> DataConfig:
     if data is None:
         raise ValueError(
             "this model does not know what its signals are; "
-            "expected model.data=hqvae.data.ImageConfig(size=…) or AudioConfig(rate=…)"
+            "expected model.data=hqvae.data.ImageConfig(size=…), AudioConfig(rate=…) or ArrayConfig"
         )
     return data
 

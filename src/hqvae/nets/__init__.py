@@ -1,7 +1,7 @@
 """Networks between signals, features and latents."""
 
 from .conv import Decoder, Encoder, TopDown
-from .layers import ConvConfig, NetConfig, WaveConvConfig, conv
+from .layers import ConvConfig, MLPConfig, NetConfig, WaveConvConfig, conv
 from .masks import CONVOLUTIONS, mask_padding, size_mask
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "ConvConfig",
     "Decoder",
     "Encoder",
+    "MLPConfig",
     "NetConfig",
     "TopDown",
     "WaveConvConfig",

@@ -1,4 +1,4 @@
-"""Convolutional encoder, decoder and top-down networks, for one axis (audio) or two (images).
+"""Encoder, decoder and top-down networks, for no axis (vectors), one (audio) or two (images).
 
 Nothing here mixes positions except convolutions of finite reach, and nothing depends on batch
 mates: tokens must not.
@@ -16,7 +16,7 @@ class Encoder(nn.Module):
     """H_φ: one bottom-up trunk that gives the features h^r of every level.
 
     Args:
-        axes: 1 or 2
+        axes: 0, 1 or 2
         channels: C of the signal
         strides: of the levels, coarse first, each divisible by the next
         net: widths and depths
@@ -74,7 +74,7 @@ class Decoder(nn.Module):
     """f_θ: the finest level's latent → x̂.
 
     Args:
-        axes: 1 or 2
+        axes: 0, 1 or 2
         channels: C of the signal
         dim: D of the latent
         stride: of the finest level
@@ -114,7 +114,7 @@ class TopDown(nn.Module):
     """From the latent of a level to the resolution of the next finer one.
 
     Args:
-        axes: 1 or 2
+        axes: 0, 1 or 2
         dims: D of the level above and of this one
         strides: of the level above and of this one
         net: widths and depths

@@ -1,6 +1,6 @@
-"""What the networks are made of, for one axis (audio) or two (images), and their configs."""
+"""What the networks are made of, for no axis, one or two, and their configs."""
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from jaxtyping import Float
 from pydantic import Field
@@ -13,7 +13,18 @@ from .masks import CONVOLUTIONS
 Net = TypeVar("Net", bound=nn.Module)
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Dilation = Annotated[int, Field(ge=1, le=4096)]
-CONV = {1: nn.Conv1d, 2: nn.Conv2d}
+
+
+class Dense(nn.Linear):
+    """The convolution of signals without axes, `[B, C] → [B, W]`: a kernel has one point."""
+
+    def __init__(
+        self, channels: int, width: int, kernel: int = 1, padding: int = 0, dilation: int = 1
+    ):
+        super().__init__(channels, width)
+
+
+CONV: dict[int, Any] = {0: Dense, 1: nn.Conv1d, 2: nn.Conv2d}
 CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
 
 
@@ -92,7 +103,19 @@ class WaveConvConfig(ConvConfig):
         return net
 
 
-NetConfig = ConvConfig | WaveConvConfig
+@config_class
+class MLPConfig(ConvConfig):
+    """Residual networks of linear layers for vectors: signals without axes. Ours."""
+
+    kind: Literal["mlp"] = "mlp"  # type: ignore[assignment]
+    widths: tuple[Width, ...] = Field(default=(512,), min_length=1, max_length=64)
+    """channels; one number, for nothing is reduced"""
+
+    def activation_layer(self) -> nn.Module:
+        return nn.GELU()
+
+
+NetConfig = ConvConfig | WaveConvConfig | MLPConfig
 
 
 def factor_stride(stride: int, largest: int = 2) -> list[int]:

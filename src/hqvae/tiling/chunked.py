@@ -65,6 +65,8 @@ def receptive_margin(model: HQVAE, encode: bool = True, decode: bool = True) -> 
     its own place, so more than needed where branches run side by side. Of the two ways, `encode`
     and `decode`, one alone may be asked for.
     """
+    if not model.config.axes:
+        return 0
     probe = 4 * model.stride
     reaches: list[float] = []
     owner = threading.get_ident()  # other threads may use the model at the same time

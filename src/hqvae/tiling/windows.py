@@ -82,6 +82,8 @@ class Windows:
 
 @lru_cache(maxsize=1024)
 def _windows(windows: Windows, size: tuple[int, ...]) -> tuple[Window, ...]:
+    if not size:
+        return (Window((), (), (), (), ()),)
     counts = [-(-side // windows.stride) for side in size]
     if windows.exact or size == windows.usual:
         spans = [[(0, count, count, 0, count)] for count in counts]

@@ -72,7 +72,7 @@ class _Data:
 class _Made:
     model: _Model
     layers: Annotated[list[_Layer], Field(min_length=1)]
-    axes: Literal[1, 2]
+    axes: Literal[0, 1, 2]
     data: _Data
     whole: bool
     compute: dict[str, Any]

@@ -204,9 +204,10 @@ class Autoencoder(Task[Losses]):
         perplexity = [usage.perplexity() for usage in self.usage]
         used = [usage.used() for usage in self.usage]
         quantizes = step > self.quantize_from
+        unit = self.train_data.unit
         entry = {
             "kind": "train" if quantizes else "pretrain",
-            **terms[-1].log(self.train_data.unit.per_unit),
+            **terms[-1].log(unit.per_unit, unit.square),
             "perplexity": perplexity,
             "used": used,
             "restarted": self.restarted,
@@ -245,7 +246,7 @@ class Autoencoder(Task[Losses]):
             loss=measures.loss,
             entry=measures.entry(),
             summary=(
-                f"PSNR {measures.psnr:.2f} dB, {measures.bits_per_dim:.3f} bits/dim, "
+                f"{data.unit.ratio} {measures.psnr:.2f} dB, {measures.bits_per_dim:.3f} bits/dim, "
                 f"perplexity {' '.join(perplexities)}"
             ),
             alarms=[finding.entry() for finding in found],

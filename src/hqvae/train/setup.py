@@ -60,7 +60,10 @@ def train(
     wanted = ("train", "validation")
     with scan_bars(quiet=fabric.global_rank > 0) as progress:
         data, splits = open_data(config.data, model.channels, wanted, model.axes, progress)
-    config = replace(config, data=data)
+    if not model.channels:
+        model = replace(model, channels=splits["train"].shape[0])
+    config = replace(config, model=model, data=data)
+    check_together(config)
     check_data(config, splits, fabric.world_size)
     task = Autoencoder(config, splits, fabric, slices)
     run = open_run(fabric, config, out, resume, splits.fingerprints)

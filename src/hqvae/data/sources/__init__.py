@@ -5,16 +5,21 @@ a hub data set's splits. Missing ones are cut from the training items by the see
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
+from typing_extensions import Self
 
 from hqvae.config_class import config_class
 from hqvae.errors import InputError, close_name
 
 from ..modality import Modality
 from .arrays import index_npz
+from .float_arrays import SUFFIXES, index_float_arrays
+from .float_columns import index_float_columns
 from .folders import index_folder
 from .hub import index_hub
 from .index import SPLITS, FileIndex, Label, cut_splits, digest
@@ -22,7 +27,16 @@ from .listing import Listing, kinds, list_files, require_readable, warn_of_passe
 from .parquet import data_tables, index_parquet
 from .photos import index_photos
 
-__all__ = ["SPLITS", "FileIndex", "Label", "SourceConfig", "cut_splits", "digest", "open_source"]
+__all__ = [
+    "SPLITS",
+    "FileIndex",
+    "Label",
+    "SourceConfig",
+    "cut_splits",
+    "digest",
+    "open_arrays",
+    "open_source",
+]
 
 _PHOTO_SIZE = 64  # side of the crops of built-in photographs where the config names none
 
@@ -55,6 +69,10 @@ class SourceConfig(ABC):
     def modality(self) -> Modality[Any]:
         """What the data are."""
 
+    def for_other_data(self) -> Self:
+        """Without what only the run's own data have: folders that are splits, and a column."""
+        return replace(self, validation_folders=(), test_folders=(), column=None)
+
     @property
     def photo_size(self) -> int:
         """Side of the crops that the built-in photographs are cut into."""
@@ -73,6 +91,9 @@ def open_source(config: SourceConfig) -> dict[str, FileIndex]:
     Raises InputError for a source that does not exist or cannot be read.
     """
     modality = config.modality
+    own = modality.open_source(config)
+    if own is not None:
+        return own
     source = config.source
     path = Path(source).expanduser()
     listing = list_files(path) if path.is_dir() else Listing(path)
@@ -92,13 +113,55 @@ def open_source(config: SourceConfig) -> dict[str, FileIndex]:
         return index_folder(listing, modality, config.folder_splits)
     if path.is_file():
         return _open_file(config, path)
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     builtin = ["photos"] if modality.photographs else []
-    meant = close_name(path.name, [*beside, *builtin])
+    meant = _near(path, builtin)
     if not _may_be_hub_name(source, path):
         expected = meant or f"expected a folder or file, of which {path.parent} has none so called"
         raise InputError(f"data {source!r} does not exist; {expected}")
     return index_hub(source, config.column, modality, meant)
+
+
+def _near(path: Path, builtin: Sequence[str] = ()) -> str | None:
+    """What may have been meant with a path that does not exist, in words."""
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return close_name(path.name, [*beside, *builtin])
+
+
+def open_arrays(config: SourceConfig, ids: str | None, labels: str | None) -> dict[str, FileIndex]:
+    """The splits of float arrays: a file, or a folder of Parquet files.
+
+    Args:
+        config: source and column
+        ids, labels: columns or arrays with the items' names and classes
+
+    Raises InputError for a source that does not exist or cannot be read.
+    """
+    path = Path(config.source).expanduser()
+    held = config.cache_mb * 2**20
+    if config.folder_splits:
+        raise InputError(f"data {config.source!r} is of arrays, so no folder can be a split")
+    if path.is_dir():
+        listing = list_files(path)
+        require_readable(listing)
+        tables = [file for file in listing.files if file.suffix.lower() == ".parquet"]
+        if not tables:
+            raise InputError(
+                f"folder {config.source!r} holds no .parquet; "
+                f"name a file of arrays itself ({', '.join(SUFFIXES)})"
+            )
+        warn_of_passed_over(path, [kinds(set(listing.files) - set(tables)), *listing.notes()])
+        return index_float_columns(path, tables, config.column, ids, labels, held)
+    if not path.exists():
+        expected = _near(path) or "expected a file .npy, .npz, .pt or .parquet, or a folder"
+        raise InputError(f"data {config.source!r} does not exist; {expected}")
+    if path.suffix.lower() == ".parquet":
+        return index_float_columns(path.parent, [path], config.column, ids, labels, held)
+    if path.suffix.lower() in SUFFIXES:
+        return index_float_arrays(path, config.column, ids, labels)
+    raise InputError(
+        f"data {config.source!r} is a {path.suffix or 'bare'} file; "
+        f"expected arrays: {', '.join(SUFFIXES)} or .parquet"
+    )
 
 
 def _open_photos(config: SourceConfig, path: Path) -> dict[str, FileIndex]:

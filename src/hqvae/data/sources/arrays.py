@@ -20,7 +20,7 @@ log = logging.getLogger("hqvae")
 _CHANNELS = (1, 3, 4)
 _EXPECTED = "expected uint8 [N, H, W], or with 1, 3 or 4 channels [N, H, W, C] or [N, C, H, W]"
 # What NumPy and its archives raise for damaged files.
-_DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def index_npz(path: Path) -> dict[str, FileIndex]:
@@ -83,13 +83,14 @@ def _read_npz(path: Path) -> tuple[dict[str, Header], dict[str, _Pictures]]:
         if isinstance(archive, np.ndarray):
             raise ValueError("it holds a single array; write it with np.savez")
         with archive:
-            headers = {name: _header(archive, name) for name in archive.files}
+            members = {name: member_of(archive, name) for name in archive.files}
+            headers = {name: read_header(archive, member) for name, member in members.items()}
             fitting = [name for name, header in headers.items() if _fits(*header)]
             images = {
-                name: _read_pictures(archive, name, _label_array(name, headers, len(fitting) == 1))
+                name: _read_pictures(archive, name, label_array(name, headers, len(fitting) == 1))
                 for name in fitting
             }
-    except _DAMAGED as error:
+    except DAMAGED as error:
         # NumPy's advice to load it unsafely must not be passed on.
         why = "it is no such file" if "pickle" in str(error) else error
         raise InputError(f"{path} cannot be read as .npz: {why}") from error
@@ -99,7 +100,7 @@ def _read_npz(path: Path) -> tuple[dict[str, Header], dict[str, _Pictures]]:
 def _read_pictures(archive: Any, name: str, label_name: str | None) -> _Pictures:
     """An array with its labels; sizes and checksums of both stand in the archive's directory."""
     names = [name] if label_name is None else [name, label_name]
-    members = [archive.zip.getinfo(_member(archive, one)) for one in names]
+    members = [archive.zip.getinfo(member_of(archive, one)) for one in names]
     return _Pictures(
         archive[name],
         None if label_name is None else labels_of(archive[label_name].reshape(-1).tolist()),
@@ -107,12 +108,12 @@ def _read_pictures(archive: Any, name: str, label_name: str | None) -> _Pictures
     )
 
 
-def _member(archive: Any, name: str) -> str:
+def member_of(archive: Any, name: str) -> str:
     member = f"{name}.npy"
     return member if member in archive.zip.namelist() else name
 
 
-def _label_array(pictures: str, headers: Mapping[str, Header], alone: bool) -> str | None:
+def label_array(pictures: str, headers: Mapping[str, Header], alone: bool) -> str | None:
     """The name of the array with the labels of an array of pictures, which may be the only one."""
     name = pictures.lower()
     called = ["y_" + name.removeprefix("x_")] if name.startswith("x_") else []
@@ -127,9 +128,9 @@ def _label_array(pictures: str, headers: Mapping[str, Header], alone: bool) -> s
     return next((fitting[other] for other in called if other in fitting), None)
 
 
-def _header(archive: Any, name: str) -> Header:
+def read_header(archive: Any, member: str) -> Header:
     """Of an array that is not read: it may be large, or objects, which would be code."""
-    with archive.zip.open(_member(archive, name)) as file:
+    with archive.zip.open(member) as file:
         version = np.lib.format.read_magic(file)
         read = {
             (1, 0): np.lib.format.read_array_header_1_0,

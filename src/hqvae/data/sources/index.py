@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -60,6 +60,8 @@ class FileIndex:
     """The names of the classes by number; None where labels are names, or have none."""
     content: str | None = None
     """A digest of what the source says that its items hold; None where it says nothing."""
+    take: Callable[[np.ndarray], np.ndarray] | None = None
+    """Items of several numbers at once, stacked; None where each is opened by itself."""
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != len(self.names):
@@ -68,14 +70,41 @@ class FileIndex:
     def __len__(self) -> int:
         return len(self.names)
 
-    def subset(self, indices: Sequence[int]) -> "FileIndex":
+    def subset(self, indices: "Sequence[int] | np.ndarray") -> "FileIndex":
         """The items of these numbers, in this order; each keeps its name and label."""
-        names = [self.names[i] for i in indices]
-        chosen = list(indices)
+        chosen = np.asarray(indices, dtype=np.int64)
+        names: Sequence[str] = Chosen(self.names, chosen)
+        if isinstance(self.names, list):
+            names = list(names)
         whole = self.open_whole and partial(_open_chosen, self.open_whole, chosen)
-        labels = None if self.labels is None else [self.labels[i] for i in indices]
+        labels = None if self.labels is None else [self.labels[i] for i in chosen]
         read = partial(_open_chosen, self.open, chosen)
-        return FileIndex(names, read, whole, labels, self.label_names, self.content)
+        take = self.take and partial(_take_chosen, self.take, chosen)
+        return FileIndex(names, read, whole, labels, self.label_names, self.content, take)
+
+
+class Chosen(Sequence[str]):
+    """Names of these numbers, in this order; none is kept.
+
+    >>> list(Chosen("abc", np.array([2, 0])))
+    ['c', 'a']
+    """
+
+    def __init__(self, names: Sequence[str], numbers: np.ndarray):
+        self._names = names
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> "Chosen": ...
+    def __getitem__(self, i: int | slice) -> "str | Chosen":
+        if isinstance(i, slice):
+            return Chosen(self._names, self._numbers[i])
+        return self._names[int(self._numbers[i])]
 
 
 def digest(value: Any) -> str:
@@ -87,8 +116,14 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _open_chosen(open_item: Callable[[int], Any], chosen: list[int], i: int) -> Any:
-    return open_item(chosen[i])
+def _open_chosen(open_item: Callable[[int], Any], chosen: np.ndarray, i: int) -> Any:
+    return open_item(int(chosen[i]))
+
+
+def _take_chosen(
+    take: Callable[[np.ndarray], np.ndarray], chosen: np.ndarray, numbers: np.ndarray
+) -> np.ndarray:
+    return take(chosen[numbers])
 
 
 def cut_splits(
@@ -101,7 +136,8 @@ def cut_splits(
 
     Args:
         indexes: the splits that the source has
-        shares: split → share of the training items that it gets where the source lacks it
+        shares: split → share of the training items that it gets where the source lacks it; with 0
+            it is the training items themselves
         seed: of the cut
         wanted: splits that must exist
 
@@ -110,7 +146,8 @@ def cut_splits(
     train = indexes.get("train")
     if train is None:
         return _without_train(indexes, wanted)
-    missing = [name for name in shares if name not in indexes]
+    same = [name for name in shares if name not in indexes and not shares[name]]
+    missing = [name for name in shares if name not in indexes and shares[name]]
     counts = {name: max(1, round(shares[name] * len(train))) for name in missing}
     if sum(counts.values()) >= len(train):  # both were rounded up
         counts = {name: max(1, int(shares[name] * len(train))) for name in missing}
@@ -123,10 +160,11 @@ def cut_splits(
     order = np.random.default_rng(seed).permutation(len(train))
     start = 0
     for name, count in counts.items():
-        splits[name] = train.subset(np.sort(order[start : start + count]).tolist())
+        splits[name] = train.subset(np.sort(order[start : start + count]))
         start += count
     if missing:
-        splits["train"] = train.subset(np.sort(order[start:]).tolist())
+        splits["train"] = train.subset(np.sort(order[start:]))
+    splits.update(dict.fromkeys(same, splits["train"]))
     return splits
 
 

@@ -34,7 +34,7 @@ def data_tables(listing: Listing, modality: Modality) -> list[Path]:
     ]
     if not any(file.suffix.lower() in modality.suffixes for file in listing.files):
         return tables
-    return [file for file in tables if any(map(_holds_bytes, _schema(file).types))]
+    return [file for file in tables if any(map(_holds_bytes, schema_of(file).types))]
 
 
 def index_parquet(
@@ -51,14 +51,14 @@ def index_parquet(
     """
     groups: dict[str, list[Path]] = {}
     for path in paths:
-        groups.setdefault(_split_of_path(path.relative_to(root)), []).append(path)
+        groups.setdefault(split_of_path(path.relative_to(root)), []).append(path)
     return {
         split: _index_files(root, files, column, modality, held_bytes)
         for split, files in groups.items()
     }
 
 
-def _split_of_path(path: Path) -> str:
+def split_of_path(path: Path) -> str:
     """The split that a table's path names, else train.
 
     A folder may name it, `test/0000.parquet`, or the first or last word of the file's name,
@@ -74,7 +74,7 @@ def _split_of_path(path: Path) -> str:
 def _index_files(
     root: Path, files: list[Path], column: str | None, modality: Modality, held_bytes: int
 ) -> FileIndex:
-    schemas = [_schema(file) for file in files]
+    schemas = [schema_of(file) for file in files]
     chosen = _bytes_column(files[0], schemas[0], column, modality)
     label = label_column(schemas)
     for file, types in zip(files, schemas):
@@ -109,7 +109,7 @@ class _Shard:
     ):
         self.path = path
         self.modality = modality
-        with _reading(path):
+        with reading(path):
             self.cells = Column(path, column, recent)
             self.labels = read_column(path, label) if label else []
 
@@ -139,7 +139,7 @@ def _check_column(path: Path, types: "pa.Schema", column: str, modality: Modalit
 
 
 def _bytes_of(path: Path, column: str) -> int:
-    with _reading(path):
+    with reading(path):
         return column_bytes(path, column)
 
 
@@ -149,7 +149,7 @@ def _open_row(shards: list[_Shard], ends: list[int], i: int) -> Any:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Whatever goes wrong is the fault of this file, and is said so."""
     try:
         yield
@@ -157,10 +157,10 @@ def _reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read as Parquet: {summary_of(error)}") from error
 
 
-def _schema(path: Path) -> "pa.Schema":
+def schema_of(path: Path) -> "pa.Schema":
     import pyarrow.parquet as parquet
 
-    with _reading(path), path.open("rb") as file:  # pyarrow takes no names that are not UTF-8
+    with reading(path), path.open("rb") as file:  # pyarrow takes no names that are not UTF-8
         return parquet.read_schema(file)
 
 

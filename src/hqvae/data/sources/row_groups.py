@@ -83,21 +83,32 @@ class Column:
         with path.open("rb") as file:  # pyarrow takes no names that are not UTF-8
             metadata = parquet.read_metadata(file)
         groups = range(metadata.num_row_groups)
-        self._ends = list(accumulate(metadata.row_group(i).num_rows for i in groups))
+        self.ends = list(accumulate(metadata.row_group(i).num_rows for i in groups))
         self.content = digest([_sizes(metadata.row_group(i), name) for i in groups])
         self._all = None if recent else _read(path, list(groups), name)
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self.ends[-1] if self.ends else 0
+
+    def release(self) -> "pa.ChunkedArray":
+        """All values, where they are held; from now on they are not. Changes state."""
+        assert self._all is not None
+        values = self._all
+        self._all = None
+        return values
+
+    def group(self, number: int) -> "pa.ChunkedArray":
+        """The values of a row group."""
+        assert self.recent is not None
+        return self.recent.column(self.path, number, self.name)
 
     def __getitem__(self, row: int) -> Any:
         """The value of a row, as Python has it."""
         if self._all is not None:
             return self._all[row].as_py()
-        assert self.recent is not None
-        group = bisect_right(self._ends, row)
-        first = self._ends[group - 1] if group else 0
-        return self.recent.column(self.path, group, self.name)[row - first].as_py()
+        group = bisect_right(self.ends, row)
+        first = self.ends[group - 1] if group else 0
+        return self.group(group)[row - first].as_py()
 
 
 def read_column(path: Path, name: str) -> list[Any]:
