@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from hqvae.config import Config
+from hqvae.data import Modality
 from hqvae.measure import LayerMeasures, Measures
 from hqvae.quantize import LOG_S2_RANGE, ExternalConfig, GumbelSoftmaxConfig, RandomInit
 
@@ -168,8 +169,8 @@ def diagnose(
     `split` is what was measured.
     """
     paragraphs = [
-        f"{split} split, {measures.items} {_amount(measures)}: PSNR {measures.psnr:.2f} dB, "
-        f"−ELBO {measures.bits_per_dim:.3f} bits per dimension."
+        f"{split} split, {measures.items} {_amount(measures, config)}: "
+        f"{_quality(measures)}, −ELBO {measures.bits_per_dim:.3f} bits per dimension."
     ]
     paragraphs += _against_silence(measures)
     paragraphs += [_describe(index, measures) for index in range(len(measures.layers))]
@@ -197,10 +198,19 @@ def _against_silence(measures: Measures) -> list[str]:
     return [f"SI-SDR {ratio:.2f} dB{verdict}."]
 
 
-def _amount(measures: Measures) -> str:
+def _amount(measures: Measures, config: Config) -> str:
+    modality: Modality[Any] = config.data.modality
     if measures.bits_per_second is not None:
         return f"segments of audio at {measures.bits_per_second:.0f} bits per second"
-    return f"images at {measures.bits_per_point:.3f} bits per pixel"
+    point = modality.unit(config.data).point
+    return f"{modality.examples(config.data)} at {measures.bits_per_point:.3f} bits per {point}"
+
+
+def _quality(measures: Measures) -> str:
+    explained = measures.figures.get("explained_variance")
+    if explained is None:
+        return f"PSNR {measures.psnr:.2f} dB"
+    return f"{explained:.1%} of the variance is explained, SNR {measures.psnr:.2f} dB"
 
 
 def _bits(layer: LayerMeasures) -> float:
@@ -211,6 +221,12 @@ def _bits(layer: LayerMeasures) -> float:
 def _per_kilobit(layer: LayerMeasures) -> float:
     """dB that are lost where the layer's codes are shuffled, per 1,000 of its bits."""
     return layer.ablation_drop_db / _bits(layer) * 1000
+
+
+def _per_bits(layer: LayerMeasures) -> str:
+    if layer.positions == 1:
+        return f"{_decibels(_per_kilobit(layer) / 1000)} for each of its bits"
+    return f"{_decibels(_per_kilobit(layer))} for every 1,000 of its bits"
 
 
 def _describe(index: int, measures: Measures) -> str:
@@ -227,8 +243,7 @@ def _describe(index: int, measures: Measures) -> str:
         f"{layer.name} (stride {layer.stride}): {_bits(layer):,.0f} of {total:,.0f} bits; its "
         f"codes are {bits:.2f} of {limit:.2f} bits per position "
         f"({layer.used} of {layer.codebook_size} codes used); it {adds}; with its codes shuffled, "
-        f"{_decibels(layer.ablation_drop_db)} dB are lost, {_decibels(_per_kilobit(layer))} for "
-        "every 1,000 of its bits."
+        f"{_decibels(layer.ablation_drop_db)} dB are lost, {_per_bits(layer)}."
     )
 
 

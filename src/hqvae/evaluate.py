@@ -138,6 +138,9 @@ def evaluate(
         "split": options.split,
         "items": measures.items,
         "unit": data.unit.name,
+        "ratio": data.unit.ratio,
+        "point": data.unit.point,
+        "noun": data.modality.example,
         "broken": len(data.broken),
         **_model_protocol(opened, model, device),
     }
@@ -192,7 +195,9 @@ def warn_of_change(run: Run, split: str, fingerprints: Mapping[str, str]) -> Non
 
 _COLUMNS = {
     "rmse": ("RMSE", None),
-    "psnr": ("PSNR dB", 2),
+    "explained_variance": ("explained", 4),
+    "own_id": ("own ID", 4),
+    "psnr": ("{ratio} dB", 2),
     "ssim": ("SSIM", 4),
     "si_sdr": ("SI-SDR dB", 2),
     "stft_distance": ("STFT distance", 3),
@@ -207,45 +212,47 @@ def print_report(report: Report, title: str) -> None:
     """The measures as two tables on standard output."""
     measures = report.measures
     protocol = report.protocol
-    cells = _figures(measures, protocol["unit"])
-    noun = "images" if measures.bits_per_second is None else "segments"
+    cells = _figures(measures, protocol)
     where = f"{protocol['split']} split of {protocol['data']['source']}"
-    heading = f"{title}: {measures.items} {noun}, {where}"
+    heading = f"{title}: {measures.items} {protocol['noun']}s, {where}"
     print_table(heading, list(cells), [list(cells.values())])
-    rows = [_layer_cells(layer) for layer in measures.layers]
+    rows = [_layer_cells(layer, measures, protocol["ratio"]) for layer in measures.layers]
     print_table("layer by layer", list(rows[0]), [list(row.values()) for row in rows])
     for finding in report.findings:
         print(f"! {finding.layer} {finding.kind}: {finding.what}")
 
 
-def _figures(measures: Measures, unit: str) -> dict[str, str]:
+def _figures(measures: Measures, protocol: Mapping[str, Any]) -> dict[str, str]:
     cells = {}
     for name, (head, digits) in _COLUMNS.items():
         if name in measures.figures:
             value = measures.figures[name]
             places = (2 if value > 2 else 4) if digits is None else digits
-            cells[f"{head} ({unit})" if name == "rmse" else head] = f"{value:.{places}f}"
+            named = f"{head} ({protocol['unit']})" if name == "rmse" else head
+            cells[named.format(**protocol)] = f"{value:.{places}f}"
     cells["−ELBO bits/dim"] = f"{measures.bits_per_dim:.3f}"
     if measures.bits_per_second is None:
         cells["−ELBO, nearest code"] = f"{measures.bits_per_dim_deterministic:.3f}"
-        cells["rate bits/pixel"] = f"{measures.bits_per_point:.4f}"
+        cells[f"rate bits/{protocol['point']}"] = f"{measures.bits_per_point:.4f}"
     else:  # audio has enough columns
         cells["rate bits/s"] = f"{measures.bits_per_second:.0f}"
     return cells
 
 
-def _layer_cells(layer: LayerMeasures) -> dict[str, str]:
+def _layer_cells(layer: LayerMeasures, measures: Measures, ratio: str) -> dict[str, str]:
     drop = layer.ablation_drop_db
     certain = layer.s2 == 0  # codes are the nearest ones: no posterior has collapsed here
+    explained = measures.explained(layer)
+    places = {"stride": str(layer.stride), "codes": str(layer.positions)}
     return {
         "layer": layer.name,
-        "stride": str(layer.stride),
-        "codes": str(layer.positions),
+        **(places if explained is None or layer.positions > 1 else {}),
         "K": str(layer.codebook_size),
         "perplexity": f"{layer.perplexity:.1f}",
         "used": f"{layer.used / layer.codebook_size:.0%}",
         "H(P̂) bits": "–" if certain else f"{layer.entropy_bits:.2f}",
         "s²": "–" if certain else f"{layer.s2:.3g}",
-        "PSNR so far": f"{layer.psnr_cumulative:.2f}",
+        **({} if explained is None else {"explained": f"{explained:.4f}"}),
+        f"{ratio} so far": f"{layer.psnr_cumulative:.2f}",
         "if shuffled": f"−{drop:.2f}" if drop > 0 else f"{-drop:+.2f}",
     }

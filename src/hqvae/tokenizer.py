@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from hqvae.data import Modality
@@ -26,6 +26,7 @@ from hqvae.tiling.batches import Batch, batch_size, batches, rows_of
 from hqvae.tokens import Layout, Tokens
 
 R = TypeVar("R")
+T = TypeVar("T")
 # Signal points of a batch: enough to keep a device busy, and few enough that one signal alone,
 # which takes a whole batch, is soon done.
 _POINTS = {"cpu": 2**16, "cuda": 2**19}
@@ -148,6 +149,35 @@ class Tokenizer:
         return [Tokens(tuple(codes.values()), size) for codes, size in zip(found, sizes)]
 
     @torch.no_grad()
+    def encode_batch(self, x: Shaped[Tensor, "N C ..."]) -> tuple[Int[Tensor, "N ..."], ...]:
+        """The codes [N, *S_l] of every layer, of signals of one size: those of `encode_signals`.
+
+        For many small signals, vectors among them, this is the fast way. Raises as it does.
+        """
+        if not len(x):
+            raise ValueError(f"signals have shape {list(x.shape)}; expected at least one signal")
+        self._check(x[0])
+        size = tuple(x.shape[2:])
+        windows = self._encoding.of(size)
+        if len(windows) > 1 or any(
+            side * self.layout.stride != length for side, length in zip(windows[0].sides, size)
+        ):
+            tokens = self.encode_signals(list(x))
+            return tuple(map(torch.stack, zip(*(one.codes for one in tokens))))
+        count = batch_size(size, self.points)
+        rows = rows_of(count)
+
+        def encode(start: int) -> tuple[Tensor, ...]:
+            part = x[start : start + count]
+            filled = torch.cat([part, part[-1:].expand(rows - len(part), *part.shape[1:])])
+            with self._in_full_precision():
+                codes = self.model.encode(filled.to(self.device))
+            return tuple(of_layer[: len(part)].cpu() for of_layer in codes)
+
+        parts = self._compute(encode, range(0, len(x), count))
+        return tuple(map(torch.cat, zip(*parts)))
+
+    @torch.no_grad()
     def decode_signals(
         self, tokens: Sequence[Tokens], layers: int | None = None
     ) -> list[Float[Tensor, "C ..."]]:
@@ -213,18 +243,25 @@ class Tokenizer:
         largest = max(_LARGEST[self.layout.axes] // stride, 4 * margin, 1)
         return Windows(stride, margin, largest, self.usual, exact=not ours)
 
-    def _compute(self, work: Callable[[Batch], R], of: Iterable[Batch]) -> Iterator[R]:
+    def _compute(self, work: Callable[[T], R], of: Iterable[T]) -> Iterator[R]:
         """work(batch) of each, in order: on a CPU as many at a time as torch has threads."""
         return map(work, of) if self.device.type == "cuda" else map_single_threaded(work, of)
 
     @contextmanager
-    def _computing(self, batch: Batch) -> Iterator[None]:
-        """Inside, the networks see of each window what lies before its ends, in float32."""
+    def _in_full_precision(self) -> Iterator[None]:
+        """Inside, everything is computed in float32, on this device."""
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(self.device.type, enabled=False))
             if self.device.type == "cuda":
                 stack.enter_context(torch.cuda.device(self.device))  # kernels of ours start there
                 stack.enter_context(FULL_PRECISION)
+            yield
+
+    @contextmanager
+    def _computing(self, batch: Batch) -> Iterator[None]:
+        """Inside, the networks see of each window what lies before its ends, in float32."""
+        with ExitStack() as stack:
+            stack.enter_context(self._in_full_precision())
             ends = batch.ends
             if (ends != torch.tensor(batch.sides)).any():
                 masks = mask_padding(self.model, ends.to(self.device), batch.sides)

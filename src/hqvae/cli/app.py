@@ -15,7 +15,7 @@ app = App(
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # `main` says so itself
 )
-_DATA_HELP = "Folder of images or sounds, Parquet, .npz of images, Hugging Face data set"
+_DATA_HELP = "Folder of images or sounds, Parquet, arrays (.npy .npz .pt), Hugging Face data set"
 
 # Arguments that several verbs share, with their help.
 Setting = Annotated[str, Parameter(allow_leading_hyphen=False)]

@@ -115,7 +115,7 @@ class ArrayDataset(Dataset):
 
     # -------------------------------------------------------------------------------------- figures
 
-    def picture(self, signal: Float[Tensor, "B C ..."]) -> Float[Tensor, "B C H W"]:
+    def picture(self, signal: Float[Tensor, "B C ..."]) -> Float[Tensor, "B _ H W"]:
         """Vectors as squares, series as channels × time, maps by their first channels."""
         shown = (signal.float() / _SHOWN).clamp(-1, 1)
         if shown.ndim == 2:

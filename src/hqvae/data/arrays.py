@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -60,7 +61,7 @@ class ArrayConfig(SourceConfig):
     def modality(self) -> "ArrayModality":
         return ARRAY
 
-    def for_other_data(self) -> "ArrayConfig":
+    def for_other_data(self) -> Any:
         return replace(super().for_other_data(), ids=None, labels=None)
 
 
@@ -106,6 +107,7 @@ class ArrayModality(Modality[ArrayConfig]):
             step=0.0,
             limit=None,
             square=1.0,
+            point={0: "vector", 1: "step", 2: "point"}[self.axes(config)],
             weights=weights if config.standardize == "channel" else None,
         )
 
@@ -202,7 +204,8 @@ ARRAY = ArrayModality()
 def raw_rows(rows: np.ndarray) -> np.ndarray:
     """Items as stored, channels last → channels first, in float32 or float64."""
     floats = rows.astype(np.float64 if rows.dtype == np.float64 else np.float32, copy=False)
-    return np.ascontiguousarray(np.moveaxis(floats, -1, 1))
+    rows = np.ascontiguousarray(np.moveaxis(floats, -1, 1))
+    return rows if rows.flags.writeable else rows.copy()  # torch takes no mapped files
 
 
 def standardized(
@@ -211,9 +214,16 @@ def standardized(
     """(raw − mean) / deviation of every channel, in float32."""
     raw = raw.to(device)
     shape = (1, -1, *[1] * (raw.ndim - 2))
-    mean = torch.tensor(config.mean, dtype=raw.dtype, device=device).view(shape)
-    deviation = torch.tensor(config.deviation, dtype=raw.dtype, device=device).view(shape)
+    mean, deviation = (
+        _tensor(values).to(device, raw.dtype).view(shape)
+        for values in (config.mean, config.deviation)
+    )
     return ((raw - mean) / deviation).float()
+
+
+@lru_cache(maxsize=16)
+def _tensor(values: tuple[float, ...]) -> Float[Tensor, "C"]:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def moments(index: FileIndex) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
@@ -226,6 +236,7 @@ def moments(index: FileIndex) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
     chosen = np.linspace(0, len(index) - 1, count).round().astype(np.int64)
     seen = 0
     mean = square = np.zeros(())
+    low, high = np.inf, -np.inf
     space: tuple[int, ...] = ()
     for start in range(0, count, _BLOCK):
         rows = index.take(chosen[start : start + _BLOCK]).astype(np.float64)
@@ -239,10 +250,9 @@ def moments(index: FileIndex) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
         total = seen + len(values)
         square = square + np.square(values - own).sum(0) + delta**2 * (seen * len(values) / total)
         mean = mean + delta * (len(values) / total)
+        low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
         seen = total
     if not seen:
         raise InputError(f"none of {count} items that were looked at has only finite values")
     # What rounding leaves of a constant is none.
-    variance = square / seen
-    variance[variance <= (1e-7 * np.abs(mean)) ** 2] = 0
-    return mean, variance, space
+    return mean, np.where(high > low, square / seen, 0.0), space

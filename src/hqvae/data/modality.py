@@ -43,6 +43,8 @@ class SignalUnit:
     """The largest absolute value that exists, to which reconstructions are clamped; None: any."""
     square: float = PEAK_SQUARE
     """What squared errors are compared with in dB: that of the peak, or 1, the variance."""
+    point: str = "pixel"
+    """What a point of one channel is."""
     weights: tuple[float, ...] | None = None
     """Of the channels' squared errors, mean 1, where channels have units of their own."""
 

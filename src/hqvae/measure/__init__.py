@@ -49,6 +49,14 @@ class Measures:
     def psnr(self) -> float:
         return self.figures["psnr"]
 
+    def explained(self, layer: LayerMeasures) -> float | None:
+        """Of arrays, the share of variance that this layer and those before it explain."""
+        share = self.figures.get("explained_variance")
+        if share is None or share >= 1:
+            return share
+        variance = self.figures["rmse"] ** 2 / (1 - share)
+        return 1 - layer.rmse_cumulative**2 / variance
+
     def entry(self) -> dict[str, Any]:
         """Plain values, for JSON: the figures stand beside the rest."""
         entry = asdict(self)

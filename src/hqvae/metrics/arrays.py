@@ -37,14 +37,17 @@ class ArrayError(Metric):
 
     def add(self, x: Float[Tensor, "B ..."], x_hat: Float[Tensor, "B ..."]) -> None:
         error = x - x_hat.float()
-        self.mse.add(error.square().flatten(1).mean(1))
-        self.psnr.add(psnr(error.square().flatten(1).mean(1), 1.0))
+        weights = (self.square / self.square.mean()).float().to(x.device)
+        weighted = error.square() * weights.view(1, -1, *[1] * (x.ndim - 2))
+        mse = weighted.flatten(1).mean(1)
+        self.mse.add(mse)
+        self.psnr.add(psnr(mse, 1.0))
         rows = [torch.ones_like(x), x, x.square(), error.square()]
         per_channel = [of_all.double().movedim(1, -1).flatten(0, -2).sum(0) for of_all in rows]
         self.sums += torch.stack(per_channel).cpu()
 
     def values(self) -> dict[str, float]:
-        """`rmse`, `explained_variance`, and `mse` and `psnr` of the signals as models see them."""
+        """`rmse`, `explained_variance`; `mse` and `psnr`, with channels weighing as they vary."""
         count, total, square, error = all_sum(self.sums)
         count = count.clamp(min=1)
         variance = (square / count - (total / count).square()) * self.square

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from typing_extensions import Self
 
 from hqvae.config_class import config_class
 from hqvae.errors import InputError, close_name
@@ -69,7 +68,7 @@ class SourceConfig(ABC):
     def modality(self) -> Modality[Any]:
         """What the data are."""
 
-    def for_other_data(self) -> Self:
+    def for_other_data(self) -> Any:
         """Without what only the run's own data have: folders that are splits, and a column."""
         return replace(self, validation_folders=(), test_folders=(), column=None)
 
