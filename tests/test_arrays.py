@@ -360,8 +360,8 @@ def test_items_on_their_own_and_in_batches_have_the_same_tokens(trained):
 @pytest.mark.parametrize(
     "item, message",
     [
-        (np.zeros(6, int), r"an array of floats \[D\], not ndarray"),
-        (np.zeros((2, 6)), r"an array of floats \[D\], not ndarray"),
+        (np.zeros(6, int), r"an array of floats \[D\], not int64 \[6\]"),
+        (np.zeros((2, 6)), r"an array of floats \[D\], not float64 \[2, 6\]"),
         (np.zeros(5), "it has 5 channels; expected 6"),
         (np.full(6, np.nan), "not finite"),
         (torch.zeros(5), r"a signal has shape \[5\]; expected \[6\]"),

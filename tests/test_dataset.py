@@ -149,7 +149,7 @@ def test_training_puts_the_next_in_the_place_of_a_broken_one(
         assert message.startswith("2 of 7 images are broken and left out: 1.png (")
     else:
         assert len(caplog.messages) == 2 and "the next image takes its place" in caplog.text
-        assert "1.png is broken (" in caplog.text and "4.png is broken (" in caplog.text
+        assert "1.png cannot be used (" in caplog.text and "4.png cannot be used (" in caplog.text
 
 
 def test_only_the_first_broken_items_are_named_one_by_one(tmp_path, caplog):
@@ -158,7 +158,7 @@ def test_only_the_first_broken_items_are_named_one_by_one(tmp_path, caplog):
     images = train_split(tmp_path, size=8, cache_mb=0)
     assert values_of(images) == [25, 26, 27, 28, 29] and len(images.broken) == 25
     assert len(caplog.messages) == 11
-    assert caplog.messages[-1] == "further broken images are counted and not named"
+    assert caplog.messages[-1] == "further images like these are counted and not named"
 
 
 def test_broken_items_that_come_at_once_are_named_alike(tmp_path, caplog):

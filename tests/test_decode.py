@@ -70,7 +70,9 @@ def test_what_is_printed_says_how_many(picture_run, tokens, tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'f'} holds 40 files\n"
 
 
-def test_segments_of_sounds_are_files_of_their_own(sound_run, sounds, tmp_path):
+def test_segments_of_sounds_are_files_of_their_own_without_silence_behind(
+    sound_run, sounds, tmp_path
+):
     soundfile = pytest.importorskip("soundfile")
     tokens = encoded(sound_run, sounds, tmp_path / "t")
     out = decoded(sound_run, tokens, tmp_path / "f")
@@ -80,7 +82,8 @@ def test_segments_of_sounds_are_files_of_their_own(sound_run, sounds, tmp_path):
     for row, expected in zip(found, sounds_of):
         samples, rate = soundfile.read(out / f"{row.key}.wav")
         assert rate == 16_000 and soundfile.info(out / f"{row.key}.wav").subtype == "PCM_16"
-        np.testing.assert_allclose(samples, expected, atol=1 / 32768, rtol=0)
+        heard = expected[: row.original_size[0]]
+        np.testing.assert_allclose(samples, heard, atol=1 / 32768, rtol=0)
 
 
 def test_rows_are_read_as_they_are_needed(files, tokens, picture_run, tmp_path, monkeypatch):

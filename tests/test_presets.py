@@ -1,6 +1,7 @@
 """Presets: each makes a model and a config that go together; the papers' are as in the papers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,8 +38,9 @@ def test_a_preset_makes_a_config_and_a_model(name):
     assert from_dict(to_dict(config)) == config
     data = config.data
     data.modality.check_model(data, config.model.channels, config.model.axes)
-    model = HQVAE.from_preset(name)
-    assert model.config == config.model
+    channels = config.model.channels or 6  # of arrays it is the data's
+    model = HQVAE.from_preset(name, channels=channels)
+    assert model.config == replace(config.model, channels=channels)
     assert sum(len(level.quantizer.codebooks) for level in model.levels) == len(config.model.layers)
 
 

@@ -18,7 +18,11 @@ from hqvae.presets import PRESETS, preset
 from hqvae.run import Run
 
 RATE = 8000
-AUDIO = [name for name, config in PRESETS.items() if config.model.axes == 1]
+AUDIO = [
+    name
+    for name, config in PRESETS.items()
+    if config.data.kind == "audio" and config.model.axes == 1
+]
 SMALL = ["model.net.widths=[8]", "model.net.inner_blocks=0", "data.seconds=0.3"]
 SEGMENT = 4800  # samples of 0.3 seconds at the presets' 16 kHz
 

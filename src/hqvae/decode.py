@@ -63,15 +63,13 @@ def _write(
 ) -> int:
     modality: Modality[Any] = data.modality
     suffix = modality.saved_suffix
-    whole = folder.manifest.made["whole"]
     written = 0
     with ProgressBar(folder.manifest.rows, 0, quiet=False) as progress_bar:
         for block in _blocks(folder, tokenizer):
             items = tokenizer.decode([row.tokens for row in block], layers)
             for row, item in zip(block, items):
-                size = row.original_size if whole else None
                 with atomic_write(_free_path(out, row.key, suffix)) as temporary:
-                    modality.save(item, temporary, data, size)
+                    modality.save(item, temporary, data, row.original_size)
             written += len(block)
             progress_bar.show(written, f"{written:,} of {folder.manifest.rows:,} files")
     return written

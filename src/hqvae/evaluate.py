@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hqvae.config import check_data
 from hqvae.console import print_table, scan_bars
-from hqvae.data import SPLITS, DataConfig, Splits, open_data, sequential_batches
+from hqvae.data import SPLITS, DataConfig, Dataset, Splits, open_data, sequential_batches
 from hqvae.doctor import Finding, findings
 from hqvae.errors import InputError, NonFiniteError, nearest_name
 from hqvae.measure import LayerMeasures, Measures, measure
@@ -137,11 +137,8 @@ def evaluate(
         "data": to_dict(replace(opened.config, data=resolved))["data"],
         "split": options.split,
         "items": measures.items,
-        "unit": data.unit.name,
-        "ratio": data.unit.ratio,
-        "point": data.unit.point,
-        "noun": data.modality.example,
         "broken": len(data.broken),
+        **_words(data),
         **_model_protocol(opened, model, device),
     }
     report = Report(measures, findings(measures, opened.config), protocol)
@@ -149,6 +146,13 @@ def evaluate(
     record_left_out(opened, splits)
     save_pictures(opened, model, data, device)
     return report
+
+
+def _words(data: Dataset) -> dict[str, str]:
+    """What examples, points, errors and their ratio are called."""
+    unit = data.unit
+    words = {"noun": data.modality.example, "point": unit.point}
+    return {**words, "unit": unit.name, "ratio": unit.ratio}
 
 
 def record_left_out(run: Run, splits: Splits) -> None:

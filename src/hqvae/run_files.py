@@ -101,10 +101,10 @@ def _step_of(entry: Mapping[str, Any]) -> float:
 
 
 def is_unused(path: Path) -> bool:
-    """Whether a folder holds nothing but what a killed process left half-written."""
+    """Whether a folder holds nothing but what a killed process left half-written, or a cache."""
     if not path.is_dir():
         return False
-    return all(re.fullmatch(r"\..*\.partial", p.name) for p in path.iterdir())
+    return all(re.fullmatch(r"\..*\.partial|\.arrow", p.name) for p in path.iterdir())
 
 
 def runs_beside(path: Path) -> str:

@@ -8,8 +8,9 @@ signals go through windows (`hqvae.tiling.windows`) whose sizes depend on the si
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from hqvae.data import Modality
 from hqvae.full_precision import FULL_PRECISION
+from hqvae.integers import integers
 from hqvae.model import HQVAE
-from hqvae.model.signals import as_signal, limit_of
+from hqvae.model.signals import as_signal, check_list, limit_of
 from hqvae.nets import Decoder, Encoder, mask_padding
 from hqvae.single_threads import map_single_threaded
 from hqvae.tiling import Window, Windows, put, receptive_margin, take
@@ -88,7 +90,7 @@ class Tokenizer:
 
     # ----------------------------------------------------------------------------------- items
 
-    def encode(self, items: Sequence[Any], whole: bool = False) -> list[Tokens]:
+    def encode(self, items: Any, whole: bool = False) -> list[Tokens]:
         """The tokens of items: paths or bytes of files, pictures of Pillow, arrays, signals.
 
         Args:
@@ -97,16 +99,19 @@ class Tokenizer:
             whole: pictures at their own size; else resized and cropped to that of training. Sounds
                 are always whole
 
-        Raises as `HQVAE.preprocess` does, and ValueError for signals of other channels or axes.
+        Raises as `HQVAE.preprocess` does, and ValueError for signals of other channels or axes, and
+        for one item that stands in no list.
         """
+        check_list(items, "items")
         return self.encode_signals([self._signal(item, whole) for item in items])
 
-    def decode(self, tokens: Sequence[Tokens], layers: int | None = None) -> list[Any]:
+    def decode(self, tokens: Any, layers: SupportsIndex | None = None) -> list[Any]:
         """Pictures of Pillow, or samples of sounds, from the tokens of all layers or the first.
 
         Raises as `decode_signals` does, and ValueError where the model does not know what its
         signals are.
         """
+        check_list(tokens, "tokens")
         return [
             self.model.postprocess(signal[None])[0]
             for signal in self.decode_signals(tokens, layers)
@@ -154,9 +159,8 @@ class Tokenizer:
 
         For many small signals, vectors among them, this is the fast way. Raises as it does.
         """
-        if not len(x):
-            raise ValueError(f"signals have shape {list(x.shape)}; expected at least one signal")
-        self._check(x[0])
+        for signal in x[:1]:
+            self._check(signal)
         size = tuple(x.shape[2:])
         windows = self._encoding.of(size)
         if len(windows) > 1 or any(
@@ -179,14 +183,15 @@ class Tokenizer:
 
     @torch.no_grad()
     def decode_signals(
-        self, tokens: Sequence[Tokens], layers: int | None = None
+        self, tokens: Sequence[Tokens], layers: SupportsIndex | None = None
     ) -> list[Float[Tensor, "C ..."]]:
         """Signals [C, *S] from the tokens of all layers, or of the first `layers` ones.
 
         Raises ValueError for a wrong number of layers, a shape that does not fit the size, or a
         code outside its codebook.
         """
-        count = len(self.layout.layers) if layers is None else layers
+        count = len(self.layout.layers if layers is None else self.layout.first(layers).layers)
+        tokens = [replace(one, codes=tuple(map(integers, one.codes))) for one in tokens]
         for one in tokens:
             self._check_tokens(one, count)
         sizes = [one.size for one in tokens]
@@ -279,8 +284,6 @@ class Tokenizer:
 
     def _check_tokens(self, tokens: Tokens, count: int) -> None:
         expected = self.layout.shapes(self.layout.coarsest(tokens.size))[:count]
-        if not 1 <= count <= len(self.layout.layers):
-            raise ValueError(f"layers={count}: expected 1 to {len(self.layout.layers)}")
         if tokens.shapes[:count] != expected:
             raise ValueError(
                 f"codes of shapes {list(map(list, tokens.shapes))} for a signal of "

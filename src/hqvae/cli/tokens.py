@@ -5,6 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from hqvae.errors import InputError
+
 from .app import Accelerator, OtherData, RunFolder, Switch, app
 
 
@@ -20,6 +22,7 @@ def encode(
     address: str | None = None,
     workers: int | None = None,
     shard_items: int | None = None,
+    column: str | None = None,
     accelerator: Accelerator = "auto",
 ) -> int:
     """Turn a data set into tokens: Parquet shards with a row for every item, and a manifest.
@@ -51,14 +54,24 @@ def encode(
         fit when not given.
     shard_items
         Rows of a shard at most; 4096 when not given, or more where that makes over 1000 shards.
+    column
+        Of a table: the column with the items; that of the training, or the only one.
     """
     from hqvae.encode import EncodeOptions
     from hqvae.encode import encode as run_encoding
 
-    options = EncodeOptions(split, whole, engine, address, workers, shard_items, accelerator)
+    options = EncodeOptions(
+        split, whole, engine, address, workers, shard_items, accelerator, column
+    )
     manifest = run_encoding(run, data, out, options)
     shards = sum(len(found.shards) for found in manifest.splits.values())
     left_out = sum(manifest.left_out.values())
+    if not manifest.rows:
+        reason = max(manifest.left_out, key=lambda name: manifest.left_out[name])
+        raise InputError(
+            f"none of {left_out:,} items could be coded, so {out} holds no tokens; "
+            f"most: {reason} ({out}/left-out.jsonl has them all)"
+        )
     if left_out:
         print(f"{left_out:,} item(s) are left out; {out}/left-out.jsonl says which, and why")
     print(

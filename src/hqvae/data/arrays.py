@@ -99,7 +99,7 @@ class ArrayModality(Modality[ArrayConfig]):
 
     def unit(self, config: ArrayConfig) -> SignalUnit:
         """Errors are in the data's own unit: channels weigh as their variances do."""
-        square = np.square(config.deviation)
+        square = np.square(config.deviation or (1.0,))  # 1 before the data are known
         weights = tuple((square / square.mean()).tolist())
         return SignalUnit(
             scale=float(np.sqrt(square.mean())),
@@ -236,7 +236,8 @@ def moments(index: FileIndex) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
     chosen = np.linspace(0, len(index) - 1, count).round().astype(np.int64)
     seen = 0
     mean = square = np.zeros(())
-    low, high = np.inf, -np.inf
+    low = np.inf
+    high = -np.inf
     space: tuple[int, ...] = ()
     for start in range(0, count, _BLOCK):
         rows = index.take(chosen[start : start + _BLOCK]).astype(np.float64)
@@ -250,7 +251,8 @@ def moments(index: FileIndex) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
         total = seen + len(values)
         square = square + np.square(values - own).sum(0) + delta**2 * (seen * len(values) / total)
         mean = mean + delta * (len(values) / total)
-        low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
+        low = np.minimum(low, values.min(0))
+        high = np.maximum(high, values.max(0))
         seen = total
     if not seen:
         raise InputError(f"none of {count} items that were looked at has only finite values")

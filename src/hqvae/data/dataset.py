@@ -245,9 +245,9 @@ class Dataset(ABC):
         for item in sorted(news.keys() - self._scanned):
             self._named += 1
             if self._named <= _NAMED_IN_ALL:
-                log.warning("%s is broken (%s); %s", self.keys[item], news[item], consequence)
+                log.warning("%s cannot be used (%s); %s", self.keys[item], news[item], consequence)
             if self._named == _NAMED_IN_ALL:
-                log.warning("further broken %ss are counted and not named", self.modality.noun)
+                log.warning("further %ss like these are counted and not named", self.modality.noun)
 
     def found_broken(self, after: int = 0) -> dict[int, str]:
         """Items of `broken` by number, in the order they were found, without the first `after`."""

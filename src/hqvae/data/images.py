@@ -88,8 +88,11 @@ class ImageModality(Modality[ImageConfig]):
         """A picture of Pillow, or a uint8 array [H, W] or [H, W, C]."""
         if isinstance(value, Image.Image):
             return value
-        if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
-            return Image.fromarray(value)
+        if isinstance(value, np.ndarray) and value.dtype == np.uint8:
+            if value.ndim == 3 and value.shape[2] == 1:
+                value = value[..., 0]
+            if value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4)):
+                return Image.fromarray(value)
         raise ValueError("a picture of Pillow or a uint8 array [H, W, C]")
 
     def shape(self, config: ImageConfig, channels: int) -> tuple[int, ...] | None:

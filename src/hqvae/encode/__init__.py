@@ -38,7 +38,7 @@ def encode(
     """
     opened = open_trained(run)
     weights, model = _load(opened)
-    coded, indexes = coded_source(opened, source)
+    coded, indexes = coded_source(opened, source, options.column)
     check_apart(out, coded.config.source, tables=True)
     with scan_bars() as progress:
         splits = coded.open_splits(indexes, model.config.channels, options.split, progress)

@@ -5,7 +5,7 @@ import os
 import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from typing import Any
 
@@ -21,7 +21,7 @@ from .engine import Engine
 from .job import Job
 
 log = logging.getLogger("hqvae")
-_POINTS = 2**22  # of a block of signals, at least
+_POINTS = 2**20  # of a block of signals, at least; whoever stops waits for one
 _POLL = 0.1  # seconds
 _READERS = 8  # threads that read for one device, at most
 
@@ -120,6 +120,16 @@ class LocalEngine(Engine):
         return [self.tokenizer, *alike]
 
 
+def _wait_for(working: Sequence[Future[None]]) -> None:
+    """Until all have ended, whatever signals come: threads that compute cannot be left behind."""
+    while True:
+        try:
+            wait(working)
+            return
+        except KeyboardInterrupt:
+            continue
+
+
 def _share(encoders: Sequence[Encoder], shards: Sequence[Shard]) -> Iterator[int]:
     """Write the shards, each by one of the encoders; gives numbers of items as they are done.
 
@@ -158,3 +168,4 @@ def _share(encoders: Sequence[Encoder], shards: Sequence[Shard]) -> Iterator[int
                 future.result()
         finally:
             stop.set()
+            _wait_for(working)

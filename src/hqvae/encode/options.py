@@ -19,6 +19,7 @@ class EncodeOptions:
     workers: local: threads that read for each device; ray: actors. As many as fit when None
     shard_items: items of a shard; 4096 when None, or more where that makes over 1000 shards
     accelerator: auto, cpu or cuda
+    column: of a table, with the items; that of the training, or the only one, when None
 
     Raises InputError for what cannot be.
     """
@@ -30,6 +31,7 @@ class EncodeOptions:
     workers: int | None = None
     shard_items: int | None = None
     accelerator: str = "auto"
+    column: str | None = None
 
     def __post_init__(self) -> None:
         if self.split not in ("all", *SPLITS):

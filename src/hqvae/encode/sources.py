@@ -72,14 +72,17 @@ class CodedSource:
         return open_splits(config, indexes, channels, wanted, progress, to_train=False)[1]
 
 
-def coded_source(run: Run, source: str | None) -> tuple[CodedSource, dict[str, FileIndex]]:
+def coded_source(
+    run: Run, source: str | None, column: str | None = None
+) -> tuple[CodedSource, dict[str, FileIndex]]:
     """(the data, their splits): the run's own as it had them, wherever they lie now.
 
-    Other data are in splits of their own. Raises InputError for data that a model of the run cannot
-    take, or that cannot be read.
+    Other data are in splits of their own. `column` is of a table, in place of training's. Raises
+    InputError for data that a model of the run cannot take, or that cannot be read.
     """
     trained = run.config.data
     config = replace(trained, source=trained.source if source is None else source, cache_mb=0)
+    config = config if column is None else replace(config, column=column)
     model = run.config.model
     modality: Modality[Any] = config.modality
     modality.check_model(config, model.channels, model.axes)
@@ -87,7 +90,7 @@ def coded_source(run: Run, source: str | None) -> tuple[CodedSource, dict[str, F
     try:
         indexes = open_source(config)
     except InputError:
-        if own:
+        if own or column is not None:
             raise
         # Perhaps for folders or a column that the run's own data have, and these have not.
         config = config.for_other_data()

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import fields
 from io import BytesIO
 from pathlib import Path
@@ -66,6 +67,15 @@ def as_tensor(x: Any, like: Tensor) -> Any:
     if isinstance(x, np.ndarray) and x.dtype.kind in "iuf":
         return torch.from_numpy(np.ascontiguousarray(x)).to(like.device)
     return x
+
+
+def check_list(items: Any, what: str) -> None:
+    """Raises ValueError for one item, where a list of them is wanted."""
+    if isinstance(items, Tensor) or (
+        isinstance(items, Sequence) and not isinstance(items, str | bytes)
+    ):
+        return
+    raise ValueError(f"{what} are a {type(items).__name__}; expected a list, be it of one")
 
 
 def check_shape(x: Tensor, config: HQVAEConfig) -> None:
@@ -185,6 +195,9 @@ def _from_memory(value: Any, data: DataConfig) -> Any:
     try:
         return modality.from_memory(value, data)
     except ValueError as error:
+        of_array = isinstance(value, np.ndarray)
+        what = f"{value.dtype} {list(value.shape)}" if of_array else type(value).__name__
         raise InputError(
-            f"expected the path or the bytes of a file, or {error}, not {type(value).__name__}"
+            f"expected the path or the bytes of a file, or {error}, not {what}; "
+            "a signal that is prepared already is a tensor of floats"
         ) from error

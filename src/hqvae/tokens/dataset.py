@@ -66,6 +66,11 @@ class TokenDataset(Dataset[dict[str, Any]]):
         self.layout: Layout = self.folder.manifest.layout
         self.view = _view(view, self.layout)
         self.seed = seed
+        if (rank is None) != (world_size is None):
+            raise InputError(
+                f"rank={rank} and world_size={world_size}: expected both, or those of "
+                "torch.distributed when neither is given"
+            )
         self.rank = ranks.rank() if rank is None else rank
         self.world_size = ranks.world_size() if world_size is None else world_size
         if not 0 <= self.rank < self.world_size:
@@ -150,9 +155,11 @@ class TokenDataset(Dataset[dict[str, Any]]):
         return {**self.__dict__, "_open": {}}  # another process opens its own
 
 
-def _view(view: View | str | None, layout: Layout) -> View | None:
-    if not isinstance(view, str):
+def _view(view: Any, layout: Layout) -> View | None:
+    if view is None or isinstance(view, View):
         return view
+    if not isinstance(view, str):
+        raise InputError(f"view={view!r}: expected a view of hqvae.tokens, or the name of one")
     if view not in VIEWS:
         raise InputError(f"view {view!r} does not exist; {nearest_name(view, VIEWS)}")
     return VIEWS[view](layout, Vocabulary(layout))

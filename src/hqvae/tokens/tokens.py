@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -16,9 +15,9 @@ class Tokens:
     ((2, 2),)
     """
 
-    codes: tuple[Tensor, ...]
-    """int64 [*S_l] of every layer, coarse to fine; of the first layers alone where there are
-    fewer."""
+    codes: tuple[Any, ...]
+    """[*S_l] of every layer, coarse to fine: int64 tensors, or arrays of any integers. Of the first
+    layers alone where there are fewer."""
     size: tuple[int, ...]
     """*S of the signal, which decoding gives back."""
 

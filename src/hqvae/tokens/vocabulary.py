@@ -41,6 +41,8 @@ class Vocabulary:
     special: tuple[str, ...] = ("pad", "bos", "eos")
 
     def __post_init__(self) -> None:
+        if isinstance(self.special, str):
+            raise InputError(f"special={self.special!r}: expected names, as in ({self.special!r},)")
         if len(set(self.special)) < len(self.special):
             raise InputError(f"special={list(self.special)}: expected names that all differ")
 

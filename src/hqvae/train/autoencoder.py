@@ -201,15 +201,14 @@ class Autoencoder(Task[Losses]):
 
         Of kind "pretrain" while nothing is quantized.
         """
+        data = self.train_data
         perplexity = [usage.perplexity() for usage in self.usage]
-        used = [usage.used() for usage in self.usage]
         quantizes = step > self.quantize_from
-        unit = self.train_data.unit
         entry = {
             "kind": "train" if quantizes else "pretrain",
-            **terms[-1].log(unit.per_unit, unit.square),
+            **terms[-1].log(data.unit.per_unit, data.unit.square),
             "perplexity": perplexity,
-            "used": used,
+            "used": [usage.used() for usage in self.usage],
             "restarted": self.restarted,
             "temperature": self.config.phases.temperature.at(step - 1, self.total),
         }

@@ -14,7 +14,7 @@ from lightning.fabric.strategies import DDPStrategy
 from hqvae.apart import check_apart
 from hqvae.config import Config, TrainConfig, check_memory, check_together
 from hqvae.console import scan_bars
-from hqvae.data import Splits, open_data
+from hqvae.data import Progress, Splits, open_data
 from hqvae.errors import InputError, summary_of
 from hqvae.ranks import check_devices, gather, pick_device, rank
 from hqvae.run import Run
@@ -51,19 +51,11 @@ def train(
     that cannot be used, before anything is written.
     """
     check_together(config)
-    if config.train.tensorboard:
-        summary_writer_class()
     fabric = make_fabric(config, accelerator, devices, nodes)
     slices = rank_slices(config.train, fabric.global_rank, fabric.world_size)
     check_folder(config, out, resume)
-    model = config.model
-    wanted = ("train", "validation")
     with scan_bars(quiet=fabric.global_rank > 0) as progress:
-        data, splits = open_data(config.data, model.channels, wanted, model.axes, progress)
-    if not model.channels:
-        model = replace(model, channels=splits["train"].shape[0])
-    config = replace(config, model=model, data=data)
-    check_together(config)
+        config, splits = _open(config, progress)
     check_data(config, splits, fabric.world_size)
     task = Autoencoder(config, splits, fabric, slices)
     run = open_run(fabric, config, out, resume, splits.fingerprints)
@@ -85,6 +77,18 @@ def train(
         return run if finished else None
 
 
+def _open(config: Config, progress: Progress) -> tuple[Config, Splits]:
+    """(the config with what it leaves open filled in from the data, train and validation)."""
+    model = config.model
+    wanted = ("train", "validation")
+    data, splits = open_data(config.data, model.channels, wanted, model.axes, progress)
+    if not model.channels:
+        model = replace(model, channels=splits["train"].shape[0])
+    config = replace(config, model=model, data=data)
+    check_together(config)
+    return config, splits
+
+
 def check_folder(config: Config, out: str, resume: bool) -> None:
     """Raises InputError for a folder that cannot be the run's, before its data are read."""
     if resume:
@@ -100,6 +104,8 @@ def make_fabric(config: Config, accelerator: str, devices: int, nodes: int) -> F
     # Before codebooks start, and once codes are the nearest ones, some parameters have no gradient:
     # DDP is not to wait for one.
     phases = config.phases.pretrain_fraction > 0 or config.phases.nearest_fraction > 0
+    if config.train.tensorboard:
+        summary_writer_class()
     pick_device(accelerator)
     check_devices(accelerator, devices)
     if nodes < 1:

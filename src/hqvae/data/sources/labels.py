@@ -45,6 +45,8 @@ def label_column(schemas: Sequence["pa.Schema"]) -> str | None:
         kinds = [_kind(schema, name) for schema in schemas]
         if None not in kinds and len(set(kinds)) == 1:
             return name
+        if not any(kinds) and all(name in schema.names for schema in schemas):
+            warn("column %r holds %s, which are no labels", name, schemas[0].field(name).type)
         in_part += [name] if any(kinds) else []
     if in_part:
         warn(
