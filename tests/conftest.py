@@ -47,7 +47,16 @@ _PARTS = [
     "train",
     "trained",
 ]
-_QUANTIZE = ["adapter", "codebook", "external", "noise", "posterior", "quantized", "residual"]
+_QUANTIZE = [
+    "adapter",
+    "codebook",
+    "external",
+    "noise",
+    "posterior",
+    "quantized",
+    "residual",
+    "sums",
+]
 _KERNELS = ["blocked", "functional", "operators", "passes_torch", "reference", "threads"]
 install_import_hook(
     [
