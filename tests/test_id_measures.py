@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hqvae.metrics import groups as grouping
 from hqvae.metrics import ids, measure_ids, neighbours
 from hqvae.metrics.groups import group_rows, hash_rows, occurrences
 from hqvae.metrics.neighbours import nearest_items, sample_rows
@@ -217,8 +218,11 @@ def test_hashes_are_of_rows(dtype):
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
 def test_groups_are_the_ranks_of_rows(rows):
     ranks = {row: rank for rank, row in enumerate(sorted(set(rows)))}
-    groups = group_rows(np.array(rows))
-    assert groups.tolist() == [ranks[row] for row in rows]
+    for room in (0, 100):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(grouping, "_ROOM", room)
+            groups = group_rows(np.array(rows))
+        assert groups.tolist() == [ranks[row] for row in rows]
     counted = [rows[:place].count(row) for place, row in enumerate(rows)]
     assert occurrences(groups).tolist() == counted
 

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int64, UInt64
 from torch import Tensor
 
 _BLOCK = 1 << 22  # values that are hashed at once
+_ROOM = 4  # possible groups for each item, up to which a table of them is worth its memory
 
 
 def refine(
@@ -17,7 +18,13 @@ def refine(
     array([1, 0, 2, 2])
     """
     size = int(values.max(initial=0)) + 1
-    return np.unique(groups * size + values, return_inverse=True)[1]
+    joint = groups * size + values
+    bound = (int(groups.max(initial=0)) + 1) * size
+    if bound > _ROOM * len(joint):
+        return np.unique(joint, return_inverse=True)[1]
+    there = np.zeros(bound, dtype=bool)  # counted through, which is faster than sorting
+    there[joint] = True
+    return (np.cumsum(there) - 1)[joint]
 
 
 def group_rows(codes: Int64[np.ndarray, "N L"]) -> Int64[np.ndarray, "N"]:

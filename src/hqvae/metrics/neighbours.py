@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .groups import hash_rows, mix, occurrences
 
-_BLOCK = 1 << 24  # distances that are held at once
+_BLOCK = 1 << 20  # distances that are held at once: what a cache holds
 
 
 @torch.no_grad()
@@ -26,19 +26,20 @@ def nearest_items(
     centre = vectors.mean(0, dtype=torch.float64).float()
     own = vectors[queries].float() - centre
     count = min(count, len(vectors) - 1)
-    best = own.new_full((len(own), 0), 0.0)
-    numbers = queries.new_zeros(len(own), 0)
+    best = own.new_full((len(own), count), -torch.inf)
+    numbers = queries.new_zeros(len(own), count)
     step = max(1, _BLOCK // max(1, len(own)))
-    for start in range(0, len(vectors), step):
+    for start in range(0, len(vectors) if count else 0, step):
         block = vectors[start : start + step].float() - centre
-        scores = own @ block.T - block.square().sum(1) / 2  # −‖q − x‖²/2, up to ‖q‖²/2
+        # −‖q − x‖²/2, up to ‖q‖²/2.
+        scores = torch.addmm(block.square().sum(1), own, block.T, beta=-0.5)
         inside = ((queries >= start) & (queries < start + len(block))).nonzero().squeeze(1)
         scores[inside, queries[inside] - start] = -torch.inf
-        found, places = scores.topk(min(count, len(block)), 1)
-        best = torch.cat([best, found], 1)
-        numbers = torch.cat([numbers, places + start], 1)
-        best, places = best.topk(min(count, best.shape[1]), 1)
-        numbers = numbers.gather(1, places)
+        # The more has been seen, the fewer queries find a nearer one: only these are sorted.
+        rows = (scores.amax(1) > best[:, -1]).nonzero().squeeze(1)
+        found, places = scores[rows].topk(min(count, len(block)), 1)
+        best[rows], order = torch.cat([best[rows], found], 1).topk(count, 1)
+        numbers[rows] = torch.cat([numbers[rows], places + start], 1).gather(1, order)
     return numbers
 
 
