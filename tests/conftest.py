@@ -27,6 +27,7 @@ _PARTS = [
     "figures",
     "files",
     "full_precision",
+    "ids",
     "likelihood",
     "measure",
     "metrics",
