@@ -1,6 +1,5 @@
 """IDs of items: keys and codes in, an ID for every item out."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +9,8 @@ from jaxtyping import Int64, Integer
 from torch import Tensor
 
 from hqvae.errors import InputError, nearest_name
-from hqvae.integers import integers
 
+from .checks import check_keys, checked_codes
 from .new_items import Candidates, NewItems
 from .resolve import RULES
 from .vocabulary import IdVocabulary
@@ -134,40 +133,6 @@ def _new_items(
         codebook_sizes=old.vocabulary.codebook_sizes,
         candidates=candidates,
     )
-
-
-def check_keys(keys: Sequence[str]) -> None:
-    """Raises InputError for no keys, for one that no file could hold, and for duplicates."""
-    if not len(keys):
-        raise InputError("no items to give IDs to; expected at least one key")
-    if len(set(keys)) < len(keys):
-        twice, times = Counter(keys).most_common(1)[0]
-        raise InputError(f"key {twice!r} is there {times} times; expected keys that all differ")
-    for key in keys:
-        try:
-            key.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"key {key!r} is not UTF-8 text; expected keys that are") from error
-
-
-def checked_codes(
-    codes: Integer[Tensor, "n ..."], sizes: tuple[int, ...], count: int
-) -> Int64[np.ndarray, "n L"]:
-    """Codes of so many items as an array. Raises ValueError for others."""
-    array = integers(codes).cpu().numpy()
-    if array.shape != (count, len(sizes)):
-        raise ValueError(
-            f"codes have shape {list(array.shape)}; expected {[count, len(sizes)]}: a row for each "
-            "key, a column for each codebook"
-        )
-    wrong = (array < 0) | (array >= np.array(sizes))
-    if wrong.any():
-        row, layer = map(int, np.argwhere(wrong)[0])
-        raise ValueError(
-            f"code {array[row, layer]} of item {row}, layer {layer}; expected 0 to "
-            f"{sizes[layer] - 1}"
-        )
-    return array
 
 
 def _nothing(sizes: tuple[int, ...], rule: str) -> Ids:
