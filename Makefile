@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test clean
 
 $(DEMO_READY): EXTRAS := demo
-$(TEST_READY): EXTRAS := demo,hub,tensorboard,audio,ray,compare,kernels,dev
+$(TEST_READY): EXTRAS := demo,hub,tensorboard,audio,ray,ids,compare,kernels,dev
 $(DEMO_READY) $(TEST_READY): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[$(EXTRAS)]'

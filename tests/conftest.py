@@ -27,6 +27,7 @@ _PARTS = [
     "figures",
     "files",
     "full_precision",
+    "ids",
     "likelihood",
     "measure",
     "metrics",
@@ -47,7 +48,16 @@ _PARTS = [
     "train",
     "trained",
 ]
-_QUANTIZE = ["adapter", "codebook", "external", "noise", "posterior", "quantized", "residual"]
+_QUANTIZE = [
+    "adapter",
+    "codebook",
+    "external",
+    "noise",
+    "posterior",
+    "quantized",
+    "residual",
+    "sums",
+]
 _KERNELS = ["blocked", "functional", "operators", "passes_torch", "reference", "threads"]
 install_import_hook(
     [

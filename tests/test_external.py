@@ -71,6 +71,11 @@ def test_a_beam_leaves_their_codes_as_they_are(name):
     assert all(torch.equal(before, after) for before, after in pairs)
 
 
+def test_they_have_no_candidates(quantizer):
+    with pytest.raises(ValueError, match="posterior 'external' does not choose by distance"):
+        quantizer.candidates(torch.randn(3, DIM), 2)
+
+
 def test_evaluation_looks_codes_up_and_depends_on_no_batch_mate(quantizer):
     z_e = torch.randn(5, DIM, 4, 3)
     out = quantizer.eval()(z_e)

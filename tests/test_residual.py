@@ -91,6 +91,27 @@ def test_a_prefix_of_the_layers_is_the_sum_of_its_codes(quantizer):
         torch.testing.assert_close(quantizer.lookup(out.codes[:, :count]), sum(out.layers[:count]))
 
 
+@pytest.mark.parametrize("shape", [(4, DIM), (4, DIM, 7), (2, DIM, 2, 3)])
+def test_candidates_stand_where_codes_do(quantizer, shape):
+    z_e = features(shape)
+    codes, errors = quantizer.candidates(z_e, 6)
+    assert codes.shape == (shape[0], 6, L, *shape[2:])
+    assert errors.shape == (shape[0], 6, *shape[2:])
+    for number in range(6):
+        error = (z_e - quantizer.lookup(codes[:, number])).square().sum(1)
+        torch.testing.assert_close(errors[:, number], error)
+    quantizer.beam_size = 6
+    assert torch.equal(quantizer.candidates(z_e, 1)[0], codes[:, :1])
+    if not quantizer.shared_codebook:  # whose codes give the same sum in any order
+        assert torch.equal(quantizer.encode(z_e), codes[:, 0])
+
+
+def test_there_are_no_more_candidates_than_sums():
+    quantizer = build("ema", layers=1)
+    codes, _ = quantizer.candidates(features((4, DIM)), 1000)
+    assert [of_row.flatten().sort().values.tolist() for of_row in codes] == [list(range(K))] * 4
+
+
 @pytest.mark.parametrize("count", [0, L + 1])
 def test_a_wrong_number_of_layers_is_named(count):
     with pytest.raises(ValueError, match=rf"\[2, {count}, 4\].*B, 1 to {L}, "):

@@ -17,10 +17,10 @@ from hqvae.integers import integers
 
 from .codebook import Codebook, flatten_positions
 from .external import ExternalConfig
-from .kernels import beam_search
 from .noise import Noise, Stream
 from .posterior import Choice, GumbelSoftmaxConfig, InitPlace, NearestCodeConfig, Posterior
 from .quantized import Quantized, check_width, pool_layers, sum_layers
+from .sums import nearest_sum, nearest_sums
 
 QuantizerConfig = GumbelSoftmaxConfig | NearestCodeConfig | ExternalConfig
 
@@ -69,18 +69,15 @@ class ResidualQuantizer(nn.Module):
         beam_size: int = 1,
     ):
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"layers is {layers}; expected at least 1")
-        if beam_size < 1:
-            raise ValueError(f"beam_size is {beam_size}; expected at least 1")
+        for name, value in (("layers", layers), ("beam_size", beam_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
         self.dim = dim
         self.codebook_size = codebook_size
         self.shared_codebook = shared_codebook
         self.beam_size = beam_size
-        own = [
-            config.make_codebook(dim, codebook_size)
-            for _ in range(1 if shared_codebook else layers)
-        ]
+        count = 1 if shared_codebook else layers
+        own = [config.make_codebook(dim, codebook_size) for _ in range(count)]
         self.codebooks = nn.ModuleList(own * layers if shared_codebook else own)  # type: ignore
         self.config = config
         self._set_posterior(config.make_posterior(dim, layers))
@@ -149,7 +146,7 @@ class ResidualQuantizer(nn.Module):
         check_width(z_e, self.dim)
         width = self.beam_size if beam_size is None else beam_size
         if self._searches_sums(width):
-            return self._beam(z_e, width)
+            return nearest_sum(z_e, self.codebooks, width)
 
         def nearest(layer: int, residual: Tensor) -> Choice:
             codebook = self.codebooks[layer]
@@ -157,6 +154,16 @@ class ResidualQuantizer(nn.Module):
             return Choice(codebook.lookup(codes, check=False), codes)
 
         return torch.stack([choice.codes for choice in self._recursion(z_e, nearest)], 1)
+
+    @torch.no_grad()
+    def candidates(self, z_e: Float[Tensor, "B D *S"], count: int) -> tuple[Tensor, Tensor]:
+        """The nearest sums, nearest first: codes [B, C, L, *S], errors ‖z̃ − Σ_l z_l‖² [B, C, *S].
+
+        C is `count`, or K^L where that is less: what a beam no narrower than that ends with.
+        Raises ValueError for a z_e of another width, a count below 1, and external quantizers.
+        """
+        check_width(z_e, self.dim)
+        return nearest_sums(z_e, self.codebooks, self.posterior, count, self.beam_size)
 
     def lookup(self, codes: Integer[Tensor, "B k *S"], check: bool = True) -> Tensor:
         """Σ_l z_l [B, D, *S] of the first k ≤ L layers' codes, the way back from `encode`.
@@ -280,16 +287,11 @@ class ResidualQuantizer(nn.Module):
     def _searches_sums(self, beam_size: int) -> bool:
         return beam_size > 1 and len(self.codebooks) > 1 and self.posterior.supports_beam
 
-    def _beam(self, z_e: Tensor, beam_size: int) -> Tensor:
-        vectors = [codebook.vectors for codebook in self.codebooks]
-        codes = beam_search(flatten_positions(z_e), vectors, beam_size)
-        return codes.reshape(len(z_e), *z_e.shape[2:], len(vectors)).movedim(-1, 1)
-
     def _nearest(self, z_e: Tensor) -> list[Choice]:
         """The choices of `encode`."""
         given: Sequence[Tensor | None] = [None] * len(self.codebooks)
         if self._searches_sums(self.beam_size):
-            given = self._beam(z_e, self.beam_size).unbind(1)
+            given = nearest_sum(z_e, self.codebooks, self.beam_size).unbind(1)
 
         def nearest(layer: int, residual: Tensor) -> Choice:
             return self.posterior.nearest(layer, residual, self.codebooks[layer], given[layer])

@@ -8,6 +8,6 @@ threads.py         rows shared between torch's threads
 triton_gpu.py      in Triton, for CUDA
 """
 
-from .functional import LOG_S2_RANGE, assign, beam_search, nearest, quantize, sample
+from .functional import LOG_S2_RANGE, assign, beam_search, candidates, nearest, quantize, sample
 
-__all__ = ["LOG_S2_RANGE", "assign", "beam_search", "nearest", "quantize", "sample"]
+__all__ = ["LOG_S2_RANGE", "assign", "beam_search", "candidates", "nearest", "quantize", "sample"]

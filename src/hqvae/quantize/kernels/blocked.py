@@ -76,9 +76,11 @@ def _bias(codebook: Tensor) -> Tensor:
     return -codebook.square().sum(1) / 2
 
 
-def _blocks(part: slice, codes: int, device: torch.device) -> Iterator[slice]:
+def _blocks(part: slice, codes: int, device: torch.device, beam_size: int = 1) -> Iterator[slice]:
     elements = GPU_BLOCK_ELEMENTS if device.type == "cuda" else BLOCK_ELEMENTS
-    step = max(MIN_ROWS, elements // codes)
+    # A row with many partial sums makes a large product by itself.
+    least = max(1, min(MIN_ROWS, MIN_ROWS**2 // beam_size))
+    step = max(least, elements // codes)
     for start in range(part.start, part.stop, step):
         yield slice(start, min(start + step, part.stop))
 
@@ -113,20 +115,25 @@ def nearest(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def beam_search(
-    z: Tensor, codebooks: Sequence[Tensor], centres: Sequence[Tensor], beam_size: int
+    z: Tensor,
+    codebooks: Sequence[Tensor],
+    centres: Sequence[Tensor],
+    beam_size: int,
+    count: int = 1,
 ) -> Tensor:
-    """Beam search for argmin ‖z − Σ_l b^l‖², int64 [N, L]; keeps `beam_size` partial sums.
+    """Beam search for argmin ‖z − Σ_l b^l‖², int64 [N, count, L]; keeps `beam_size` partial sums.
 
-    Each codebook comes less its centre, and z is moved by the centres on the way.
+    The best `count` sums come back, which must be no more than are kept. Each codebook comes less
+    its centre, and z is moved by the centres on the way.
     """
-    codes = _empty_codes(z, len(codebooks))
+    codes = _empty_codes(z, count, len(codebooks))
     parts = _parts(z)
     layers = [(codebook, _bias(codebook), c) for codebook, c in zip(codebooks, centres)]
     widest = beam_size * max(len(codebook) for codebook in codebooks)
 
     def over_part(part: int) -> None:
-        for rows in _blocks(parts[part], widest, z.device):
-            codes[rows] = _beam_search_block(z[rows], layers, beam_size)
+        for rows in _blocks(parts[part], widest, z.device, beam_size):
+            codes[rows] = _beam_search_block(z[rows], layers, beam_size)[:, :count]
 
     if len(z):
         parallel_for(over_part, len(parts))
@@ -136,6 +143,7 @@ def beam_search(
 def _beam_search_block(
     z: Tensor, layers: Sequence[tuple[Tensor, Tensor, Tensor]], beam_size: int
 ) -> Tensor:
+    """The codes of all sums that are kept at the end, best first."""
     # With r less the codebook's centre, −‖r − b‖²/2 = score − ‖r‖²/2; of ‖r‖²/2 only what the
     # sums differ by is subtracted, which is nothing where there is one.
     residual = z.unsqueeze(1)  # [n, beam, D]
@@ -151,7 +159,7 @@ def _beam_search_block(
         parent_codes = codes.gather(1, parent.expand(-1, -1, codes.shape[2]))
         codes = torch.cat([parent_codes, code.unsqueeze(2)], 2)
         residual = residual.gather(1, parent.expand(-1, -1, z.shape[1])) - codebook[code]
-    return codes[:, 0]
+    return codes
 
 
 def assign(z: Tensor, codebook: Tensor, log_s2: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ Rows and codes go to the operators less the codebook's mean. That changes no dis
 come from products, and products of vectors far from zero would round the distances away.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,7 @@ from . import operators
 
 # Bound of |log s²|. Gradients have 1/s⁴, which float32 holds up to 44; their factors need room too.
 LOG_S2_RANGE = 35.0
+_ERROR_ELEMENTS = 1 << 24  # rows x sums x D whose errors are computed at once
 
 
 def nearest(z: Tensor, codebook: Tensor) -> Tensor:
@@ -39,11 +41,66 @@ def beam_search(z: Tensor, codebooks: Sequence[Tensor], beam_size: int) -> Tenso
     """
     if beam_size < 1:
         raise ValueError(f"beam_size={beam_size}: expected at least 1")
-    promoted = [_promote(z.detach(), codebook.detach()) for codebook in codebooks]
-    z = promoted[0][0]
-    centres = [_mean(codebook.to(z)) for _, codebook in promoted]
-    centred = [codebook.to(z) - centre for (_, codebook), centre in zip(promoted, centres)]
-    return operators.beam_search(z, centred, centres, beam_size)
+    return _search(*_promote_all(z, codebooks), beam_size, 1).squeeze(1)
+
+
+def candidates(
+    z: Tensor, codebooks: Sequence[Tensor], count: int, beam_size: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The sums that a beam ends with, as (codes [N, B, L], ‖z − Σ_l b^l‖² [N, B]), nearest first.
+
+    B is `count`, or the number of all sums where that is less. The beam keeps `beam_size` partial
+    sums, and never fewer than `count`: one that holds all sums orders them all. Of one codebook
+    these are the nearest codes.
+
+    Errors are of the sum itself, not of the search's products. Where two are equal, the smaller
+    codes come first.
+
+    Shape: z [N, D], codebooks L times [K_l, D].
+
+    Raises ValueError for a `count` below 1, and as `nearest` does.
+
+    >>> codes, errors = candidates(torch.tensor([[0.2]]), [torch.tensor([[0.0], [1.0], [2.0]])], 2)
+    >>> codes.tolist(), [round(error, 4) for error in errors[0].tolist()]
+    ([[[0], [1]]], [0.04, 0.64])
+    """
+    if count < 1:
+        raise ValueError(f"count={count}: expected at least 1")
+    z, codebooks = _promote_all(z, codebooks)
+    kept = min(max(beam_size, count), math.prod(map(len, codebooks)))
+    codes = _search(z, codebooks, kept, kept)
+    errors = z.new_empty(codes.shape[:2])
+    rows = max(1, _ERROR_ELEMENTS // (kept * z.shape[1]))
+    for start in range(0, len(z), rows):
+        block = slice(start, start + rows)
+        errors[block] = _square_errors(z[block], codebooks, codes[block])
+    order = _nearest_first(codes, errors)[:, :count]
+    return codes.gather(1, order.unsqueeze(2).expand(-1, -1, len(codebooks))), errors.gather(
+        1, order
+    )
+
+
+def _search(z: Tensor, codebooks: Sequence[Tensor], beam_size: int, count: int) -> Tensor:
+    """The codes [N, count, L] of the best sums."""
+    centres = [_mean(codebook) for codebook in codebooks]
+    centred = [codebook - centre for codebook, centre in zip(codebooks, centres)]
+    return operators.beam_search(z, centred, centres, beam_size, count)
+
+
+def _square_errors(z: Tensor, codebooks: Sequence[Tensor], codes: Tensor) -> Tensor:
+    """‖z − Σ_l b^l‖² [N, B]; summed in float64, so that the order, and the batch, has no say."""
+    total = codebooks[0][codes[:, :, 0]]
+    for codebook, of_layer in zip(codebooks[1:], codes.unbind(2)[1:]):
+        total = total + codebook[of_layer]
+    return (z.unsqueeze(1) - total).double().square().sum(2).to(z.dtype)
+
+
+def _nearest_first(codes: Tensor, errors: Tensor) -> Tensor:
+    """The order of each row's sums: by error, then by codes from the first layer on."""
+    order = torch.arange(codes.shape[1], device=codes.device).expand(codes.shape[:2])
+    for key in (*codes.unbind(2)[::-1], errors):
+        order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
+    return order
 
 
 def assign(z: Tensor, codebook: Tensor, log_s2: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,6 +176,13 @@ def _promote(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         )
     dtype = torch.float64 if torch.float64 in (z.dtype, codebook.dtype) else torch.float32
     return z.to(dtype), codebook.to(dtype)
+
+
+def _promote_all(z: Tensor, codebooks: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """All without gradient, in one dtype."""
+    promoted = [_promote(z.detach(), codebook.detach()) for codebook in codebooks]
+    z = promoted[0][0]
+    return z, [codebook.to(z) for _, codebook in promoted]
 
 
 def _mean(codebook: Tensor) -> Tensor:

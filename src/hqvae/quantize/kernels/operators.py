@@ -76,18 +76,18 @@ def _(z, codebook):
 
 @torch.library.custom_op("hqvae::beam_search", mutates_args=())
 def beam_search(
-    z: Tensor, codebooks: list[Tensor], centres: list[Tensor], beam_size: int
+    z: Tensor, codebooks: list[Tensor], centres: list[Tensor], beam_size: int, count: int = 1
 ) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
         for codebook in codebooks:
             _check_finite(_norm(z) + _norm(codebook), z, codebook)
         contiguous = [codebook.contiguous() for codebook in codebooks]
-        return blocked.beam_search(z.contiguous(), contiguous, centres, beam_size)
+        return blocked.beam_search(z.contiguous(), contiguous, centres, beam_size, count)
 
 
 @beam_search.register_fake
-def _(z, codebooks, centres, beam_size):
-    return z.new_empty(len(z), len(codebooks), dtype=torch.long)
+def _(z, codebooks, centres, beam_size, count=1):
+    return z.new_empty(len(z), count, len(codebooks), dtype=torch.long)
 
 
 @torch.library.custom_op("hqvae::assign", mutates_args=())
