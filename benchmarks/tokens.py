@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from hqvae.coded import CodedSource
 from hqvae.config import Config
 from hqvae.data import Items, Splits, open_data
 from hqvae.encode import EncodeOptions, encode
@@ -28,7 +29,6 @@ from hqvae.encode.engine import Engine
 from hqvae.encode.job import Job, description
 from hqvae.encode.local import LocalEngine
 from hqvae.encode.ray_data import RayEngine
-from hqvae.encode.sources import CodedSource
 from hqvae.model import HQVAE
 from hqvae.overrides import override
 from hqvae.presets import preset

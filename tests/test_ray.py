@@ -13,11 +13,11 @@ from PIL import Image
 from training import tiny, trained
 
 from hqvae.cli import main
+from hqvae.coded import CodedSource
 from hqvae.data import ImageConfig
 from hqvae.encode import EncodeOptions, encode
 from hqvae.encode.job import describe_splits
 from hqvae.encode.ray_data import RayEngine, _check_versions, _open
-from hqvae.encode.sources import CodedSource
 from hqvae.errors import InputError
 from hqvae.run import Run
 from hqvae.tokens.shards import read_shard, rows_of

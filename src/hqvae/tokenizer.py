@@ -16,11 +16,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from hqvae.data import Modality
 from hqvae.full_precision import FULL_PRECISION
 from hqvae.integers import integers
 from hqvae.model import HQVAE
-from hqvae.model.signals import as_signal, check_list, limit_of
+from hqvae.model.signals import as_signal, check_list, limit_of, usual_size
 from hqvae.nets import Decoder, Encoder, mask_padding
 from hqvae.single_threads import map_single_threaded
 from hqvae.tiling import Window, Windows, put, receptive_margin, take
@@ -72,7 +71,7 @@ class Tokenizer:
         self.points = (_POINTS if model.config.axes else _VECTORS)[self.device.type]
         """Of the signals of a batch, all together."""
         self.layout: Layout = model.config.layout
-        self.usual = _usual_size(model)
+        self.usual = usual_size(model.config, model.data)
         self._encoding = self._windows_for(decode=False)
         self._decoding = self._windows_for(encode=False)
 
@@ -168,18 +167,23 @@ class Tokenizer:
         ):
             tokens = self.encode_signals(list(x))
             return tuple(map(torch.stack, zip(*(one.codes for one in tokens))))
-        count = batch_size(size, self.points)
+        return self.in_batches(x, self.model.encode)
+
+    def in_batches(
+        self, x: Shaped[Tensor, "N C ..."], work: Callable[[Tensor], Sequence[Tensor]]
+    ) -> tuple[Tensor, ...]:
+        """What `work` gives of signals of one size: in batches of one shape, in full precision."""
+        count = batch_size(x.shape[2:], self.points)
         rows = rows_of(count)
 
-        def encode(start: int) -> tuple[Tensor, ...]:
-            part = x[start : start + count]
-            filled = torch.cat([part, part[-1:].expand(rows - len(part), *part.shape[1:])])
-            with self._in_full_precision():
-                codes = self.model.encode(filled.to(self.device))
-            return tuple(of_layer[: len(part)].cpu() for of_layer in codes)
+        def part(start: int) -> tuple[Tensor, ...]:
+            signals = x[start : start + count]
+            filling = signals[-1:].expand(rows - len(signals), *signals.shape[1:])
+            with torch.no_grad(), self._in_full_precision():
+                found = work(torch.cat([signals, filling]).to(self.device))
+            return tuple(values[: len(signals)].cpu() for values in found)
 
-        parts = self._compute(encode, range(0, len(x), count))
-        return tuple(map(torch.cat, zip(*parts)))
+        return tuple(map(torch.cat, zip(*self._compute(part, range(0, len(x), count)))))
 
     @torch.no_grad()
     def decode_signals(
@@ -289,12 +293,3 @@ class Tokenizer:
                 f"codes of shapes {list(map(list, tokens.shapes))} for a signal of "
                 f"{list(tokens.size)}; expected {list(map(list, expected))}"
             )
-
-
-def _usual_size(model: HQVAE) -> tuple[int, ...] | None:
-    """The size of training's signals, where the model knows it."""
-    if model.data is None:
-        return None
-    modality: Modality[Any] = model.data.modality
-    shape = modality.shape(model.data, model.config.channels)
-    return None if shape is None else shape[1:]

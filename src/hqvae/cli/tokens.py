@@ -82,6 +82,47 @@ def encode(
 
 
 @app.command
+def ids(
+    run: RunFolder,
+    *,
+    data: OtherData = None,
+    out: str,
+    rule: str = "token",
+    existing: str | None = None,
+    column: str | None = None,
+    accelerator: Accelerator = "auto",
+) -> int:
+    """Give every vector a semantic ID: ids.parquet, index.json and the way back from IDs to items.
+
+    Examples:
+
+        hqvae ids runs/items --out ids/first
+
+        hqvae ids runs/items --data new.parquet --existing ids/first --out ids/second
+
+    Parameters
+    ----------
+    out
+        Folder for the IDs, new.
+    rule
+        Of items with the same codes. token: one more token counts them. nearest: all but one move
+        to the nearest free ID. none: they share it.
+    existing
+        Folder of IDs of the same run, none of which changes; new items are put beside them.
+    column
+        Of a table: the column with the items; that of the training, or the only one.
+    """
+    from hqvae.semantic_ids import IdOptions, identify, print_measures
+
+    found = identify(run, data, out, IdOptions(rule, existing, column, accelerator))
+    print_measures(found)
+    if found.left_out:
+        print(f"{found.left_out:,} item(s) are left out; {out}/left-out.jsonl says which, and why")
+    print(f"{out} holds the IDs of {len(found.ids):,} items; index.json has them by item")
+    return 0
+
+
+@app.command
 def decode(
     run: RunFolder,
     tokens: str,

@@ -85,6 +85,18 @@ class ArrayDataset(Dataset):
         raw = self.read_raw(i)
         return raw, raw.shape[1:]
 
+    def readable(self, numbers: np.ndarray) -> tuple[np.ndarray, Shaped[Tensor, "B C *S"]]:
+        """(those of these items that are finite, their raw batch); the others are noted."""
+        rows = self._rows(numbers)
+        unfit = _unfit(rows)
+        if unfit:
+            found = {int(numbers[row]): _NOT_FINITE for row in unfit}
+            self._unreadable.update(found)
+            self.note_broken(found, "it is left out")
+            numbers = np.delete(numbers, unfit)
+            rows = np.delete(rows, unfit, 0)
+        return numbers, torch.from_numpy(raw_rows(rows))
+
     def _finite(self, i: int) -> np.ndarray:
         rows = self._rows(np.array([i]))
         if len(_unfit(rows)):

@@ -4,6 +4,7 @@ from contextlib import closing
 from pathlib import Path
 
 from hqvae.apart import check_apart
+from hqvae.coded import CodedSource, coded_source
 from hqvae.console import ProgressBar, scan_bars
 from hqvae.data import Splits
 from hqvae.files import said_if_full
@@ -18,7 +19,6 @@ from .engine import Engine
 from .job import Job, description
 from .local import LocalEngine
 from .options import EncodeOptions
-from .sources import CodedSource, coded_source
 
 __all__ = ["EncodeOptions", "encode"]
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import OutOfMemoryError
 
+from hqvae.coded import CodedSource
 from hqvae.data import Modality, Splits
 from hqvae.errors import InputError, summary_of
 from hqvae.model.pretrained import CONFIG, WEIGHTS
@@ -33,7 +34,6 @@ from .engine import Engine
 from .job import Job, describe_splits
 from .local import Encoder
 from .options import EncodeOptions
-from .sources import CodedSource
 
 _OBJECT_STORE = 128 * 2**20  # bytes; what is handed around are names of shards
 # Of Ray's own C++: it writes what it mends to the terminal.

@@ -11,7 +11,7 @@ from .arrays import ArrayError
 from .audio import AudioQuality, stft_distance
 from .base import Mean, Metric
 from .distortion import PEAK_SQUARE, SSIM, Distortion, psnr, ssim
-from .ids import IdMeasures, measure_ids
+from .ids import IdMeasures, LayerUse, PrefixMeasures, measure_ids
 from .perceptual import Perceptual
 from .usage import Usage
 
@@ -22,9 +22,11 @@ __all__ = [
     "AudioQuality",
     "Distortion",
     "IdMeasures",
+    "LayerUse",
     "Mean",
     "Metric",
     "Perceptual",
+    "PrefixMeasures",
     "Usage",
     "measure_ids",
     "psnr",

@@ -69,6 +69,15 @@ def as_tensor(x: Any, like: Tensor) -> Any:
     return x
 
 
+def usual_size(config: HQVAEConfig, data: DataConfig | None) -> tuple[int, ...] | None:
+    """*S of training's signals, where a model knows it."""
+    if data is None:
+        return None
+    modality: Modality[Any] = data.modality
+    shape = modality.shape(data, config.channels)
+    return None if shape is None else shape[1:]
+
+
 def check_list(items: Any, what: str) -> None:
     """Raises ValueError for one item, where a list of them is wanted."""
     if isinstance(items, Tensor) or (
