@@ -14,12 +14,15 @@ from hqvae.console import print_table, scan_bars
 from hqvae.data import SPLITS, DataConfig, Dataset, Splits, open_data, sequential_batches
 from hqvae.doctor import Finding, findings
 from hqvae.errors import InputError, NonFiniteError, nearest_name
+from hqvae.item_codes import ItemCodes, print_ids
 from hqvae.measure import LayerMeasures, Measures, measure
+from hqvae.metrics import IdMeasures
 from hqvae.model import HQVAE
 from hqvae.overrides import explain, to_dict
 from hqvae.pictures import save_pictures
 from hqvae.ranks import pick_device
 from hqvae.run import Run
+from hqvae.tokenizer import Tokenizer
 from hqvae.trained import open_trained
 from hqvae.versions import versions
 
@@ -33,6 +36,8 @@ class Report:
     measures: Measures
     findings: list[Finding]
     protocol: dict[str, Any]
+    ids: IdMeasures | None = None
+    """Of vectors, whose codes are their IDs."""
 
     def entry(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -40,6 +45,7 @@ class Report:
             "measures": self.measures.entry(),
             "findings": [asdict(finding) for finding in self.findings],
             "protocol": self.protocol,
+            **({} if self.ids is None else {"ids": self.ids.entry()}),
         }
 
 
@@ -141,7 +147,12 @@ def evaluate(
         **_words(data),
         **_model_protocol(opened, model, device),
     }
-    report = Report(measures, findings(measures, opened.config), protocol)
+    ids = None
+    if not model.config.axes:
+        ids = ItemCodes.read(Tokenizer(model), {options.split: data}, options.limit).measures()
+        figures = {**measures.figures, "own_id": ids.collisions.alone}
+        measures = replace(measures, figures=figures)
+    report = Report(measures, findings(measures, opened.config), protocol, ids)
     opened.write_json("report/report.json", report.entry())
     record_left_out(opened, splits)
     save_pictures(opened, model, data, device)
@@ -222,6 +233,8 @@ def print_report(report: Report, title: str) -> None:
     print_table(heading, list(cells), [list(cells.values())])
     rows = [_layer_cells(layer, measures, protocol["ratio"]) for layer in measures.layers]
     print_table("layer by layer", list(rows[0]), [list(row.values()) for row in rows])
+    if report.ids is not None:
+        print_ids(report.ids)
     for finding in report.findings:
         print(f"! {finding.layer} {finding.kind}: {finding.what}")
 

@@ -112,10 +112,11 @@ def ids(
     column
         Of a table: the column with the items; that of the training, or the only one.
     """
-    from hqvae.semantic_ids import IdOptions, identify, print_measures
+    from hqvae.item_codes import print_ids
+    from hqvae.semantic_ids import IdOptions, identify
 
     found = identify(run, data, out, IdOptions(rule, existing, column, accelerator))
-    print_measures(found)
+    print_ids(found.measures)
     if found.left_out:
         print(f"{found.left_out:,} item(s) are left out; {out}/left-out.jsonl says which, and why")
     print(f"{out} holds the IDs of {len(found.ids):,} items; index.json has them by item")

@@ -167,14 +167,15 @@ def doctor(
         hqvae doctor runs/first
     """
     from hqvae.console import print_paragraph
-    from hqvae.doctor import diagnose
+    from hqvae.doctor import diagnose, diagnose_ids
     from hqvae.evaluate import EvalOptions
     from hqvae.evaluate import evaluate as run_evaluation
     from hqvae.run import Run
 
     report = run_evaluation(run, data, EvalOptions(split, limit=limit), accelerator)
     config = Run.open(run).config
-    for paragraph in diagnose(report.measures, report.findings, config, split):
+    of_ids = [] if report.ids is None else diagnose_ids(report.ids)
+    for paragraph in [*diagnose(report.measures, report.findings, config, split), *of_ids]:
         print_paragraph(paragraph)
     return 0
 

@@ -1,0 +1,61 @@
+"""The diagnosis of codes as IDs, in words: who shares one, and what prefixes tell."""
+
+from hqvae.metrics import IdMeasures, PrefixMeasures
+
+OWN_ID = 0.97  # share of items with an ID of their own, below which something is to be done
+UNEVEN = 0.6  # Gini coefficient of the first layer above which a few codes take most items
+
+
+def diagnose_ids(ids: IdMeasures) -> list[str]:
+    """Paragraphs, one thought each."""
+    return [_collisions(ids), *_uneven(ids), *_prefixes(ids)]
+
+
+def _collisions(ids: IdMeasures) -> str:
+    whole = ids.collisions
+    sentence = f"{whole.alone:.1%} of {whole.items:,} items have an ID of their own"
+    aside = ids.without_duplicates
+    best = whole.alone if aside is None else aside.alone
+    if aside is not None and aside.alone > whole.alone:
+        sentence += f" ({aside.alone:.1%} where items with equal vectors count as one)"
+    sentence += f"; the largest collision is of {whole.largest:,}."
+    if best < OWN_ID:
+        layers = len(ids.layers)
+        sentence += (
+            f" TRY: train longer, or one layer more (model.levels.0.layers={layers + 1}). "
+            "hqvae ids makes the rest unique, by one more token or by the nearest free ID."
+        )
+    return sentence
+
+
+def _uneven(ids: IdMeasures) -> list[str]:
+    first = ids.layers[0]
+    if first.gini <= UNEVEN:
+        return []
+    return [
+        f"the first layer is used unevenly (Gini {first.gini:.2f}, perplexity "
+        f"{first.perplexity:.0f} of {first.codebook_size}): a generator learns it badly. "
+        "TRY: a lower model.levels.0.codebook_size, or look for items that are nearly equal."
+    ]
+
+
+def _prefixes(ids: IdMeasures) -> list[str]:
+    """What items of one prefix have in common, layer by layer."""
+    return [sentence for prefix in ids.prefixes[:-1] if (sentence := _prefix(prefix))]
+
+
+def _prefix(prefix: PrefixMeasures) -> str:
+    codes = f"the first {prefix.layers} code{'s' * (prefix.layers > 1)}"
+    found = []
+    if prefix.purity is not None and prefix.purity.shared is not None:
+        purity = prefix.purity
+        found.append(
+            f"{purity.shared:.0%} of those who share them have their commonest label "
+            f"({purity.shared_chance:.0%} by chance)"
+        )
+    if prefix.neighbours is not None:
+        near = prefix.neighbours
+        found.append(
+            f"{near.recall:.1%} of an item's 10 nearest have its own ({near.chance:.1%} by chance)"
+        )
+    return f"{codes}: {'; '.join(found)}." if found else ""

@@ -1,0 +1,174 @@
+"""`hqvae ids`: every vector has an ID, the same in any order, and IDs that exist never change."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from hqvae import Tokenizer
+from hqvae.cli import main
+from hqvae.ids import IdTrie, read_ids
+
+TINY = [
+    *("model.levels.0.codebook_size=12", "model.levels.0.dim=4", "model.levels.0.layers=2"),
+    *("model.net.widths=[16]", "model.net.blocks=1", "train.batch_size=16", "train.steps=30"),
+    *("train.log_every=30", "train.validate_every=30"),
+]
+COUNT = 60
+
+
+def items(count=COUNT, seed=0):
+    """Vectors around ten centres, each of a brand: many share their codes."""
+    generator = np.random.default_rng(seed)
+    brands = generator.integers(0, 10, count)
+    centres = np.random.default_rng(9).standard_normal((10, 8))
+    vectors = centres[brands] + 0.1 * generator.standard_normal((count, 8))
+    return vectors.astype(np.float32), brands
+
+
+def write(path, vectors, brands, keys):
+    column = pa.array(list(vectors), pa.list_(pa.float32()))
+    table = {"id": keys, "brand": [f"brand{b}" for b in brands], "embedding": column}
+    parquet.write_table(pa.table(table), path)
+    return path
+
+
+def keys_of(count, prefix="item"):
+    return [f"{prefix}-{i:03d}" for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("items") / "a.parquet", *items(), keys_of(COUNT))
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A small run on these; nobody changes it."""
+    folder = tmp_path_factory.mktemp("ids") / "run"
+    words = ["train", "rsqvae-vector", "--data", str(data), "--out", str(folder), *TINY]
+    assert main([*words, "data.labels=brand", "--accelerator", "cpu"]) == 0
+    return folder
+
+
+def identify(run, out, *options):
+    words = ["ids", str(run), "--out", str(out), "--accelerator", "cpu", *map(str, options)]
+    return main(words)
+
+
+def identified(run, out, *options):
+    assert identify(run, out, *options) == 0
+    return read_ids(out).ids
+
+
+@pytest.mark.parametrize("rule", ["none", "token", "nearest"])
+def test_ids_are_files_that_lead_from_items_to_ids_and_back(run, data, rule, tmp_path, capsys):
+    ids = identified(run, tmp_path / "i", "--rule", rule)
+    assert sorted(ids.keys) == keys_of(COUNT)
+    index = json.loads((tmp_path / "i" / "index.json").read_text())
+    inverse = json.loads((tmp_path / "i" / "inverse.json").read_text())
+    assert set(index) == set(keys_of(COUNT)) and index["item-000"][0].startswith("<a_")
+    assert all(key in inverse["".join(one)] for key, one in index.items())
+    unique = len({tuple(one) for one in index.values()})
+    assert unique == COUNT if rule != "none" else unique < COUNT
+    assert set(read_ids(tmp_path / "i").labels) <= {f"brand{b}" for b in range(10)}
+    trie = IdTrie.of(ids)
+    assert trie.items(index["item-007"]) == inverse["".join(index["item-007"])]
+    assert "own ID" in capsys.readouterr().out
+
+
+def test_the_codes_are_those_of_the_tokenizer(run, data, tmp_path):
+    """Alone and in any batch: IDs that one process writes, another gives too."""
+    ids = identified(run, tmp_path / "i", "--rule", "none")
+    vectors, _ = items()
+    for key, vector in zip(keys_of(COUNT)[:9], vectors):
+        (tokens,) = Tokenizer.from_pretrained(run).encode([vector])
+        row = ids.codes[ids.keys.index(key)].tolist()
+        assert [int(codes) for codes in tokens.codes] == row
+
+
+@pytest.mark.parametrize("rule", ["none", "token", "nearest"])
+def test_the_order_of_rows_has_no_say(run, rule, tmp_path):
+    vectors, brands = items()
+    order = np.random.default_rng(1).permutation(COUNT)
+    keys = np.array(keys_of(COUNT))
+    other = write(tmp_path / "b.parquet", vectors[order], brands[order], keys[order].tolist())
+    first = identified(run, tmp_path / "1", "--rule", rule)
+    second = identified(run, tmp_path / "2", "--rule", rule, "--data", other)
+    assert dict(zip(first.keys, first.tokens())) == dict(zip(second.keys, second.tokens()))
+
+
+@pytest.mark.parametrize("rule", ["none", "token", "nearest"])
+def test_new_items_change_no_id(run, rule, tmp_path):
+    first = identified(run, tmp_path / "1", "--rule", rule)
+    vectors, brands = items(15, seed=3)
+    new = write(tmp_path / "new.parquet", vectors, brands, keys_of(15, "new"))
+    options = ["--rule", rule, "--data", new, "--existing", tmp_path / "1"]
+    both = identified(run, tmp_path / "2", *options)
+    assert both.keys[:COUNT] == first.keys and both.tokens()[:COUNT] == first.tokens()
+    assert len(both) == COUNT + 15 and len(read_ids(tmp_path / "2").labels) == COUNT + 15
+    if rule != "none":
+        assert len(set(both.tokens())) == COUNT + 15
+
+
+def test_rows_without_a_vector_are_left_out(run, tmp_path, capsys):
+    vectors, brands = items()
+    vectors[5, 2] = np.nan
+    broken = write(tmp_path / "b.parquet", vectors, brands, keys_of(COUNT))
+    ids = identified(run, tmp_path / "i", "--data", broken)
+    assert len(ids) == COUNT - 1 and "item-005" not in ids.keys
+    assert "1 item(s) are left out" in capsys.readouterr().out
+    listed = (tmp_path / "i" / "left-out.jsonl").read_text()
+    assert "item-005" in listed and "not finite" in listed
+
+
+def test_a_report_has_the_ids_and_the_doctor_speaks_of_them(run, capsys):
+    assert main(["evaluate", str(run), "--accelerator", "cpu"]) == 0
+    assert main(["doctor", str(run), "--accelerator", "cpu"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "purity (chance)" in said and "have an ID of their own" in said
+    report = json.loads((run / "report" / "report.json").read_text())
+    alone = report["ids"]["collisions"]["alone"]
+    assert report["measures"]["own_id"] == alone and 0 <= alone < 0.97
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--rule", "tokens"], "rule 'tokens' does not exist; did you mean 'token'"),
+        (["--existing", "{tmp}/none"], "holds no IDs"),
+        (["--data", "{tmp}/none.parquet"], "does not exist"),
+        (["--data", "{tmp}/wide.npy"], "model was trained on"),
+        (["--column", "embeding"], "did you mean 'embedding'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    run, options, message, tmp_path, capsys
+):
+    np.save(tmp_path / "wide.npy", np.zeros((4, 9), np.float32))
+    words = [word.format(tmp=tmp_path) for word in options]
+    assert identify(run, tmp_path / "i", *words) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "i").exists()
+
+
+def test_a_folder_that_holds_files_is_refused(run, tmp_path, capsys):
+    (tmp_path / "i").mkdir()
+    (tmp_path / "i" / "mine.txt").write_text("")
+    assert identify(run, tmp_path / "i") == 2
+    assert "already holds files" in capsys.readouterr().err
+
+
+def test_runs_of_pictures_have_no_ids(picture_run, tmp_path, capsys):
+    assert identify(picture_run, tmp_path / "i") == 2
+    assert "is of images; IDs are of vectors" in capsys.readouterr().err
+
+
+def test_ids_of_another_model_are_refused(run, data, tmp_path, capsys):
+    identified(run, tmp_path / "1")
+    other = tmp_path / "run"
+    words = ["train", "rsqvae-vector", "--data", str(data), "--out", str(other), *TINY]
+    assert main([*words, "train.seed=1", "--accelerator", "cpu"]) == 0
+    assert identify(other, tmp_path / "2", "--existing", tmp_path / "1") == 2
+    assert "are of another model" in capsys.readouterr().err
