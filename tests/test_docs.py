@@ -7,6 +7,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +23,9 @@ from hqvae.run import Run
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 TOKENS = ROOT / "docs" / "tokens.md"
+ARRAYS = ROOT / "docs" / "arrays.md"
+IDS = ROOT / "docs" / "ids.md"
+WHOLE = (TOKENS, ARRAYS, IDS)  # run as a whole: commands and examples in order
 GUIDES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [*GUIDES, *sorted((ROOT / "experiments" / "diary").glob("*.md"))]
 
@@ -76,7 +81,7 @@ def count_words(sentence):
 
 def examples():
     for path in GUIDES:
-        if path == TOKENS:  # runs as a whole
+        if path in WHOLE:
             continue
         for index, code in enumerate(_PYTHON.findall(path.read_text())):
             yield pytest.param(path, code, id=f"{path.name}-{index}")
@@ -116,27 +121,63 @@ def first_run(folder):
     Run.create(folder / "runs" / "first", config).save_model(HQVAE(config.model, data=config.data))
 
 
+def run_as_written(path, settings=(), leave_out=None):
+    """Run a page's commands and examples in order, `train` with these settings; counts them.
+
+    Lines with the word `leave_out` are tested elsewhere.
+    """
+    ran = 0
+    for language, code in re.findall(
+        r"^```(python)?\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE
+    ):
+        if language:
+            with torch.random.fork_rng():
+                exec(compile(code, name(path), "exec"), {"__name__": "example"})
+            ran += 1
+        for line in code.splitlines():
+            if line.startswith("hqvae ") and (leave_out is None or leave_out not in line):
+                extra = settings if line.startswith("hqvae train") else ()
+                assert main([*shlex.split(line)[1:], *extra]) == 0, line
+                ran += 1
+    return ran
+
+
 @pytest.mark.timeout(180)
 def test_use_your_codes_runs_as_written(tmp_path, monkeypatch, capsys):
-    """Its commands and its examples in order; but for Ray's, of which `test_ray.py` is."""
+    """But for Ray's command, of which `test_ray.py` is."""
     monkeypatch.chdir(tmp_path)
     first_run(tmp_path)
     (tmp_path / "docs").symlink_to(ROOT / "docs")
-    blocks = re.findall(r"^```(python)?\n(.*?)^```", TOKENS.read_text(), re.DOTALL | re.MULTILINE)
-    ran = 0
-    for language, code in blocks:
-        if language:
-            with torch.random.fork_rng():
-                exec(compile(code, name(TOKENS), "exec"), {"__name__": "example"})
-            ran += 1
-        for line in code.splitlines():
-            if line.startswith("hqvae ") and "ray" not in line:
-                assert main(shlex.split(line)[1:]) == 0, line
-                ran += 1
-    assert ran == 7
+    assert run_as_written(TOKENS, leave_out="ray") == 7
     assert re.search(r"^11 items, \d+\.\d\d nats a token$", capsys.readouterr().out, re.MULTILINE)
     decoded = sorted(path.name for path in (tmp_path / "decoded").rglob("*.png"))
     assert decoded == sorted([f"{i}.png" for i in range(12)] + ["0.png", "1.png", "2.png"])
+
+
+SHORT = ["train.steps=20", "train.validate_every=20", "train.batch_size=16", "train.log_every=20"]
+
+
+@pytest.mark.timeout(180)
+def test_semantic_ids_run_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for file, count in (("items.parquet", 80), ("new.parquet", 9)):
+        vectors = generator.standard_normal((count, 12)).astype(np.float32)
+        keys = [f"{file}-{i}" for i in range(count)]
+        column = pyarrow.array(list(vectors), pyarrow.list_(pyarrow.float32()))
+        table = {"id": keys, "brand": ["a", "b", "c"] * count, "embedding": column}
+        table["brand"] = table["brand"][:count]
+        pyarrow.parquet.write_table(pyarrow.table(table), file)
+    assert run_as_written(IDS, SHORT) == 5
+    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("['items.parquet-")
+
+
+@pytest.mark.timeout(180)
+def test_any_array_runs_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_as_written(ARRAYS, SHORT) == 4
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last == "((16,), (16,), (16,), (16,)) (64, 2)"
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=name)
