@@ -147,16 +147,23 @@ def evaluate(
         **_words(data),
         **_model_protocol(opened, model, device),
     }
-    ids = None
-    if not model.config.axes:
-        ids = ItemCodes.read(Tokenizer(model), {options.split: data}, options.limit).measures()
-        figures = {**measures.figures, "own_id": ids.collisions.alone}
-        measures = replace(measures, figures=figures)
+    measures, ids = _with_ids(measures, model, data, options)
     report = Report(measures, findings(measures, opened.config), protocol, ids)
     opened.write_json("report/report.json", report.entry())
     record_left_out(opened, splits)
     save_pictures(opened, model, data, device)
     return report
+
+
+def _with_ids(
+    measures: Measures, model: HQVAE, data: Dataset, options: EvalOptions
+) -> tuple[Measures, IdMeasures | None]:
+    """Of vectors, whose codes are IDs, the measures of these too."""
+    if model.config.axes:
+        return measures, None
+    ids = ItemCodes.read(Tokenizer(model), {options.split: data}, options.limit).measures()
+    figures = {**measures.figures, "own_id": ids.collisions.alone}
+    return replace(measures, figures=figures), ids
 
 
 def _words(data: Dataset) -> dict[str, str]:

@@ -13,6 +13,7 @@ from hqvae.data import ArrayDataset, Dataset
 from hqvae.errors import InputError, printable
 from hqvae.metrics import IdMeasures, LayerUse, PrefixMeasures, measure_ids
 from hqvae.tokenizer import Tokenizer
+from hqvae.topdown import NearestCodes, walk
 
 _AT_ONCE = 2**14  # items that are read and coded together
 _MEASURED = 2**30  # bytes of vectors that are kept to measure neighbours by
@@ -97,7 +98,7 @@ class ItemCodes:
         (level,) = model.levels
 
         def near(x: Tensor) -> tuple[Tensor, Tensor]:
-            z_e = level.project_in(model.features(x)[0], None)
+            z_e = walk(model.levels, NearestCodes(model.features(x)))[1][0].z_e
             return level.quantizer.candidates(z_e, count)
 
         codes, errors = self.tokenizer.in_batches(torch.cat(parts), near)
