@@ -130,10 +130,8 @@ def evaluate(
     if config == opened.config.data:
         warn_of_change(opened, options.split, splits.fingerprints)
     model.config.spectral.check_fits(data.sample_rate, data.shape[-1])
-    batches = (
-        data.signal(batch, device)
-        for batch in sequential_batches(data, options.batch_size, options.limit)
-    )
+    raw = sequential_batches(data, options.batch_size, options.limit)
+    batches = (data.signal(batch, device) for batch in raw)
     metrics = data.modality.metrics(resolved, device, thorough=True)
     try:
         measures = measure(model, batches, data.unit, metrics, options.shuffle_items)
