@@ -6,6 +6,7 @@ What cannot be found by its meaning has a checksum: weights and checkpoints.
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from hqvae.run import Run
 
 SIXTEEN = LevelConfig(60, 2, 16, 6)
 SIZED = {
-    **MODELS,
+    **{name: replace(model, channels=model.channels or 6) for name, model in MODELS.items()},
     "stride 1": HQVAEConfig(levels=(LevelConfig(2, 1, 16, 6), LevelConfig(1, 1, 16, 6))),
     "wide strides": HQVAEConfig(
         levels=(SIXTEEN, LevelConfig(10, 1, 16, 5)),

@@ -30,6 +30,7 @@ from token_files import (
 
 import hqvae.data.audio_dataset
 import hqvae.tokenizer
+from hqvae.cli import main
 from hqvae.run import Run
 from hqvae.tokens.manifest import read_manifest
 
@@ -288,7 +289,11 @@ def test_a_small_picture_is_coded_whole(picture_run, tmp_path):
 
 def test_a_set_of_broken_pictures_has_no_row(picture_run, tmp_path, capsys):
     write(tmp_path / "d" / "a.png", torn_png())
-    out = encoded(picture_run, tmp_path / "d", tmp_path / "t")
+    out = tmp_path / "t"
+    words = ["encode", str(picture_run), "--data", str(tmp_path / "d"), "--out", str(out)]
+    assert main([*words, "--accelerator", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "none of 1 items could be coded" in said and "left-out.jsonl has them all" in said
     assert rows(out) == [] and counts(out) == {"train": 0}
     assert bytes_of(decoded(picture_run, out, tmp_path / "files")) == {}
 

@@ -80,7 +80,7 @@ def test_train_evaluate_doctor(name, folder, tmp_path, capsys):
         "data",
         "split",
         "items",
-        "unit",
+        *("noun", "point", "unit", "ratio"),
         "broken",
         "device",
         "dtype",

@@ -33,7 +33,7 @@ _TRAIN = TrainConfig()
 # With β₂ = 0.999 Adam reacts 1,000 steps late to gradients that grow in the nearest-code phase;
 # encoder and codebook then diverge (experiments/diary/ablations.md).
 _TRAIN_NEAREST = TrainConfig(beta2=0.95)
-_TRAIN_VECTORS = TrainConfig(steps=3000, batch_size=256, beta2=0.95, precision="32-true")
+_TRAIN_VECTORS = TrainConfig(steps=3000, batch_size=256, lr=3e-3, beta2=0.95, precision="32-true")
 _TRAIN_WAVES = TrainConfig(batch_size=16, lr=5e-4, warmup=200, clip=1.0)
 _TRAIN_PAPER = TrainConfig(
     epochs=100, batch_size=32, schedule="plateau", patience=3, validate_epochs=1

@@ -186,6 +186,8 @@ class Run(RunFiles):
                 raise InputError(
                     f"run {str(self.path)!r} is in use: another process is training into it"
                 )
+            for left in (self.path / "checkpoints").glob(".*.partial"):
+                left.unlink(missing_ok=True)  # of a process that was killed
             yield
 
     # ------------------------------------------------------------------------------ weights

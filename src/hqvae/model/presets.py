@@ -33,7 +33,9 @@ _PAPER = GumbelSoftmaxConfig(init=RandomInit(s2=21.0), variance="one_plus_exp")
 _AUDIO = HQVAEConfig(
     channels=1, axes=1, net=WaveConvConfig(), spectral=SpectralConfig(weight=1.0, rate=16_000)
 )
-_IDS = LevelConfig(stride=1, layers=4, codebook_size=256, dim=32)
+# Narrow codes spread items that are nearly equal: of 3,459 products 97 % have an ID of their own,
+# and 95 % with 32 dimensions (docs/results.md).
+_IDS = LevelConfig(stride=1, layers=4, codebook_size=256, dim=8)
 _VECTORS = HQVAEConfig(channels=0, axes=0, net=MLPConfig(), levels=(_IDS,))
 _SERIES = HQVAEConfig(
     channels=0,

@@ -1,0 +1,224 @@
+"""Semantic IDs of product catalogues: ours beside RQ-VAE, ResidualVQ and residual k-means.
+
+    python experiments/items.py items/office.parquet items/industrial.parquet [--layers 4 3]
+        [--seeds 5] [--steps 3000] [--only RSQ-VAE …] [--out experiments/results/items/items.json]
+    python experiments/items.py --table [--out …]
+
+Tables have `id`, `embedding`, and `brand` and `published_index` where they have them. Codes are of
+256 each; trained and measured on the same items, as IDs are. `pip install 'hqvae[compare]'
+scikit-learn` for the opponents. What is in the file already is not done again.
+
+    RSQ-VAE            the preset rsqvae-vector
+    RQ-VAE, restart    the preset rqvae-vector: moving averages, restart, no posterior
+    ResidualVQ         vector-quantize-pytorch with k-means start and its other defaults, in the
+                       same network, with the same optimiser and steps
+    residual k-means   scikit-learn's KMeans on what is left, layer by layer; no network
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import torch
+from torch import Tensor, nn
+
+from hqvae.config import Config
+from hqvae.data import ArrayDataset, open_data
+from hqvae.metrics import measure_ids
+from hqvae.nets import Decoder, Encoder, conv
+from hqvae.overrides import override
+from hqvae.presets import preset
+from hqvae.tokenizer import Tokenizer
+from hqvae.train import train
+
+CODES = 256
+Coded = tuple[Tensor, Tensor]  # codes [N, L] and reconstructions [N, D] in the data's unit
+
+
+def config_of(name: str, data: Path, layers: int, seed: int, steps: int) -> Config:
+    settings = [f"data.source={data}", f"model.levels.0.layers={layers}", f"train.seed={seed}"]
+    return override(preset(name), [*settings, f"train.steps={steps}"])
+
+
+def items_of(config: Config) -> tuple[Config, ArrayDataset, Tensor]:
+    """(the config that knows the data, the data, all items as the networks see them)."""
+    resolved, splits = open_data(config.data, 0, ("train",), 0)
+    data = splits["train"]
+    assert isinstance(data, ArrayDataset)
+    raw = data.readable(np.arange(len(data)))[1]
+    changes = [f"model.channels={raw.shape[1]}"]
+    return override(Config(config.model, resolved, config.phases, config.train), changes), data, raw
+
+
+def ours(name: str) -> Callable[[Path, int, int, int], Coded]:
+    def code(path: Path, layers: int, seed: int, steps: int) -> Coded:
+        config = config_of(name, path, layers, seed, steps)
+        _, data, raw = items_of(config)
+        with TemporaryDirectory() as folder:
+            run = train(config, f"{folder}/run", accelerator="cpu")
+            assert run is not None
+            model = run.load_model()
+        codes = Tokenizer(model).encode_batch(data.signal(raw))
+        restored = data.modality.restore(model.decode(codes), data.config)
+        return torch.stack(codes, 1), torch.from_numpy(np.stack(restored))
+
+    return code
+
+
+class Network(nn.Module):
+    """The preset's encoder and decoder around the library's quantizer."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        from vector_quantize_pytorch import ResidualVQ
+
+        model, (level,) = config.model, config.model.levels
+        self.encoder = Encoder(0, model.channels, [1], model.net)
+        self.project_in = conv(0, model.net.width(0), level.dim, 1)
+        self.quantizer = ResidualVQ(
+            dim=level.dim, num_quantizers=level.layers, codebook_size=CODES, kmeans_init=True
+        )
+        self.decoder = Decoder(0, model.channels, level.dim, 1, model.net)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = self.project_in(self.encoder(x)[0])
+        z, codes, commitment = self.quantizer(z[:, None])
+        return self.decoder(z[:, 0]), codes[:, 0], commitment.sum()
+
+
+def residual_vq(path: Path, layers: int, seed: int, steps: int) -> Coded:
+    config, data, raw = items_of(config_of("rsqvae-vector", path, layers, seed, steps))
+    x = data.signal(raw)
+    torch.manual_seed(seed)
+    network = Network(config)
+    settings = config.train
+    betas = (settings.beta1, settings.beta2)
+    optimizer = torch.optim.Adam(network.parameters(), settings.lr, betas)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(seed * steps + step)
+        batch = x[torch.randint(len(x), (settings.batch_size,), generator=generator)]
+        x_hat, _, commitment = network(batch)
+        loss = nn.functional.mse_loss(x_hat, batch) + commitment
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        x_hat, codes, _ = network.eval()(x)
+    return codes, torch.from_numpy(np.stack(data.modality.restore(x_hat, data.config)))
+
+
+def residual_kmeans(path: Path, layers: int, seed: int, steps: int) -> Coded:
+    from sklearn.cluster import KMeans
+
+    _, _, raw = items_of(config_of("rsqvae-vector", path, layers, seed, steps))
+    left = raw.numpy()
+    codes = []
+    for layer in range(layers):
+        found = KMeans(CODES, n_init=1, random_state=100 * seed + layer).fit(left)
+        codes.append(torch.from_numpy(found.labels_).long())
+        left = left - found.cluster_centers_[found.labels_]
+    return torch.stack(codes, 1), raw - torch.from_numpy(left)
+
+
+SYSTEMS: dict[str, Callable[[Path, int, int, int], Coded]] = {
+    "RSQ-VAE": ours("rsqvae-vector"),
+    "RQ-VAE, restart": ours("rqvae-vector"),
+    "ResidualVQ": residual_vq,
+    "residual k-means": residual_kmeans,
+}
+
+
+def measured(path: Path, coded: Coded) -> dict[str, Any]:
+    """Plain values of codes and reconstructions, beside the table's own columns."""
+    codes, x_hat = coded
+    table = parquet.read_table(path)
+    x = torch.tensor(np.stack(table["embedding"].to_numpy()), dtype=torch.float32)
+    labels = table["brand"].to_pylist() if "brand" in table.column_names else None
+    ids = measure_ids(codes, [CODES] * codes.shape[1], labels, x)
+    explained = 1 - (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+    assert ids.without_duplicates is not None
+    return {
+        "explained": float(explained),
+        "own_id": ids.collisions.alone,
+        "own_id_duplicates_aside": ids.without_duplicates.alone,
+        "perplexity": [layer.perplexity for layer in ids.layers],
+        "used": [layer.used for layer in ids.layers],
+        "purity": [prefix.purity and prefix.purity.all_items for prefix in ids.prefixes],
+        "purity_chance": [
+            prefix.purity and prefix.purity.all_items_chance for prefix in ids.prefixes
+        ],
+    }
+
+
+def estimate(values: list[float], digits: int) -> str:
+    error = f" ± {stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{error}"
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Means and standard errors over seeds, as a table of Markdown."""
+    heads = (
+        "data | layers | system | seeds | explained | own ID % | duplicates aside % | perplexity"
+    )
+    print(f"| {heads} |")
+    print("|---|---|---|---|---|---|---|---|")
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["data"], row["layers"], row["system"]), []).append(row)
+    for (data, layers, system), group in sorted(groups.items()):
+        of_layers = zip(*[row["perplexity"] for row in group])
+        perplexity = " ".join(f"{mean(of_layer):.0f}" for of_layer in of_layers)
+        explained = estimate([row["explained"] for row in group], 3)
+        own = estimate([100 * row["own_id"] for row in group], 1)
+        aside = estimate([100 * row["own_id_duplicates_aside"] for row in group], 1)
+        print(
+            f"| {data} | {layers} | {system} | {len(group)} | {explained} | {own} | {aside} "
+            f"| {perplexity} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", nargs="*", type=Path)
+    parser.add_argument("--layers", nargs="+", type=int, default=[4, 3])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--only", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/items/items.json"))
+    arguments = parser.parse_args()
+    rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
+    done = {(row["data"], row["layers"], row["system"], row["seed"]) for row in rows}
+    wanted = [
+        (path, layers, system, seed)
+        for seed in range(arguments.seeds)
+        for layers in arguments.layers
+        for path in arguments.data
+        for system in arguments.only
+    ]
+    for path, layers, system, seed in wanted if not arguments.table else ():
+        place = (path.stem, layers, system, seed)
+        if place in done:
+            continue
+        found = measured(path, SYSTEMS[system](path, layers, seed, arguments.steps))
+        names = dict(zip(("data", "layers", "system", "seed"), place))
+        rows.append({**names, "steps": arguments.steps, **found})
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+        print(*place, f"{found['explained']:.3f} {found['own_id']:.1%}", flush=True)
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
