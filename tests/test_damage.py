@@ -18,13 +18,16 @@ from hqvae.errors import InputError
 from hqvae.model import HQVAE, HQVAEConfig, LevelConfig
 from hqvae.model.presets import MODELS
 from hqvae.model.size import count_values
-from hqvae.nets import WaveConvConfig
+from hqvae.nets import MLPConfig, WaveConvConfig
 from hqvae.run import Run
 
 SIXTEEN = LevelConfig(60, 2, 16, 6)
 SIZED = {
     **{name: replace(model, channels=model.channels or 6) for name, model in MODELS.items()},
     "stride 1": HQVAEConfig(levels=(LevelConfig(2, 1, 16, 6), LevelConfig(1, 1, 16, 6))),
+    "a shallow encoder": HQVAEConfig(
+        levels=(LevelConfig(1, 2, 16, 6),), net=MLPConfig(encoder_blocks=1), axes=0
+    ),
     "wide strides": HQVAEConfig(
         levels=(SIXTEEN, LevelConfig(10, 1, 16, 5)),
         net=WaveConvConfig(widths=(3, 5, 7)),

@@ -89,7 +89,8 @@ class _Counter:
             if not factors:
                 total += self.conv(channels, self.net.width(0), 3)
                 channels = self.net.width(0)
-            total += self.conv(channels, channels, 3) + self.blocks(channels, self.net.blocks)
+            total += self.conv(channels, channels, 3)
+            total += self.blocks(channels, self.net.encoder_depth)
         return total
 
     def decoder(self, dim: int, stride: int) -> int:

@@ -66,7 +66,7 @@ def _encoder_stage(
         steps.append(conv(axes, channels, net.width(0), 3))
         channels = net.width(0)
     steps += [net.activation_layer(), conv(axes, channels, channels, 3)]
-    steps += [*res_blocks(axes, channels, net, net.blocks), net.activation_layer()]
+    steps += [*res_blocks(axes, channels, net, net.encoder_depth), net.activation_layer()]
     return nn.Sequential(*steps)
 
 

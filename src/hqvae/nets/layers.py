@@ -52,6 +52,11 @@ class ConvConfig:
     factor: int = Field(default=2, ge=2, le=2**16)
     """prime factors of a stride are taken together in one convolution up to this"""
 
+    @property
+    def encoder_depth(self) -> int:
+        """Residual blocks at the resolution of every level, in the encoder."""
+        return self.blocks
+
     def activation_layer(self) -> nn.Module:
         return nn.ReLU()
 
@@ -110,6 +115,12 @@ class MLPConfig(ConvConfig):
     kind: Literal["mlp"] = "mlp"  # type: ignore[assignment]
     widths: tuple[Width, ...] = Field(default=(512,), min_length=1, max_length=64)
     """channels; one number, for nothing is reduced"""
+    encoder_blocks: int | None = Field(default=None, ge=0, le=256)
+    """residual blocks of the encoder, where it has others than `blocks`: fewer encode faster"""
+
+    @property
+    def encoder_depth(self) -> int:
+        return self.blocks if self.encoder_blocks is None else self.encoder_blocks
 
     def activation_layer(self) -> nn.Module:
         return nn.GELU()
