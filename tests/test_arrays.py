@@ -384,3 +384,17 @@ def test_what_is_no_vector_is_refused(item, message, tmp_path):
     assert main([*words, "--accelerator", "cpu"]) == 0
     with pytest.raises(ValueError, match=message):
         Tokenizer.from_pretrained(run).encode([item])
+
+
+def test_vectors_are_compared_in_their_unit(tmp_path, capsys):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "title: Vectors\nreference: RSQ\nsystems:\n  RSQ: {preset: rsqvae-vector}\n"
+        "  RQ: {preset: rqvae-vector}\nseeds: [0]\n"
+    )
+    data = write(tmp_path / "a.npy", rows())
+    words = ["compare", str(spec), "--data", str(data), "--out", str(tmp_path / "c"), *TINY]
+    assert main([*words, "--accelerator", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "explained" in said and "own ID" in said and "SNR dB" in said
+    assert "PSNR" not in said and "bits per vector" in said

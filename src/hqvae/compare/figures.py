@@ -48,7 +48,7 @@ def over_cases(spec: Spec, rows: Sequence[Row]) -> Figure:
 
 
 def by_layer(spec: Spec, rows: Sequence[Row]) -> Figure:
-    """PSNR when decoding from the first layers only, and perplexity / K of every layer.
+    """PSNR, or SNR, when decoding from the first layers only, and perplexity / K of every layer.
 
     A line per system; `rows` are those of one case.
     """
@@ -62,7 +62,7 @@ def by_layer(spec: Spec, rows: Sequence[Row]) -> Figure:
     for axes in (left, right):
         axes.set_xticks(range(1, max(len(row.layers) for row in rows) + 1))
         axes.set_xlabel("layer", fontsize=8)
-    _finish(figure, ("PSNR dB, decoding from the layers so far", "perplexity / K"))
+    _finish(figure, (f"{rows[0].ratio} dB, decoding from the layers so far", "perplexity / K"))
     return figure
 
 

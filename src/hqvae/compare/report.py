@@ -50,6 +50,8 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px }
 # head of a column → (figure, digits; None: by the figure's size)
 _COLUMNS: dict[str, tuple[str, int | None]] = {
     "RMSE": ("rmse", None),
+    "explained": ("explained_variance", 4),
+    "own ID": ("own_id", 4),
     "PSNR dB": ("psnr", 2),
     "SSIM": ("ssim", 4),
     "LPIPS": ("lpips", 4),
@@ -142,7 +144,8 @@ def _tables(spec: Spec, rows: Sequence[Row]) -> tuple[Table, Table]:
         share = format_estimate(row.figures["perplexity_share"], 2)
         used = f"{row.figures['used_share'].mean:.0%}"
         use.append([row.system, str(len(row.seeds)), " ".join(perplexities), share, used])
-    heads = [f"RMSE ({rows[0].unit})" if head == "RMSE" else head for head in columns]
+    own = {"RMSE": f"RMSE ({rows[0].unit})", "PSNR dB": f"{rows[0].ratio} dB"}
+    heads = [own.get(head, head) for head in columns]
     figure_heads = ["system", *heads, f"Δ RMSE to {spec.reference_system}"]
     return (figure_heads, figures), (_USE_HEADS, use)
 

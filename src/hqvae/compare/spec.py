@@ -210,7 +210,8 @@ def run_specs(spec: Spec, data: str) -> list[RunSpec]:
         _check_comparable([run for run in first_round if run.case == case], spec.rates)
     for run in first_round:
         try:
-            HQVAE(run.config.model)
+            model = run.config.model
+            HQVAE(replace(model, channels=model.channels or 1))  # of arrays it is the data's
         except (ValueError, ImportError) as error:
             # A codebook size that a quantizer cannot have, or an extra that is missing.
             raise InputError(f"{run.title}: {error}") from error

@@ -14,6 +14,8 @@ from .spec import Spec
 
 FIGURES = (
     "rmse",
+    "explained_variance",
+    "own_id",
     "psnr",
     "ssim",
     "lpips",
@@ -75,7 +77,7 @@ class LayerRow:
 class Row:
     """One system in one case.
 
-    unit, rate: what RMSE is in, and the rate with its unit
+    unit, ratio, rate: what RMSE is in, what the ratio in dB is called, the rate with its unit
     figures: those of FIGURES that there are; `perplexity_share` and `used_share` are shares of K,
         of the layer where they are lowest
     difference: paired difference of RMSE to the reference system (positive: worse than it); None
@@ -85,6 +87,7 @@ class Row:
     case: str
     system: str
     unit: str
+    ratio: str
     rate: str
     seeds: tuple[int, ...]
     figures: dict[str, Estimate]
@@ -128,6 +131,7 @@ def _row(
     case: str, system: str, own: Mapping[int, Mapping[str, Any]], difference: Estimate | None
 ) -> Row:
     first = next(iter(own.values()))
+    protocol = first["protocol"]
     figures = [_figures(result) for result in own.values()]
     estimates = {
         name: Estimate.of([run[name] for run in figures])
@@ -137,8 +141,9 @@ def _row(
     return Row(
         case=case,
         system=system,
-        unit=first["protocol"]["unit"],
-        rate=_rate(first["measures"]),
+        unit=protocol["unit"],
+        ratio=protocol.get("ratio", "PSNR"),
+        rate=_rate(first["measures"], protocol),
         seeds=tuple(own),
         figures=estimates,
         layers=_layers([result["measures"]["layers"] for result in own.values()]),
@@ -213,10 +218,10 @@ def format_difference(difference: Estimate | None) -> str:
     return ("+" if difference.mean >= 0 else "−") + format_estimate(size, digits)
 
 
-def _rate(measures: Mapping[str, Any]) -> str:
+def _rate(measures: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     if measures.get("bits_per_second") is not None:
         return f"{measures['bits_per_second']:.0f} bits/s"
-    return f"{measures['bits_per_point']:.4g} bits per pixel"
+    return f"{measures['bits_per_point']:.4g} bits per {protocol.get('point', 'pixel')}"
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, float]:
