@@ -180,7 +180,7 @@ def main() -> None:
         "gpu": torch.cuda.get_device_name() if arguments.device == "cuda" else None,
         "torch": torch.__version__,
     }
-    content = {"machine": machine, "data": arguments.data, "items_per_second": results}
+    content = {"machine": machine, "data": Path(arguments.data).name, "items_per_second": results}
     arguments.out.write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -6,7 +6,7 @@ import json
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from test_ids import Items
+from id_items import Items
 
 from hqvae.errors import InputError
 from hqvae.ids import IdVocabulary, make_ids, read_ids, write_ids

@@ -5,11 +5,13 @@ It is an assignment of least cost over all colliding items at once:
     minimise Σ_i ‖z̃_i − ID_i‖² − ‖z̃_i − own ID_i‖²
 
 with no ID given twice, none that exists already or that an item has to itself, and one item staying
-at every ID, unless that exists already. Items look at
-their nearest free IDs only. That is enough as soon as each sees one that nobody wants: let u, v be
-the prices of an optimum among the IDs that are seen (u_i + v_j ≤ c_ij, v_j ≤ 0, and v_j = 0 for an
-ID left free). Then u_i is at most the cost of the free ID that i sees, so at most that of any ID
-farther away: the prices hold for all IDs, and the optimum is one among all IDs.
+at every ID, unless that exists already.
+
+Items look at few of their nearest free IDs, for that is enough. Let u, v be the prices of an
+optimum among the IDs that are seen: u_i + v_j ≤ c_ij and v_j ≤ 0, with v_j = 0 for an ID that
+nobody takes, or that one item alone sees. An item that sees such an ID has u_i at most its cost,
+so at most that of any ID farther away. Once this holds for every item, the prices hold for all
+IDs, and the optimum is one among all of them.
 """
 
 import math
@@ -22,7 +24,7 @@ from hqvae.errors import InputError
 from hqvae.metrics.groups import group_rows
 from hqvae.tokens import smallest_type
 
-from .matching import Edges, assign, scipy_modules
+from .matching import Edges, assign, crowded, scipy_modules, without_needless
 from .new_items import Candidates, NewItems
 
 _FIRST_COUNT = 32  # candidates asked for at first: a narrow beam misses some of the nearest
@@ -177,23 +179,40 @@ def _choose(free: _FreeIds) -> Int64[np.ndarray, "n"]:
     """Which of its IDs each item gets, at the least cost in all."""
     seen = np.full(len(free.own), _FIRST_SEEN)
     choices = np.full(len(free.own), -1)
-    look_again = np.ones(len(free.own), dtype=bool)
-    while look_again.any():
+    more = np.ones(len(free.own), dtype=bool)  # items that see more than when choices were made
+    while True:
         free.ask(seen)
-        edges = free.edges(seen)
-        assign(edges, choices, look_again)
-        placed = np.flatnonzero(choices >= 0)
-        used = np.array([free.numbers[item][choices[item]] for item in placed], dtype=np.uint64)
-        left = ~np.isin(edges.columns, used)
-        sees_spare = np.bincount(edges.items, left, minlength=len(seen)) > 0
-        sees_all = free.whole & (seen >= free.known())
-        look_again = ((choices < 0) | ~sees_spare) & ~sees_all
-        seen[look_again] *= 2
+        edges, has_private = without_needless(free.edges(seen), len(seen))
+        look_farther = crowded(edges, len(seen))
+        farther = seen + np.maximum(1, seen // 2)
+        if not look_farther.any():
+            assign(edges, choices, more)
+            more[:] = False
+            unused = _first_unused(free, choices)
+            look_farther = ~has_private & (unused >= seen)
+            farther = np.where(unused < free.known(), unused + 1, farther)
+        look_farther &= (seen < free.known()) | ~free.whole
+        if not look_farther.any():
+            break
+        seen = np.where(look_farther, farther, seen)
+        more |= look_farther
     if (choices < 0).any():
         raise ValueError(
             "candidates gave fewer IDs than they were asked for, and not all there are"
         )
     return choices
+
+
+def _first_unused(free: _FreeIds, choices: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+    """The place of the nearest ID of each item that no item got; past its end if all are taken."""
+    known = free.known()
+    chosen = np.sort([numbers[choice] for numbers, choice in zip(free.numbers, choices)])
+    taken = _is_among(chosen, np.concatenate(free.numbers))
+    items = np.repeat(np.arange(len(known)), known)[~taken]
+    first = known.copy()
+    places = np.arange(len(taken)) - np.repeat(known.cumsum() - known, known)
+    np.minimum.at(first, items, places[~taken])
+    return first
 
 
 def _order_equal_items(free: _FreeIds, choices: np.ndarray) -> None:
