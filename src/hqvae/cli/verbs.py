@@ -37,7 +37,7 @@ def train(
     devices: int = 1,
     nodes: int = 1,
 ) -> int:
-    """Train a system on images or sounds; writes a run folder. Or go on with one.
+    """Train a system on images, sounds or arrays; writes a run folder. Or go on with one.
 
     Examples:
 

@@ -191,6 +191,9 @@ def open_splits(
     datasets = {
         name: modality.dataset(indexes[name], resolved, channels, progress) for name in wanted
     }
+    same = [name for name in wanted if name != "train" and indexes[name] is indexes.get("train")]
+    for name in same:
+        warn("data %s: its %s split is the training items (data.%s=0)", config.source, name, name)
     training = to_train and "train" in wanted
     for sentence in modality.remarks(datasets["train" if training else wanted[0]], training):
         warn("data %s: %s", config.source, sentence)
