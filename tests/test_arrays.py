@@ -389,8 +389,7 @@ def test_what_is_no_vector_is_refused(item, message, tmp_path):
 def test_vectors_are_compared_in_their_unit(tmp_path, capsys):
     spec = tmp_path / "spec.yaml"
     spec.write_text(
-        "title: Vectors\nreference: RSQ\nsystems:\n  RSQ: {preset: rsqvae-vector}\n"
-        "  RQ: {preset: rqvae-vector}\nseeds: [0]\n"
+        "title: Vectors\nreference: RSQ\nsystems:\n  RSQ: {preset: rsqvae-vector}\nseeds: [0]\n"
     )
     data = write(tmp_path / "a.npy", rows())
     words = ["compare", str(spec), "--data", str(data), "--out", str(tmp_path / "c"), *TINY]

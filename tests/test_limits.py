@@ -32,12 +32,15 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A few images, and a few sounds where they can be read."""
+    """A few images, arrays, and a few sounds where they can be read."""
     root = tmp_path_factory.mktemp("data")
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
     np.savez(root / "images.npz", x=images)
-    found = {"images": str(root / "images.npz")}
+    np.savez(root / "vectors.npz", x=generator.standard_normal((24, 6)))
+    np.savez(root / "series.npz", x=generator.standard_normal((24, 16, 3)))
+    arrays = {"vectors": str(root / "vectors.npz"), "series": str(root / "series.npz")}
+    found = {"images": str(root / "images.npz"), **arrays}
     try:
         import soundfile
         import soxr  # noqa: F401
@@ -82,10 +85,12 @@ def test_the_ends_of_every_setting(name, sources, tmp_path, monkeypatch):
     monkeypatch.setattr(loop_module.Stop, "requested", True)
     monkeypatch.setattr(loop_module.TrainState, "save", lambda state, run: None)
     kind = PRESETS[name].data.kind
+    if kind == "arrays":
+        kind = "series" if PRESETS[name].model.axes else "vectors"
     if kind not in sources:
         pytest.skip("needs the extra audio")
-    length = "data.seconds=0.1" if kind == "audio" else "data.size=16"
-    small = [*SETTINGS[5:], *SMALL, length, f"data.source={sources[kind]}"]
+    length = {"audio": ["data.seconds=0.1"], "images": ["data.size=16"]}.get(kind, [])
+    small = [*SETTINGS[5:], *SMALL, *length, f"data.source={sources[kind]}"]
     small += level_settings(len(PRESETS[name].model.levels))
     config = override(PRESETS[name], small)
     for number, setting in enumerate(setting for of, setting in CASES if of == name):
