@@ -2,7 +2,7 @@
 
     pip install aeon
     python experiments/motions.py motions.npz
-    hqvae train rsqvae-series --data motions.npz --out runs/motions
+    hqvae train rsqvae-series --data motions.npz --out runs/motions train.steps=1500
     hqvae evaluate runs/motions
 
 80 recordings of a smart watch, half of them for the test: acceleration and angular velocity, three

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hqvae.console import ProgressBar, print_table
 from hqvae.data import ArrayDataset, Dataset
+from hqvae.data.sources import Label
 from hqvae.errors import InputError, printable
 from hqvae.metrics import IdMeasures, LayerUse, PrefixMeasures, measure_ids
 from hqvae.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ class ItemCodes:
         self.splits = splits
         self.keys: list[str] = []
         self.codes = torch.zeros(0, len(tokenizer.layout.layers), dtype=torch.long)
-        self.labels: list[int | str | None] | None = None
+        self.labels: list[Label] | None = None
         self.vectors: Tensor | None = None
         self.places: list[tuple[ArrayDataset, np.ndarray]] = []
 
@@ -41,7 +42,7 @@ class ItemCodes:
         total = sum(min(len(dataset), limit or len(dataset)) for dataset in splits.values())
         with_labels = any(dataset.labels is not None for dataset in splits.values())
         keeps = total * tokenizer.model.config.channels * 4 <= _MEASURED
-        labels: list[int | str | None] = []
+        labels: list[Label] = []
         codes: list[Tensor] = []
         vectors: list[Tensor] = []
         with closing(items._blocks(limit)) as blocks, ProgressBar(total, 0, quiet=False) as bar:
@@ -68,9 +69,7 @@ class ItemCodes:
         """The codes as IDs, before any rule."""
         return measure_ids(self.codes, self.codebook_sizes, self.labels, self.vectors)
 
-    def _blocks(
-        self, limit: int | None
-    ) -> Generator[tuple[ArrayDataset, np.ndarray, Tensor, int], None, None]:
+    def _blocks(self, limit: int | None) -> Generator[Block, None, None]:
         """(data, numbers of items, their signals, items so far)."""
         done = 0
         for dataset in self.splits.values():

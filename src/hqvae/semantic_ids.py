@@ -6,6 +6,7 @@ from pathlib import Path
 from hqvae.apart import check_apart
 from hqvae.coded import coded_source
 from hqvae.console import scan_bars
+from hqvae.data.sources import Label
 from hqvae.errors import InputError, nearest_name
 from hqvae.files import said_if_full, write_json_lines
 from hqvae.ids import RULES, Ids, StoredIds, make_ids, read_ids, write_ids
@@ -16,7 +17,6 @@ from hqvae.run import Run
 from hqvae.tokenizer import Tokenizer
 from hqvae.trained import open_trained
 
-Label = int | str | None
 LEFT_OUT = "left-out.jsonl"
 
 
