@@ -15,7 +15,7 @@ from hqvae.metrics import IdMeasures
 from hqvae.ranks import pick_device
 from hqvae.run import Run
 from hqvae.tokenizer import Tokenizer
-from hqvae.trained import open_trained
+from hqvae.trained import load_with_digest, open_trained
 
 LEFT_OUT = "left-out.jsonl"
 
@@ -75,12 +75,13 @@ def identify(
     if Path(out).exists() and any(Path(out).iterdir()):
         raise InputError(f"out={out!r} already holds files; choose another folder")
     device = pick_device(options.accelerator)
-    existing = _existing(opened, options)
+    weights, model = load_with_digest(opened)
+    existing = _existing(opened, weights, options)
     coded, indexes = coded_source(opened, source, options.column)
     check_apart(out, coded.config.source, tables=True)
     with scan_bars() as progress:
         splits = coded.open_splits(indexes, opened.config.model.channels, progress=progress)
-    tokenizer = Tokenizer(opened.load_model().to(device))
+    tokenizer = Tokenizer(model.to(device))
     with said_if_full(out, "the same command goes on into another folder"):
         found = ItemCodes.read(tokenizer, splits)
         measures = found.measures()
@@ -93,7 +94,7 @@ def identify(
             stored,
             codebook_sizes=found.codebook_sizes,
         )
-        made = {"model": opened.weights_sha256(), "source": coded.config.source}
+        made = {"model": weights, "source": coded.config.source}
         write_ids(out, ids, _labels(ids, found, existing), made, measures.entry())
         left_out = splits.left_out()
         if left_out:
@@ -101,12 +102,12 @@ def identify(
     return Identified(ids, measures, len(left_out))
 
 
-def _existing(run: Run, options: IdOptions) -> StoredIds | None:
+def _existing(run: Run, weights: str, options: IdOptions) -> StoredIds | None:
     """IDs that stay. Raises InputError for those of another model."""
     if options.existing is None:
         return None
     stored = read_ids(options.existing)
-    if stored.made.get("model") != run.weights_sha256():
+    if stored.made.get("model") != weights:
         raise InputError(
             f"the IDs in {options.existing!r} are of another model than run {str(run.path)!r}; "
             "expected those of this run, whose codebooks have not changed"

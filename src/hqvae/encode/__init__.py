@@ -13,7 +13,7 @@ from hqvae.ranks import pick_device
 from hqvae.run import Run
 from hqvae.tokenizer import Tokenizer
 from hqvae.tokens.manifest import Manifest
-from hqvae.trained import open_trained
+from hqvae.trained import load_with_digest, open_trained
 
 from .engine import Engine
 from .job import Job, description
@@ -37,7 +37,7 @@ def encode(
     Raises InputError for a run, data or folder that cannot be used.
     """
     opened = open_trained(run)
-    weights, model = _load(opened)
+    weights, model = load_with_digest(opened)
     coded, indexes = coded_source(opened, source, options.column)
     check_apart(out, coded.config.source, tables=True)
     with scan_bars() as progress:
@@ -48,16 +48,6 @@ def encode(
     ):
         made = description(opened, weights, model, splits, engine.compute(), options)
         return _run(engine, Job(Path(out), made, coded.config.source))
-
-
-def _load(run: Run) -> tuple[str, HQVAE]:
-    """(the digest of the weights, the model). Training may save others at any moment."""
-    run.load_model()  # which mends weights that are missing or damaged
-    while True:
-        weights = run.weights_sha256()
-        model = run.load_model()
-        if run.weights_sha256() == weights:
-            return weights, model
 
 
 def _run(engine: Engine, job: Job) -> Manifest:
