@@ -153,3 +153,30 @@ def test_a_wide_beam_takes_a_few_rows_at_a_time():
 def test_no_candidates_are_refused():
     with pytest.raises(ValueError, match="count=0: expected at least 1"):
         candidates(torch.zeros(2, 4), codebooks_of(), 0)
+
+
+def largest_of(scores, count):
+    """The places that Numba finds, which must be those of a stable sort."""
+    passes_numba = pytest.importorskip("hqvae.quantize.kernels.passes_numba")
+    places = torch.empty(len(scores), count, dtype=torch.long)
+    passes_numba.largest(scores, places)
+    return places, torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :count]
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 40])
+@pytest.mark.parametrize("width", [40, 255, 256, 257, 700])
+def test_the_largest_scores_are_found_in_order(width, count):
+    scores = torch.randn(50, width, generator=torch.Generator().manual_seed(width))
+    scores[:, 5] = -torch.inf
+    assert torch.equal(*largest_of(scores, count))
+
+
+def test_of_equal_scores_the_first_are_found():
+    scores = torch.randint(3, (50, 600), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(*largest_of(scores, 8))
+
+
+def test_scores_that_are_not_numbers_still_give_places():
+    places, _ = largest_of(torch.full((4, 300), torch.nan), 8)
+    assert ((places >= 0) & (places < 300)).all()
+    assert all(len(set(row)) == 8 for row in places.tolist())

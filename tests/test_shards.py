@@ -36,6 +36,7 @@ from hqvae.tokens import LayerPlace, Layout, Tokens
 from hqvae.tokens.manifest import read_manifest
 from hqvae.tokens.shards import (
     Row,
+    RowStack,
     ShardWriter,
     read_footer,
     read_shard,
@@ -310,6 +311,28 @@ def test_a_shard_without_a_row_can_be_read(picture_run, tmp_path):
     found = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
     assert codes_in(found["train"]) == expected_codes(out)
     assert threading.active_count() < 20
+
+
+@pytest.mark.parametrize("row_group", [1, 2**24])
+@pytest.mark.parametrize("label_type", [None, "integer", "string"])
+def test_rows_of_one_size_are_written_as_others_are(label_type, row_group, tmp_path, monkeypatch):
+    monkeypatch.setattr("hqvae.tokens.shards._ROW_GROUP", row_group)
+    layout = Layout((LayerPlace(0, 0, 4, 300), LayerPlace(0, 0, 2, 70_000)), 1)
+    codes = torch.arange(80).reshape(10, 8), 1000 * torch.arange(40).reshape(10, 4)
+    labels = [None, 7] * 5 if label_type == "integer" else [None, "café"] * 5
+    keys = [f"item {i}" for i in range(10)]
+    columns = schema(layout, label_type)
+    with write_shard(tmp_path / "rows.parquet", columns, {}) as writer:
+        for i, key in enumerate(keys):
+            tokens = Tokens(tuple(of_layer[i] for of_layer in codes), (8,))
+            writer.add([Row(key, labels[i], (8,), tokens)])
+    with write_shard(tmp_path / "stacks.parquet", columns, {}) as writer:
+        for part in (slice(0, 3), slice(3, 3), slice(3, 10)):
+            of_part = tuple(of_layer[part] for of_layer in codes)
+            writer.add_stack(RowStack(keys[part], labels[part], (8,), of_part))
+    tables = [parquet.read_table(tmp_path / name) for name in ("rows.parquet", "stacks.parquet")]
+    assert tables[0].equals(tables[1]) and tables[0].num_rows == 10
+    assert read_footer(tmp_path / "stacks.parquet")["rows"] == 10
 
 
 def test_no_more_of_a_shard_is_read_than_is_asked_for(tmp_path, monkeypatch):

@@ -156,11 +156,14 @@ class Tokenizer:
     def encode_batch(self, x: Shaped[Tensor, "N C ..."]) -> tuple[Int[Tensor, "N ..."], ...]:
         """The codes [N, *S_l] of every layer, of signals of one size: those of `encode_signals`.
 
-        For many small signals, vectors among them, this is the fast way. Raises as it does.
+        For many small signals, vectors among them, this is the fast way. Of no signals the codes
+        have no rows. Raises as `encode_signals` does.
         """
-        for signal in x[:1]:
-            self._check(signal)
         size = tuple(x.shape[2:])
+        if not len(x):
+            shapes = self.layout.shapes(self.layout.coarsest(size))
+            return tuple(torch.zeros(0, *shape, dtype=torch.long) for shape in shapes)
+        self._check(x[0])
         windows = self._encoding.of(size)
         if len(windows) > 1 or any(
             side * self.layout.stride != length for side, length in zip(windows[0].sides, size)

@@ -27,7 +27,7 @@ from .dataset import BrokenItem, Dataset
 from .frontend import Frontend, LogMel, MelConfig, WaveConfig, Waveform
 from .image_dataset import ImageDataset
 from .images import IMAGE, PIXEL_UNIT, ImageConfig
-from .items import Item, Items
+from .items import Item, ItemBlock, Items
 from .modality import Modality, SignalUnit
 from .scan import Progress
 from .sources import SPLITS, FileIndex, SourceConfig, cut_splits, digest, open_source
@@ -51,6 +51,7 @@ __all__ = [
     "ImageConfig",
     "ImageDataset",
     "Item",
+    "ItemBlock",
     "Items",
     "LogMel",
     "MelConfig",

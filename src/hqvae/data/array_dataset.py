@@ -31,6 +31,7 @@ class ArrayDataset(Dataset):
     """
 
     modality = ARRAY
+    is_stacked = True
 
     def __init__(self, index: FileIndex, config: ArrayConfig):
         if config.space is None or index.take is None:
@@ -84,6 +85,10 @@ class ArrayDataset(Dataset):
     def coded_raw(self, i: int, whole: bool) -> tuple[Float[np.ndarray, "C *S"], tuple[int, ...]]:
         raw = self.read_raw(i)
         return raw, raw.shape[1:]
+
+    def coded_batch(self, numbers: np.ndarray) -> tuple[np.ndarray, Float[Tensor, "b C *S"]]:
+        found, raw = self.readable(numbers)
+        return found, self.signal(raw)
 
     def readable(self, numbers: np.ndarray) -> tuple[np.ndarray, Shaped[Tensor, "B C *S"]]:
         """(those of these items that are finite, their raw batch); the others are noted."""

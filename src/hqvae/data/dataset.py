@@ -74,6 +74,8 @@ class Dataset(ABC):
     """[C, *S] of an example's signal."""
     in_memory: bool
     """Whether decoded items are kept in memory."""
+    is_stacked: ClassVar[bool] = False
+    """Whether all items are of one size and can be had as one array, by `coded_batch`."""
     sample_rate: int | None = None
     """Samples per second of what `waveform` gives; None where signals cannot be heard."""
 
@@ -167,6 +169,10 @@ class Dataset(ABC):
         That is [H, W] of a picture, and [T] at `sample_rate` of a sound. Raises BrokenItem, also
         for an item that is too small to be prepared.
         """
+
+    def coded_batch(self, numbers: np.ndarray) -> tuple[np.ndarray, Shaped[Tensor, "b C ..."]]:
+        """(those of these items that can be used, what is coded of them), where `is_stacked`."""
+        raise TypeError(f"{self.modality.noun}s are coded one by one")
 
     def codable(self, raw: Shaped[np.ndarray, "C *S"]) -> Shaped[Tensor, "C ..."]:
         """A raw item as `encode` takes it: stored values where it does, else the signal."""

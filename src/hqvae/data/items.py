@@ -1,11 +1,13 @@
 """A split as it is coded: each example once, or each item whole."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from .sources import Label
 
 _AT_ONCE = 2**20  # points of examples that a thread reads at a time, about
 _MOST_AT_ONCE = 256  # examples, of which a look at each takes its time
+_MOST_STACKED = 4096  # items that are read as one array
+_STACKED_VALUES = 2**22  # of these
 _AHEAD = 3  # reads that wait for each thread
 
 
@@ -28,6 +32,36 @@ class Item(NamedTuple):
     """[H, W] of the picture, or [T] of the sound at the rate of the data."""
     signal: Shaped[Tensor, "C ..."]
     """As `encode` takes it, without the axis of a batch."""
+
+
+class ItemBlock(NamedTuple):
+    """Items that were read together, one after the other in their split."""
+
+    keys: list[str]
+    labels: list[Label]
+    original_sizes: list[tuple[int, ...]]
+    signals: list[Tensor] | Tensor
+    """One for each item; stacked [N, C, *S] where items come so."""
+    broken: list[BrokenItem]
+    """Those that cannot be had, which the others do not count."""
+
+    @property
+    def items(self) -> int:
+        """All of them."""
+        return len(self.keys) + len(self.broken)
+
+    @classmethod
+    def joined(cls, blocks: Sequence["ItemBlock"]) -> "ItemBlock":
+        """One of several, at least one, of the same split."""
+        keys, labels, sizes, signals, broken = zip(*blocks)
+        stacks = [one for one in signals if isinstance(one, Tensor)]
+        return cls(
+            list(chain.from_iterable(keys)),
+            list(chain.from_iterable(labels)),
+            list(chain.from_iterable(sizes)),
+            torch.cat(stacks) if stacks else list(chain.from_iterable(signals)),
+            list(chain.from_iterable(broken)),
+        )
 
 
 class Items:
@@ -65,15 +99,12 @@ class Items:
         """Items of which nothing is asked for, since nothing can be read of them."""
         return [] if self.whole else self.dataset.without_examples()
 
-    def read_in_order(
-        self, start: int, stop: int, threads: int
-    ) -> Iterator[list[Item | BrokenItem]]:
+    def read_in_order(self, start: int, stop: int, threads: int) -> Iterator[ItemBlock]:
         """All from `start` to `stop`, some at a time; threads read ahead, a little."""
-        points = math.prod(self.dataset.shape[1:])
-        at_once = 1 if self.whole else max(1, min(_MOST_AT_ONCE, _AT_ONCE // points))
+        at_once = self._at_once()
 
-        def read(first: int) -> list[Item | BrokenItem]:
-            return [self._try(i) for i in range(first, min(stop, first + at_once))]
+        def read(first: int) -> ItemBlock:
+            return self.read_block(first, min(stop, first + at_once))
 
         with ThreadPoolExecutor(threads) as pool:
             starts = iter(range(start, stop, at_once))
@@ -84,6 +115,37 @@ class Items:
                     waiting += [pool.submit(read, first) for first in islice(starts, 1)]
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def read_block(self, start: int, stop: int) -> ItemBlock:
+        """Those from `start` to `stop`, at once."""
+        if self.dataset.is_stacked:
+            return self._read_stacked(start, stop)
+        read = [self._try(i) for i in range(start, stop)]
+        items = [one for one in read if isinstance(one, Item)]
+        keys, labels, sizes, signals = map(list, zip(*items)) if items else ([], [], [], [])
+        broken = [one for one in read if isinstance(one, BrokenItem)]
+        return ItemBlock(keys, labels, sizes, signals, broken)
+
+    def _read_stacked(self, start: int, stop: int) -> ItemBlock:
+        dataset = self.dataset
+        found, signals = dataset.coded_batch(np.arange(start, stop))
+        numbers = found.tolist()
+        labels = [None if dataset.labels is None else dataset.labels[i] for i in numbers]
+        broken = [self._try(i) for i in sorted(set(range(start, stop)) - set(numbers))]
+        return ItemBlock(
+            [dataset.keys[i] for i in numbers],
+            labels,
+            [tuple(signals.shape[2:])] * len(numbers),
+            signals,
+            [one for one in broken if isinstance(one, BrokenItem)],
+        )
+
+    def _at_once(self) -> int:
+        """Items that a thread reads at a time."""
+        if self.dataset.is_stacked:
+            return max(1, min(_MOST_STACKED, _STACKED_VALUES // math.prod(self.dataset.shape)))
+        points = math.prod(self.dataset.shape[1:])
+        return 1 if self.whole else max(1, min(_MOST_AT_ONCE, _AT_ONCE // points))
 
     def _try(self, i: int) -> Item | BrokenItem:
         try:

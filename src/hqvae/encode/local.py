@@ -1,6 +1,7 @@
 """The local engine: this process, one thread for each device, and readers ahead of each."""
 
 import logging
+import math
 import os
 import queue
 import threading
@@ -10,18 +11,20 @@ from contextlib import closing
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hqvae.data import Item, Items, Splits
+from hqvae.data import ItemBlock, Items, Splits
 from hqvae.data.dataset import BrokenItem
 from hqvae.errors import printable
 from hqvae.tokenizer import Tokenizer
-from hqvae.tokens.shards import Row, Shard, write_shard
+from hqvae.tokens.shards import Row, RowStack, Shard, ShardWriter, write_shard
 
 from .engine import Engine
 from .job import Job
 
 log = logging.getLogger("hqvae")
 _POINTS = 2**20  # of a block of signals, at least; whoever stops waits for one
+_VECTORS = 2**14  # of them, where a signal is one
 _POLL = 0.1  # seconds
 _READERS = 8  # threads that read for one device, at most
 
@@ -50,35 +53,38 @@ class Encoder:
         footer = {**self.job.footer(), "left_out": left_out}
         with write_shard(self.job.folder / shard.name, self.job.columns, footer) as writer:
             for block in self._blocks(items, shard):
-                whole = [item for item in block if isinstance(item, Item)]
-                tokens = self.tokenizer.encode_signals([item.signal for item in whole])
-                writer.add(
-                    [
-                        Row(printable(item.key), item.label, item.original_size, of_item)
-                        for item, of_item in zip(whole, tokens)
-                    ]
-                )
-                left_out += _entries(item for item in block if isinstance(item, BrokenItem))
-                yield len(block)
+                self._code(block, writer)
+                left_out += _entries(block.broken)
+                yield block.items
 
-    def _blocks(self, items: Items, shard: Shard) -> Iterator[list[Item | BrokenItem]]:
+    def _code(self, block: ItemBlock, writer: ShardWriter) -> None:
+        keys = [printable(key) for key in block.keys]
+        if isinstance(block.signals, Tensor):
+            codes = self.tokenizer.encode_batch(block.signals)
+            writer.add_stack(RowStack(keys, block.labels, tuple(block.signals.shape[2:]), codes))
+        else:
+            tokens = self.tokenizer.encode_signals(block.signals)
+            rows = map(Row, keys, block.labels, block.original_sizes, tokens)
+            writer.add(list(rows))
+
+    def _blocks(self, items: Items, shard: Shard) -> Iterator[ItemBlock]:
         """Items together that fill some batches."""
-        block: list[Item | BrokenItem] = []
+        blocks: list[ItemBlock] = []
         points = 0
         for read in items.read_in_order(shard.start, shard.stop, self.readers):
-            block += read
-            points += sum(item.signal[0].numel() for item in read if isinstance(item, Item))
+            blocks.append(read)
+            points += sum(math.prod(signal.shape[1:]) for signal in read.signals)
             if points >= block_points(self.tokenizer):
-                yield block
-                block = []
+                yield ItemBlock.joined(blocks)
+                blocks = []
                 points = 0
-        if block:
-            yield block
+        if blocks:
+            yield ItemBlock.joined(blocks)
 
 
 def block_points(tokenizer: Tokenizer) -> int:
     """Of signals that are coded before rows are handed on."""
-    return max(_POINTS, 4 * tokenizer.points)
+    return max(_POINTS if tokenizer.layout.axes else _VECTORS, 4 * tokenizer.points)
 
 
 def _entries(broken: Iterable[BrokenItem]) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ has come.
 """
 
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import torch
+from torch import Tensor
 
 from hqvae.errors import InputError, printable, summary_of
 from hqvae.files import atomic_write
@@ -48,6 +50,16 @@ class Row(NamedTuple):
     label: Label
     original_size: tuple[int, ...]
     tokens: Tokens
+
+
+class RowStack(NamedTuple):
+    """Items of one size, which is their own, and their tokens."""
+
+    keys: Sequence[str]
+    labels: Sequence[Label]
+    size: tuple[int, ...]
+    codes: tuple[Tensor, ...]
+    """[N, *S_l] of every layer."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,7 @@ class ShardWriter:
         self._columns = columns
         self._file = parquet.ParquetWriter(path, columns, compression="zstd")
         self._waiting: list[Row] = []
+        self._stacks: list[pa.Table] = []
         self._codes = 0
         self.rows = 0
 
@@ -110,6 +123,15 @@ class ShardWriter:
             self._codes += sum(layer.numel() for layer in row.tokens.codes)
             if self._codes >= _ROW_GROUP:
                 self._flush()
+
+    def add_stack(self, stack: RowStack) -> None:
+        """Append rows of one size."""
+        if not stack.keys:
+            return  # of nothing, Arrow repeats nothing
+        self._stacks.append(_stack_table(stack, self._columns))
+        self._codes += sum(layer.numel() for layer in stack.codes)
+        if self._codes >= _ROW_GROUP:
+            self._flush()
 
     def close(self, footer: Mapping[str, Any]) -> None:
         """Write what is left, and what the shard says of itself."""
@@ -125,9 +147,13 @@ class ShardWriter:
 
     def _flush(self) -> None:
         if self._waiting:
-            self._file.write_table(to_table(self._waiting, self._columns))
-        self.rows += len(self._waiting)
+            self._stacks.append(to_table(self._waiting, self._columns))
+        if self._stacks:
+            table = pa.concat_tables(self._stacks).combine_chunks()
+            self._file.write_table(table)
+            self.rows += table.num_rows
         self._waiting = []
+        self._stacks = []
         self._codes = 0
 
 
@@ -160,18 +186,42 @@ def to_table(rows: Sequence[Row], columns: pa.Schema) -> pa.Table:
         "size": pa.array([row.tokens.size for row in rows], _SIDES),
         "shapes": pa.array([row.tokens.shapes for row in rows], pa.list_(_SIDES)),
     }
+    for index in range(len(rows[0].tokens.codes)):
+        layers = [row.tokens.codes[index].flatten() for row in rows]
+        offsets = np.cumsum([0, *map(len, layers)], dtype=np.int32)
+        arrays[f"codes_{index}"] = _lists(torch.cat(layers), offsets, columns, index)
+    return _table(arrays, [row.label for row in rows], columns)
+
+
+def _stack_table(stack: RowStack, columns: pa.Schema) -> pa.Table:
+    """`to_table` of rows of one size."""
+    count = len(stack.keys)
+    shapes = [list(of_layer.shape[1:]) for of_layer in stack.codes]
+    sizes = pa.repeat(pa.scalar(list(stack.size), _SIDES), count)
+    arrays: dict[str, pa.Array] = {
+        "key": pa.array(stack.keys, pa.string()),
+        "original_size": sizes,
+        "size": sizes,
+        "shapes": pa.repeat(pa.scalar(shapes, pa.list_(_SIDES)), count),
+    }
+    for index, of_layer in enumerate(stack.codes):
+        offsets = np.arange(count + 1, dtype=np.int32) * math.prod(of_layer.shape[1:])
+        arrays[f"codes_{index}"] = _lists(of_layer.flatten(), offsets, columns, index)
+    return _table(arrays, stack.labels, columns)
+
+
+def _lists(codes: Tensor, offsets: np.ndarray, columns: pa.Schema, index: int) -> pa.Array:
+    kind = columns.field(f"codes_{index}").type
+    values = codes.numpy().astype(kind.value_type.to_pandas_dtype())
+    return pa.ListArray.from_arrays(offsets, values, type=kind)
+
+
+def _table(arrays: dict[str, pa.Array], labels: Sequence[Label], columns: pa.Schema) -> pa.Table:
     if "label" in columns.names:
         kind = columns.field("label").type
-        labels = [row.label for row in rows]
         if kind == pa.string():
             labels = [None if label is None else printable(str(label)) for label in labels]
         arrays["label"] = pa.array(labels, kind)
-    for index in range(len(rows[0].tokens.codes)):
-        kind = columns.field(f"codes_{index}").type
-        layers = [row.tokens.codes[index].flatten() for row in rows]
-        offsets = np.cumsum([0, *map(len, layers)], dtype=np.int32)
-        values = torch.cat(layers).numpy().astype(kind.value_type.to_pandas_dtype())
-        arrays[f"codes_{index}"] = pa.ListArray.from_arrays(offsets, values, type=kind)
     return pa.Table.from_arrays([arrays[name] for name in columns.names], schema=columns)
 
 

@@ -127,13 +127,14 @@ def beam_search(
     its centre, and z is moved by the centres on the way.
     """
     codes = _empty_codes(z, count, len(codebooks))
+    passes = _passes(z)
     parts = _parts(z)
     layers = [(codebook, _bias(codebook), c) for codebook, c in zip(codebooks, centres)]
     widest = beam_size * max(len(codebook) for codebook in codebooks)
 
     def over_part(part: int) -> None:
         for rows in _blocks(parts[part], widest, z.device, beam_size):
-            codes[rows] = _beam_search_block(z[rows], layers, beam_size)[:, :count]
+            codes[rows] = _beam_search_block(passes, z[rows], layers, beam_size)[:, :count]
 
     if len(z):
         parallel_for(over_part, len(parts))
@@ -141,7 +142,7 @@ def beam_search(
 
 
 def _beam_search_block(
-    z: Tensor, layers: Sequence[tuple[Tensor, Tensor, Tensor]], beam_size: int
+    passes: ModuleType, z: Tensor, layers: Sequence[tuple[Tensor, Tensor, Tensor]], beam_size: int
 ) -> Tensor:
     """The codes of all sums that are kept at the end, best first."""
     # With r less the codebook's centre, −‖r − b‖²/2 = score − ‖r‖²/2; of ‖r‖²/2 only what the
@@ -153,7 +154,8 @@ def _beam_search_block(
         half_square = residual.square().sum(2, keepdim=True) / 2
         scores = _linear(residual.flatten(0, 1), codebook, bias).view(len(z), -1, len(codebook))
         scores = scores.sub_(half_square - half_square.amin(1, keepdim=True)).flatten(1)
-        best = scores.topk(min(beam_size, scores.shape[1]), 1).indices
+        best = _empty_codes(z, min(beam_size, scores.shape[1]))
+        passes.largest(scores, best)
         parent = (best // len(codebook)).unsqueeze(2)
         code = best % len(codebook)
         parent_codes = codes.gather(1, parent.expand(-1, -1, codes.shape[2]))

@@ -54,6 +54,11 @@ def nearest(scores: Tensor, codes: Tensor) -> None:
     torch.argmax(scores, 1, out=codes)
 
 
+def largest(scores: Tensor, places: Tensor) -> None:
+    """Where the largest of each row are, from the first on: places [n, count]."""
+    places.copy_(scores.topk(places.shape[1], 1).indices)
+
+
 def assign(scores: Tensor, precision: float, codes: Tensor, entropy: Tensor) -> None:
     nearest(scores, codes)
     x = _relative_logits(scores, precision, scores.amax(1))
