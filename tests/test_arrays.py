@@ -97,6 +97,22 @@ def test_ids_and_labels_come_with_the_items(suffix, tmp_path):
     assert (None if data.labels is None else list(data.labels)) == labels
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".pt", ".parquet"])
+def test_labels_that_are_none_are_said(suffix, tmp_path, caplog):
+    path = write(tmp_path / f"a{suffix}", rows(), labels=[0.5] * 40)
+    column = {"column": "x"}
+    assert opened(path, **column).labels is None
+    assert "'labels' holds" in caplog.text and "which are no labels" in caplog.text
+    with pytest.raises(InputError, match=r"data\.labels='labels': these are no labels; expected"):
+        opened(path, labels="labels", **column)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_labels_can_be_strings(suffix, tmp_path):
+    path = write(tmp_path / f"a{suffix}", rows(), labels=["ash", "elm"] * 20)
+    assert list(opened(path).labels) == ["ash", "elm"] * 20
+
+
 def test_columns_of_ids_and_labels_can_be_named(tmp_path):
     table = pa.table({"x": listed(rows()), "sku": range(100, 140), "brand": ["a", "b"] * 20})
     parquet.write_table(table, tmp_path / "a.parquet")
@@ -353,6 +369,9 @@ def test_items_on_their_own_and_in_batches_have_the_same_tokens(trained):
     x = data.signal(data.training_batch(np.arange(len(data)), np.zeros((len(data), 2))))
     batched = tokenizer.encode_batch(x)
     alone = [tokenizer.encode_signals([one])[0] for one in x]
+    assert [one.shape for one in tokenizer.encode_batch(x[:0])] == [
+        (0, *codes.shape[1:]) for codes in batched
+    ]
     for layer, codes in enumerate(batched):
         assert torch.equal(codes, torch.stack([one.codes[layer] for one in alone]))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+import torch
 
 from hqvae import Tokenizer
 from hqvae.cli import main
@@ -87,6 +88,22 @@ def test_the_codes_are_those_of_the_tokenizer(run, data, tmp_path):
         (tokens,) = Tokenizer.from_pretrained(run).encode([vector])
         row = ids.codes[ids.keys.index(key)].tolist()
         assert [int(codes) for codes in tokens.codes] == row
+
+
+def test_threads_have_no_say(run, tmp_path):
+    threads = torch.get_num_threads()
+    vectors, brands = items(3000, seed=7)
+    path = write(tmp_path / "b.parquet", vectors, brands, keys_of(3000))
+    written = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        out = tmp_path / f"ids{count}"
+        try:
+            identified(run, out, "--data", path)
+        finally:
+            torch.set_num_threads(threads)
+        written.append([(out / name).read_bytes() for name in ("ids.parquet", "index.json")])
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("rule", ["none", "token", "nearest"])

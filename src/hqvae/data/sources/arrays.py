@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from hqvae.errors import InputError
+from hqvae.ranks import warn
 
 from .index import SPLIT_NAMES, FileIndex, Label, digest
 from .labels import labels_of
@@ -120,12 +121,14 @@ def label_array(pictures: str, headers: Mapping[str, Header], alone: bool) -> st
     called += [name.removesuffix("_images") + "_labels"] if name.endswith("_images") else []
     called += ["labels", "y"] if alone else []
     count = headers[pictures][1][0]
-    fitting = {
-        other.lower(): other
-        for other, (dtype, shape) in headers.items()
-        if dtype.kind in "iu" and shape in ((count,), (count, 1))
-    }
-    return next((fitting[other] for other in called if other in fitting), None)
+    by_name = {other.lower(): other for other in headers}
+    for other in (by_name[one] for one in called if one in by_name):
+        dtype, shape = headers[other]
+        if shape in ((count,), (count, 1)):
+            if dtype.kind in "iubU":
+                return other
+            warn("array %r holds %s, which are no labels", other, dtype)
+    return None
 
 
 def read_header(archive: Any, member: str) -> Header:

@@ -13,7 +13,7 @@ from hqvae.errors import InputError, nearest_name, summary_of
 from .arrays import DAMAGED, described, label_array, member_of, read_header
 from .ids import COLUMNS, Ids, RowNumbers, ids_beside, ids_of_array
 from .index import SPLIT_NAMES, FileIndex, Label, digest
-from .labels import labels_of
+from .labels import labels_asked_for
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth")
 _EXPECTED = "expected floats [N, D], [N, T, C] or [N, H, W, C]"
@@ -119,7 +119,7 @@ def _labels(
     values = np.asarray(arrays.read(chosen)).reshape(-1)
     if len(values) != count:
         raise InputError(f"{path.name} has {len(values)} labels for {count} rows")
-    return labels_of(values.tolist())
+    return labels_asked_for(labels, values.tolist())
 
 
 def _row(array: np.ndarray, i: int) -> np.ndarray:

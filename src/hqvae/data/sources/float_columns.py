@@ -12,7 +12,7 @@ from hqvae.errors import InputError, nearest_name
 
 from .ids import COLUMNS, RowNumbers, as_ids
 from .index import FileIndex, digest
-from .labels import class_names, label_column, labels_of
+from .labels import class_names, label_column, labels_asked_for
 from .parquet import reading, schema_of, split_of_path
 from .row_groups import Column, RecentGroups, column_bytes, read_column
 
@@ -65,11 +65,12 @@ def _index(
     rows = _Rows(tables)
     label = _label(files[0], schemas, labels)
     label_names = None if label is None else class_names(schemas, label)
-    values = (read_column(file, label) for file in files) if label else []
+    values = chain.from_iterable(read_column(file, label) for file in files) if label else []
+    found_labels = labels_asked_for(labels, values, label_names)
     return FileIndex(
         _names(root, files, schemas, ids, [len(table) for table in tables]),
         partial(_row, rows),
-        labels=labels_of(chain.from_iterable(values), label_names) if label else None,
+        labels=found_labels,
         label_names=label_names,
         content=digest([table.content for table in tables]),
         take=rows.take,

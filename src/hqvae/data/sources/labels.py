@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hqvae.errors import InputError
 from hqvae.ranks import warn
 
 from .index import Label
@@ -33,6 +34,18 @@ def labels_of(values: Iterable[Any], names: Sequence[str] | None = None) -> list
     if names is not None:
         labels = [None if isinstance(label, int) and label < 0 else label for label in labels]
     return None if all(label is None for label in labels) else labels
+
+
+def labels_asked_for(
+    named: str | None, values: Iterable[Any], names: Sequence[str] | None = None
+) -> list[Label] | None:
+    """`labels_of`. Raises InputError where they were `named` by a setting, and are none."""
+    labels = labels_of(values, names)
+    if labels is None and named is not None:
+        raise InputError(
+            f"data.labels={named!r}: these are no labels; expected whole numbers, or strings"
+        )
+    return labels
 
 
 def label_column(schemas: Sequence["pa.Schema"]) -> str | None:
