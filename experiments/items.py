@@ -1,18 +1,22 @@
 """Semantic IDs of product catalogues: ours beside RQ-VAE, ResidualVQ and residual k-means.
 
     python experiments/items.py items/office.parquet items/industrial.parquet [--layers 4 3]
-        [--seeds 5] [--steps 3000] [--only RSQ-VAE …] [--out experiments/results/items/items.json]
-    python experiments/items.py --table [--out …]
+        [--seeds 5] [--dim 8] [--steps 3000] [--only RSQ-VAE …]
+        [--out experiments/results/items/items.json]
+    python experiments/items.py --table experiments/results/items/*.json
 
 Tables have `id`, `embedding`, and `brand` and `published_index` where they have them. Codes are of
-256 each; trained and measured on the same items, as IDs are. `pip install 'hqvae[compare]'
-scikit-learn` for the opponents. What is in the file already is not done again.
+256 each; trained and measured on the same items, as IDs are. `--dim` and `--steps` are of all
+systems but k-means. `pip install 'hqvae[compare]' scikit-learn` for the opponents. What is in the
+file already is not done again.
 
     RSQ-VAE            the preset rsqvae-vector
     RQ-VAE, restart    the preset rqvae-vector: moving averages, restart, no posterior
     ResidualVQ         vector-quantize-pytorch with k-means start and its other defaults, in the
                        same network, with the same optimiser and steps
     residual k-means   scikit-learn's KMeans on what is left, layer by layer; no network
+    published index    what another project published for these items, from other embeddings and
+                       with its collisions resolved; once, for it has no seed
 """
 
 import argparse
@@ -22,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -39,12 +43,28 @@ from hqvae.tokenizer import Tokenizer
 from hqvae.train import train
 
 CODES = 256
+KMEANS = "residual k-means"
+PUBLISHED = "published index"
+
+
+class Setting(NamedTuple):
+    """What a system is given."""
+
+    layers: int
+    seed: int
+    dim: int
+    steps: int
+
+
+PLACE = ("data", "system", *Setting._fields)  # what tells rows apart
 Coded = tuple[Tensor, Tensor]  # codes [N, L] and reconstructions [N, D] in the data's unit
 
 
-def config_of(name: str, data: Path, layers: int, seed: int, steps: int) -> Config:
-    settings = [f"data.source={data}", f"model.levels.0.layers={layers}", f"train.seed={seed}"]
-    return override(preset(name), [*settings, f"train.steps={steps}"])
+def config_of(name: str, data: Path, setting: Setting) -> Config:
+    layers, seed, dim, steps = setting
+    level = [f"model.levels.0.layers={layers}", f"model.levels.0.dim={dim}"]
+    training = [f"train.seed={seed}", f"train.steps={steps}"]
+    return override(preset(name), [f"data.source={data}", *level, *training])
 
 
 def items_of(config: Config) -> tuple[Config, ArrayDataset, Tensor]:
@@ -57,9 +77,9 @@ def items_of(config: Config) -> tuple[Config, ArrayDataset, Tensor]:
     return override(Config(config.model, resolved, config.phases, config.train), changes), data, raw
 
 
-def ours(name: str) -> Callable[[Path, int, int, int], Coded]:
-    def code(path: Path, layers: int, seed: int, steps: int) -> Coded:
-        config = config_of(name, path, layers, seed, steps)
+def ours(name: str) -> Callable[[Path, Setting], Coded]:
+    def code(path: Path, setting: Setting) -> Coded:
+        config = config_of(name, path, setting)
         _, data, raw = items_of(config)
         with TemporaryDirectory() as folder:
             run = train(config, f"{folder}/run", accelerator="cpu")
@@ -93,18 +113,18 @@ class Network(nn.Module):
         return self.decoder(z[:, 0]), codes[:, 0], commitment.sum()
 
 
-def residual_vq(path: Path, layers: int, seed: int, steps: int) -> Coded:
-    config, data, raw = items_of(config_of("rsqvae-vector", path, layers, seed, steps))
+def residual_vq(path: Path, setting: Setting) -> Coded:
+    seed, steps = setting.seed, setting.steps
+    config, data, raw = items_of(config_of("rsqvae-vector", path, setting))
     x = data.signal(raw)
     torch.manual_seed(seed)
     network = Network(config)
-    settings = config.train
-    betas = (settings.beta1, settings.beta2)
-    optimizer = torch.optim.Adam(network.parameters(), settings.lr, betas)
+    betas = (config.train.beta1, config.train.beta2)
+    optimizer = torch.optim.Adam(network.parameters(), config.train.lr, betas)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         generator = torch.Generator().manual_seed(seed * steps + step)
-        batch = x[torch.randint(len(x), (settings.batch_size,), generator=generator)]
+        batch = x[torch.randint(len(x), (config.train.batch_size,), generator=generator)]
         x_hat, _, commitment = network(batch)
         loss = nn.functional.mse_loss(x_hat, batch) + commitment
         optimizer.zero_grad()
@@ -116,38 +136,47 @@ def residual_vq(path: Path, layers: int, seed: int, steps: int) -> Coded:
     return codes, torch.from_numpy(np.stack(data.modality.restore(x_hat, data.config)))
 
 
-def residual_kmeans(path: Path, layers: int, seed: int, steps: int) -> Coded:
+def residual_kmeans(path: Path, setting: Setting) -> Coded:
     from sklearn.cluster import KMeans
 
-    _, _, raw = items_of(config_of("rsqvae-vector", path, layers, seed, steps))
+    _, _, raw = items_of(config_of("rsqvae-vector", path, setting))
     left = raw.numpy()
     codes = []
-    for layer in range(layers):
-        found = KMeans(CODES, n_init=1, random_state=100 * seed + layer).fit(left)
+    for layer in range(setting.layers):
+        found = KMeans(CODES, n_init=1, random_state=100 * setting.seed + layer).fit(left)
         codes.append(torch.from_numpy(found.labels_).long())
         left = left - found.cluster_centers_[found.labels_]
     return torch.stack(codes, 1), raw - torch.from_numpy(left)
 
 
-SYSTEMS: dict[str, Callable[[Path, int, int, int], Coded]] = {
+SYSTEMS: dict[str, Callable[[Path, Setting], Coded]] = {
     "RSQ-VAE": ours("rsqvae-vector"),
     "RQ-VAE, restart": ours("rqvae-vector"),
     "ResidualVQ": residual_vq,
-    "residual k-means": residual_kmeans,
+    KMEANS: residual_kmeans,
 }
 
 
-def measured(path: Path, coded: Coded) -> dict[str, Any]:
+def published(path: Path) -> Tensor | None:
+    """Codes [N, L] of the column `published_index`, `<a_60> <b_159> <c_203>`; None without one."""
+    table = parquet.read_table(path)
+    if "published_index" not in table.column_names:
+        return None
+    words = [text.split() for text in table["published_index"].to_pylist()]
+    return torch.tensor([[int(word[3:-1]) for word in of_item] for of_item in words])
+
+
+def measured(path: Path, codes: Tensor, x_hat: Tensor | None) -> dict[str, Any]:
     """Plain values of codes and reconstructions, beside the table's own columns."""
-    codes, x_hat = coded
     table = parquet.read_table(path)
     x = torch.tensor(np.stack(table["embedding"].to_numpy()), dtype=torch.float32)
     labels = table["brand"].to_pylist() if "brand" in table.column_names else None
     ids = measure_ids(codes, [CODES] * codes.shape[1], labels, x)
-    explained = 1 - (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+    variance = (x - x.mean(0)).square().sum()
+    explained = None if x_hat is None else float(1 - (x - x_hat).square().sum() / variance)
     assert ids.without_duplicates is not None
     return {
-        "explained": float(explained),
+        "explained": explained,
         "own_id": ids.collisions.alone,
         "own_id_duplicates_aside": ids.without_duplicates.alone,
         "perplexity": [layer.perplexity for layer in ids.layers],
@@ -159,31 +188,51 @@ def measured(path: Path, coded: Coded) -> dict[str, Any]:
     }
 
 
-def estimate(values: list[float], digits: int) -> str:
+def estimate(values: list[float | None], digits: int) -> str:
+    """Mean ± standard error."""
+    known = [value for value in values if value is not None]
+    return _estimate(known, digits) if known else "–"
+
+
+def _estimate(values: list[float], digits: int) -> str:
     error = f" ± {stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{error}"
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Means and standard errors over seeds, as a table of Markdown."""
-    heads = (
-        "data | layers | system | seeds | explained | own ID % | duplicates aside % | perplexity"
-    )
-    print(f"| {heads} |")
-    print("|---|---|---|---|---|---|---|---|")
+    heads = ["data", "layers", "dim, steps", "system", "seeds", "explained", "own ID %"]
+    heads += ["duplicates aside %", "perplexity", "least of any seed", "purity of 1, 2 codes"]
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["data"], row["layers"], row["system"]), []).append(row)
-    for (data, layers, system), group in sorted(groups.items()):
-        of_layers = zip(*[row["perplexity"] for row in group])
-        perplexity = " ".join(f"{mean(of_layer):.0f}" for of_layer in of_layers)
-        explained = estimate([row["explained"] for row in group], 3)
-        own = estimate([100 * row["own_id"] for row in group], 1)
-        aside = estimate([100 * row["own_id_duplicates_aside"] for row in group], 1)
-        print(
-            f"| {data} | {layers} | {system} | {len(group)} | {explained} | {own} | {aside} "
-            f"| {perplexity} |"
-        )
+        place = (row["data"], -row["layers"], row["dim"], row["steps"], row["system"])
+        groups.setdefault(place, []).append(row)
+    for (data, layers, dim, steps, system), group in sorted(groups.items()):
+        of_layers = list(zip(*[row["perplexity"] for row in group]))
+        purities = [[row["purity"][prefix] for row in group] for prefix in (0, 1)]
+        cells = [
+            *(data, -layers, f"{dim}, {steps:,}" if dim else "–", system, len(group)),
+            estimate([row["explained"] for row in group], 3),
+            estimate([100 * row["own_id"] for row in group], 1),
+            estimate([100 * row["own_id_duplicates_aside"] for row in group], 1),
+            " ".join(f"{mean(of_layer):.0f}" for of_layer in of_layers),
+            f"{min(map(min, of_layers)) / CODES:.2f} K",
+            " ".join(estimate(of_prefix, 2).split(" ±")[0] for of_prefix in purities),
+        ]
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+def rows_wanted(arguments: argparse.Namespace) -> list[tuple[Path, str, Setting]]:
+    dim, steps = arguments.dim, arguments.steps
+    return [
+        (path, system, Setting(layers, seed, *((0, 0) if system == KMEANS else (dim, steps))))
+        for layers in arguments.layers
+        for seed in range(arguments.seeds)
+        for path in arguments.data
+        for system in arguments.only
+    ]
 
 
 def main() -> None:
@@ -193,30 +242,36 @@ def main() -> None:
     parser.add_argument("data", nargs="*", type=Path)
     parser.add_argument("--layers", nargs="+", type=int, default=[4, 3])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--dim", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--only", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--table", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("experiments/results/items/items.json"))
     arguments = parser.parse_args()
+    if arguments.table:
+        print_table([row for path in arguments.table for row in json.loads(path.read_text())])
+        return
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
-    done = {(row["data"], row["layers"], row["system"], row["seed"]) for row in rows}
-    wanted = [
-        (path, layers, system, seed)
-        for seed in range(arguments.seeds)
-        for layers in arguments.layers
-        for path in arguments.data
-        for system in arguments.only
-    ]
-    for path, layers, system, seed in wanted if not arguments.table else ():
-        place = (path.stem, layers, system, seed)
-        if place in done:
-            continue
-        found = measured(path, SYSTEMS[system](path, layers, seed, arguments.steps))
-        names = dict(zip(("data", "layers", "system", "seed"), place))
-        rows.append({**names, "steps": arguments.steps, **found})
+    done = {tuple(row[name] for name in PLACE) for row in rows}
+
+    def keep(
+        path: Path, place: tuple[Any, ...], codes: Tensor, x_hat: Tensor | None = None
+    ) -> None:
+        rows.append({**dict(zip(PLACE, place)), **measured(path, codes, x_hat)})
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
-        print(*place, f"{found['explained']:.3f} {found['own_id']:.1%}", flush=True)
+        print(*place, rows[-1]["explained"], rows[-1]["own_id"], flush=True)
+
+    for path, system, setting in rows_wanted(arguments):
+        place = (path.stem, system, *setting)
+        if place not in done:
+            keep(path, place, *SYSTEMS[system](path, setting))
+    for path in arguments.data:
+        codes = published(path)
+        if codes is not None:
+            place = (path.stem, PUBLISHED, codes.shape[1], 0, 0, 0)
+            if place not in done:
+                keep(path, place, codes)
     print_table(rows)
 
 
