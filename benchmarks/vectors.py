@@ -1,13 +1,14 @@
 """Vectors → codes: rows a second in memory, and whole tables of generated rows, with their memory.
 
-    python benchmarks/vectors.py [--width 768] [--ids 1000000] [--encode 10000000] [--rounds 5]
-        [--out benchmarks/vectors.json]
+    python benchmarks/vectors.py [--width 768] [--ids 1000000] [--encode 10000000] [--train 12000]
+        [--rounds 5] [--out benchmarks/vectors.json]
 
 The preset `rsqvae-vector`, four layers of 256 codes, with codebooks from its first rows and no
 training: speed does not care. *In memory* is `Tokenizer.encode_batch` on all of torch's threads,
 beside the bare model at the same batch. Tables are `.npy` of float16, which `hqvae ids` (so many
 rows) and `hqvae encode` read in a process of their own. Its peak of memory is told: that of its
-own, and with the mapped file. The larger table takes 15 GB of disk.
+own, and with the mapped file. The larger table takes 15 GB of disk. *Training* is all of
+`hqvae train rsqvae-vector` on 12,000 generated rows.
 """
 
 import argparse
@@ -109,6 +110,18 @@ def whole_table(verb: str, rows: int, width: int) -> dict[str, float]:
         return {"rows": rows, "rows_per_second": rows / (time.perf_counter() - start), **peaks}
 
 
+def training(rows: int, width: int) -> dict[str, float]:
+    """Seconds of a whole training."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        generate(folder / "rows.npy", rows, width)
+        words = [sys.executable, "-m", "hqvae.cli", "train", "rsqvae-vector"]
+        words += ["--data", str(folder / "rows.npy"), "--out", str(folder / "run")]
+        start = time.perf_counter()
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        return {"rows": rows, "seconds": time.perf_counter() - start}
+
+
 def memory(process: int) -> tuple[float, float]:
     """(a process's own memory, mapped files that it has read) in GB, as Linux has them."""
     try:
@@ -129,6 +142,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--ids", type=int, default=1_000_000)
     parser.add_argument("--encode", type=int, default=10_000_000)
+    parser.add_argument("--train", type=int, default=12_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/vectors.json"))
     arguments = parser.parse_args()
@@ -144,6 +158,8 @@ def main() -> None:
         "width": arguments.width,
         "in_memory": rates,
     }
+    content["training"] = trained = training(arguments.train, arguments.width)
+    print(f"hqvae train  {trained['seconds']:10,.0f} seconds, {arguments.train:,} rows")
     for verb, rows in (("ids", arguments.ids), ("encode", arguments.encode)):
         found = whole_table(verb, rows, arguments.width)
         print(
