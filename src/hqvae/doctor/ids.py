@@ -22,7 +22,8 @@ def _collisions(ids: IdMeasures) -> str:
     if best < OWN_ID:
         layers = len(ids.layers)
         sentence += (
-            f" TRY: train longer, or one layer more (model.levels.0.layers={layers + 1}). "
+            " TRY: narrower codes (a smaller model.levels.0.dim), which tell more items apart and "
+            f"explain less, or one layer more (model.levels.0.layers={layers + 1}). "
             "hqvae ids makes the rest unique, by one more token or by the nearest free ID."
         )
     return sentence
