@@ -43,12 +43,19 @@ class ItemBlock(NamedTuple):
     signals: list[Tensor] | Tensor
     """One for each item; stacked [N, C, *S] where items come so."""
     broken: list[BrokenItem]
-    """Those that cannot be had, which the others do not count."""
+    """Those that cannot be had; the other fields leave them out."""
 
     @property
     def items(self) -> int:
         """All of them."""
         return len(self.keys) + len(self.broken)
+
+    @property
+    def points(self) -> int:
+        """Of all signals together."""
+        if isinstance(self.signals, Tensor):
+            return len(self.signals) * math.prod(self.signals.shape[2:])
+        return sum(math.prod(signal.shape[1:]) for signal in self.signals)
 
     @classmethod
     def joined(cls, blocks: Sequence["ItemBlock"]) -> "ItemBlock":

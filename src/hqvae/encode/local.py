@@ -1,7 +1,6 @@
 """The local engine: this process, one thread for each device, and readers ahead of each."""
 
 import logging
-import math
 import os
 import queue
 import threading
@@ -73,7 +72,7 @@ class Encoder:
         points = 0
         for read in items.read_in_order(shard.start, shard.stop, self.readers):
             blocks.append(read)
-            points += sum(math.prod(signal.shape[1:]) for signal in read.signals)
+            points += read.points
             if points >= block_points(self.tokenizer):
                 yield ItemBlock.joined(blocks)
                 blocks = []
