@@ -10,7 +10,9 @@ import torch
 
 from hqvae import Tokenizer
 from hqvae.cli import main
+from hqvae.doctor.ids import diagnose_ids
 from hqvae.ids import IdTrie, read_ids
+from hqvae.metrics import measure_ids
 
 TINY = [
     *("model.levels.0.codebook_size=12", "model.levels.0.dim=4", "model.levels.0.layers=2"),
@@ -151,6 +153,16 @@ def test_a_report_has_the_ids_and_the_doctor_speaks_of_them(run, capsys):
     assert report["measures"]["own_id"] == alone and 0 <= alone < 0.97
 
 
+def test_the_doctor_says_where_codes_are_of_one_item_each():
+    """With as many codes as that, the second tells all items apart."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randint(256, (3000, 4), generator=generator)
+    (found,) = [one for one in diagnose_ids(measure_ids(wide, [256] * 4)) if "TRY" in one]
+    assert "the first 2 of 4 codes have 1.0" in found and "codebook_size=16" in found
+    narrow = torch.randint(16, (3000, 4), generator=generator)
+    assert not any("hardly" in one for one in diagnose_ids(measure_ids(narrow, [16] * 4)))
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -189,3 +201,76 @@ def test_ids_of_another_model_are_refused(run, data, tmp_path, capsys):
     assert main([*words, "train.seed=1", "--accelerator", "cpu"]) == 0
     assert identify(other, tmp_path / "2", "--existing", tmp_path / "1") == 2
     assert "are of another model" in capsys.readouterr().err
+
+
+def test_rows_that_are_taken_for_others_are_refused(run, tmp_path, capsys):
+    """Row numbers are no names: other data have the same ones."""
+    vectors, _ = items()
+    np.save(tmp_path / "a.npy", vectors)
+    assert identify(run, tmp_path / "old", "--data", tmp_path / "a.npy") == 0
+    more = np.concatenate([vectors, items(20, seed=3)[0]])
+    np.save(tmp_path / "more.npy", more)
+    words = ["--existing", tmp_path / "old"]
+    ids = identified(run, tmp_path / "more", "--data", tmp_path / "more.npy", *words)
+    assert len(ids) == COUNT + 20 and not ids.changed
+    np.save(tmp_path / "b.npy", more[COUNT:] + 3)
+    capsys.readouterr()
+    assert identify(run, tmp_path / "no", "--data", tmp_path / "b.npy", *words) == 2
+    said = capsys.readouterr().err
+    assert "names its items by row number" in said and "expected names, such as a column id" in said
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_is_new_beside_ids_that_exist_is_said(run, tmp_path, capsys):
+    identified(run, tmp_path / "old")
+    before = json.loads((tmp_path / "old" / "manifest.json").read_text())
+    vectors, _ = items()
+    twins = np.concatenate([vectors[:1] + 5, np.tile(vectors[1], (30, 1))])
+    path = write(tmp_path / "b.parquet", twins, [0] * 31, ["item-000", *keys_of(30, "new")])
+    capsys.readouterr()
+    identified(run, tmp_path / "i", "--data", path, "--existing", tmp_path / "old")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "30 items are new beside 60 that had an ID." in said
+    assert "1 items have other codes now, such as 'item-000'" in said
+    after = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    first, last = f"<c_{before['extra']}>", f"<c_{after['extra'] - 1}>"
+    assert f"new tokens, {first} to {last}, which a model" in said
+    # The measures are of all items: of these codes there were some before.
+    assert after["measures"]["collisions"]["items"] == COUNT + 30
+    assert after["measures"]["collisions"]["largest"] >= 31
+
+
+def test_explained_variance_is_said_before_and_after_items_move(run, data, tmp_path, capsys):
+    ids = identified(run, tmp_path / "i", "--rule", "nearest")
+    said = " ".join(capsys.readouterr().out.split())
+    measures = json.loads((tmp_path / "i" / "manifest.json").read_text())["measures"]
+    moved = int((ids.codes != ids.model_codes).any(1).sum())
+    assert measures["moved"] == moved > 0 and f"{moved} items have moved to a free ID" in said
+    vectors, _ = items()
+    model = Tokenizer.from_pretrained(run).model
+    for name, codes in (("explained", ids.model_codes), ("explained_by_ids", ids.codes)):
+        restored = np.stack(model.postprocess(model.decode(codes.unbind(1))))
+        error = np.square(vectors - restored).sum() / np.square(vectors - vectors.mean(0)).sum()
+        assert measures[name] == pytest.approx(1 - error, abs=1e-4)
+        assert f"{1 - error:.1%}" in said
+    assert measures["explained_by_ids"] < measures["explained"]
+
+
+def test_a_folder_of_ids_is_told_from_one_of_tokens(run, tmp_path, capsys):
+    identified(run, tmp_path / "i")
+    assert main(["decode", str(run), str(tmp_path / "i"), "--out", str(tmp_path / "d")]) == 2
+    assert "holds IDs, which `hqvae ids` wrote; expected tokens" in capsys.readouterr().err
+    file = tmp_path / "file"
+    file.touch()
+    assert identify(run, file) == 2
+    assert "is a file; expected a new folder" in capsys.readouterr().err
+
+
+def test_of_two_columns_the_flag_names_one(run, tmp_path, capsys):
+    vectors, _ = items()
+    column = pa.array(list(vectors), pa.list_(pa.float32()))
+    parquet.write_table(pa.table({"one": column, "two": column}), tmp_path / "b.parquet")
+    assert identify(run, tmp_path / "i", "--data", tmp_path / "b.parquet") == 2
+    assert "name one with --column NAME" in capsys.readouterr().err
+    options = ["--data", tmp_path / "b.parquet", "--column", "two"]
+    assert len(identified(run, tmp_path / "i", *options)) == COUNT

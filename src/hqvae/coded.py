@@ -90,10 +90,11 @@ def coded_source(
     try:
         indexes = open_source(config)
     except InputError:
-        if own or column is not None:
+        if own:
             raise
         # Perhaps for folders or a column that the run's own data have, and these have not.
         config = config.for_other_data()
+        config = config if column is None else replace(config, column=column)
         indexes = open_source(config)
     try:
         as_trained = cut(config, indexes)

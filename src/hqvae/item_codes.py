@@ -1,5 +1,6 @@
 """The codes of vectors, which are their IDs: read, measured, and shown."""
 
+import math
 from collections.abc import Generator, Mapping
 from contextlib import closing
 
@@ -69,6 +70,21 @@ class ItemCodes:
         """The codes as IDs, before any rule."""
         return measure_ids(self.codes, self.codebook_sizes, self.labels, self.vectors)
 
+    def explained(self, codes: Int64[Tensor, "N L"]) -> float:
+        """Share of the variance, in the data's unit, that codes of the items explain: up to 2^14.
+
+        NaN where the items do not differ.
+        """
+        step = -(-len(codes) // _AT_ONCE)
+        x = self._signals(torch.arange(0, len(codes), step))
+        unit = next(iter(self.splits.values())).unit
+        model = self.tokenizer.model
+        (x_hat,) = self.tokenizer.in_batches(
+            codes[::step], lambda of_batch: [model.decode(of_batch.unbind(1))]
+        )
+        variance = float(unit.mse(x, x.mean(0, keepdim=True).expand_as(x)).double().mean())
+        return 1 - float(unit.mse(x, x_hat).double().mean()) / variance if variance else math.nan
+
     def _blocks(self, limit: int | None) -> Generator[Block, None, None]:
         """(data, numbers of items, their signals, items so far)."""
         done = 0
@@ -83,8 +99,10 @@ class ItemCodes:
                 if len(numbers):
                     yield dataset, numbers, dataset.signal(raw), done
 
-    def candidates(self, rows: Int64[Tensor, "q"], count: int) -> tuple[Tensor, Tensor]:
-        """The IDs nearest to items of these numbers: codes [q, B, L] and errors [q, B]."""
+    def _signals(self, rows: Int64[Tensor, "q"]) -> Tensor:
+        """What the networks see of items of these numbers."""
+        if self.vectors is not None:
+            return self.vectors[rows]
         ends = np.cumsum([len(numbers) for _, numbers in self.places])
         parts = []
         for row in rows.tolist():
@@ -93,6 +111,10 @@ class ItemCodes:
             place = row - int(ends[block] - len(numbers))
             raw = dataset.readable(numbers[place : place + 1])[1]
             parts.append(dataset.signal(raw))
+        return torch.cat(parts)
+
+    def candidates(self, rows: Int64[Tensor, "q"], count: int) -> tuple[Tensor, Tensor]:
+        """The IDs nearest to items of these numbers: codes [q, B, L] and errors [q, B]."""
         model = self.tokenizer.model
         (level,) = model.levels
 
@@ -100,7 +122,7 @@ class ItemCodes:
             z_e = walk(model.levels, NearestCodes(model.features(x)))[1][0].z_e
             return level.quantizer.candidates(z_e, count)
 
-        codes, errors = self.tokenizer.in_batches(torch.cat(parts), near)
+        codes, errors = self.tokenizer.in_batches(self._signals(rows), near)
         return codes, errors
 
 

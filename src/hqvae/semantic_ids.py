@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hqvae.apart import check_apart
 from hqvae.coded import coded_source
 from hqvae.console import scan_bars
 from hqvae.data.sources import Label
-from hqvae.errors import InputError, nearest_name
+from hqvae.errors import InputError, nearest_name, printable
 from hqvae.files import said_if_full, write_json_lines
 from hqvae.ids import RULES, Ids, StoredIds, make_ids, read_ids, write_ids
 from hqvae.item_codes import ItemCodes
-from hqvae.metrics import IdMeasures
+from hqvae.metrics import IdMeasures, measure_ids
 from hqvae.ranks import pick_device
 from hqvae.run import Run
 from hqvae.tokenizer import Tokenizer
@@ -42,13 +43,36 @@ class Identified:
     """What came of it.
 
     ids: of all items
-    measures: of the codes, before any rule
+    measures: of all items' codes, before any rule
+    explained: share of the vectors' variance that the codes of this call's items explain
+    explained_by_ids: the same of their IDs, which the rule `nearest` moves
+    existing: IDs that were there before
+    new_tokens: of the place after the codes, which a model of the existing IDs does not know
     left_out: items that no code can be had of
     """
 
     ids: Ids
     measures: IdMeasures
+    explained: float
+    explained_by_ids: float
+    existing: int
+    new_tokens: tuple[str, ...]
     left_out: int
+
+    @property
+    def moved(self) -> int:
+        """New items that the rule has moved to a free ID."""
+        new = slice(self.existing, None)
+        return int((self.ids.codes[new] != self.ids.model_codes[new]).any(1).sum())
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            **self.measures.entry(),
+            "explained": self.explained,
+            "explained_by_ids": self.explained_by_ids,
+            "moved": self.moved,
+        }
 
 
 def identify(
@@ -64,16 +88,7 @@ def identify(
 
     Raises InputError for a run, data or folder that cannot be used.
     """
-    if options.rule not in RULES:
-        raise InputError(
-            f"rule {options.rule!r} does not exist; {nearest_name(options.rule, RULES)}"
-        )
-    opened = open_trained(run)
-    if opened.config.model.axes:
-        noun = opened.config.data.modality.noun
-        raise InputError(f"run {run!r} is of {noun}s; IDs are of vectors, so hqvae encode is meant")
-    if Path(out).exists() and any(Path(out).iterdir()):
-        raise InputError(f"out={out!r} already holds files; choose another folder")
+    opened = _opened(run, out, options.rule)
     device = pick_device(options.accelerator)
     weights, model = load_with_digest(opened)
     existing = _existing(opened, weights, options)
@@ -84,22 +99,102 @@ def identify(
     tokenizer = Tokenizer(model.to(device))
     with said_if_full(out, "the same command goes on into another folder"):
         found = ItemCodes.read(tokenizer, splits)
-        measures = found.measures()
-        stored = None if existing is None else existing.ids
         ids = make_ids(
             found.keys,
             found.codes,
             found.candidates,
             options.rule,
-            stored,
+            None if existing is None else existing.ids,
             codebook_sizes=found.codebook_sizes,
         )
-        made = {"model": weights, "source": coded.config.source}
-        write_ids(out, ids, _labels(ids, found, existing), made, measures.entry())
+        _check_numbered(ids, found, coded.config.source)
+        labels = _labels(ids, found, existing)
         left_out = splits.left_out()
+        identified = _identified(ids, found, existing, labels, len(left_out))
+        made = {"model": weights, "source": coded.config.source}
+        write_ids(out, ids, labels, made, identified.entry())
         if left_out:
             write_json_lines(Path(out) / LEFT_OUT, left_out)
-    return Identified(ids, measures, len(left_out))
+    return identified
+
+
+def _opened(run: str, out: str, rule: str) -> Run:
+    """The run. Raises InputError where it is of no vectors, or the others cannot be."""
+    if rule not in RULES:
+        raise InputError(f"rule {rule!r} does not exist; {nearest_name(rule, RULES)}")
+    opened = open_trained(run)
+    if opened.config.model.axes:
+        data = opened.config.data
+        kind = data.modality.examples(data) if data.kind == "arrays" else f"{data.modality.noun}s"
+        raise InputError(f"run {run!r} is of {kind}; IDs are of vectors, so hqvae encode is meant")
+    if Path(out).is_file():
+        raise InputError(f"out={out!r} is a file; expected a new folder")
+    if Path(out).exists() and any(Path(out).iterdir()):
+        raise InputError(f"out={out!r} already holds files; choose another folder")
+    return opened
+
+
+def _identified(
+    ids: Ids,
+    found: ItemCodes,
+    existing: StoredIds | None,
+    labels: list[Label] | None,
+    left_out: int,
+) -> Identified:
+    old = None if existing is None else existing.ids
+    vectors = found.vectors if old is None else None  # of the others there is none
+    extra = ids.vocabulary.extra
+    known = extra if old is None else old.vocabulary.extra
+    of_ids = ids.codes
+    if old is not None:
+        rows = {key: row for row, key in enumerate(ids.keys)}
+        of_ids = ids.codes[[rows[key] for key in found.keys]]
+    explained = found.explained(found.codes)
+    return Identified(
+        ids,
+        measure_ids(ids.model_codes, found.codebook_sizes, labels, vectors),
+        explained,
+        explained if ids.rule != "nearest" else found.explained(of_ids),
+        0 if old is None else len(old),
+        tuple(ids.vocabulary.of_place(len(found.codebook_sizes))[known:]) if extra > known else (),
+        left_out,
+    )
+
+
+def about_ids(found: Identified) -> list[str]:
+    """What is to be known of IDs beside their measures, in sentences."""
+    sentences = [f"The codes explain {found.explained:.1%} of the variance."]
+    if found.moved:
+        sentences.append(
+            f"{found.moved:,} items have moved to a free ID: with IDs in place of codes it is "
+            f"{found.explained_by_ids:.1%}."
+        )
+    if found.existing:
+        new = len(found.ids) - found.existing
+        sentences.append(f"{new:,} items are new beside {found.existing:,} that had an ID.")
+    if found.ids.changed:
+        sentences.append(
+            f"{len(found.ids.changed):,} items have other codes now, such as "
+            f"{printable(found.ids.changed[0])!r}: their vectors have changed, and their IDs stay."
+        )
+    if found.existing and found.new_tokens:
+        new_tokens = found.new_tokens
+        sentences.append(
+            f"IDs have {len(new_tokens):,} new tokens, {new_tokens[0]} to {new_tokens[-1]}, which "
+            "a model of the existing ones does not know."
+        )
+    return sentences
+
+
+def _check_numbered(ids: Ids, found: ItemCodes, source: str) -> None:
+    """Raises InputError where rows were taken for others that have IDs, and have other codes."""
+    numbered = any(dataset.index.is_numbered for dataset in found.splits.values())
+    if numbered and ids.changed:
+        raise InputError(
+            f"data {source!r} names its items by row number, and {len(ids.changed):,} of them have "
+            "other codes than the items of these numbers that have IDs; expected names, such as a "
+            "column id"
+        )
 
 
 def _existing(run: Run, weights: str, options: IdOptions) -> StoredIds | None:

@@ -26,14 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # σ and − outside of UTF-8
     _show_warnings()
+    words = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return code or 0
     except InputError as error:
-        return _fail(with_flags(str(error)))
+        return _fail(with_flags(str(error), words[0] if words else ""))
     except cyclopts.CycloptsError as error:
-        words = sys.argv[1:] if arguments is None else arguments
         return _fail(with_example(" ".join(str(error).split()), words))
     except BrokenPipeError:  # who reads has read enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

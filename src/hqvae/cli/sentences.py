@@ -16,14 +16,21 @@ _FLAGS = (
 _FLAG = re.compile(rf"(?<![\w.'\"/-])({_FLAGS})=(?=\S)")
 
 
-def with_flags(sentence: str) -> str:
-    """A message of the library in the command's words; keys of the config stay as they are.
+_WITH_COLUMN = ("encode", "ids")  # verbs that take no settings, and have a flag for this one
+
+
+def with_flags(sentence: str, verb: str = "") -> str:
+    """A message of the library in a verb's words; keys of the config stay as they are.
 
     >>> with_flags("out='a' holds a run; continue it with resume=True")
     "--out 'a' holds a run; continue it with --resume"
     >>> with_flags("batch_size=0 and train.batch_size=0: expected at least 1")
     '--batch-size 0 and train.batch_size=0: expected at least 1'
+    >>> with_flags("name one with data.column=NAME", "ids")
+    'name one with --column NAME'
     """
+    if verb in _WITH_COLUMN:
+        sentence = sentence.replace("data.column=", "--column ")
     flags = _FLAG.sub(lambda match: f"--{match[1].replace('_', '-')} ", sentence)
     return re.sub(r"--(resume|whole) True", r"--\1", flags)
 

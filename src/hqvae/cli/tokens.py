@@ -55,7 +55,7 @@ def encode(
     shard_items
         Rows of a shard at most; 4096 when not given, or more where that makes over 1000 shards.
     column
-        Of a table: the column with the items; that of the training, or the only one.
+        Of a table: the column with the items; that named for training, or the only one.
     """
     from hqvae.encode import EncodeOptions
     from hqvae.encode import encode as run_encoding
@@ -110,13 +110,16 @@ def ids(
     existing
         Folder of IDs of the same run, none of which changes; new items are put beside them.
     column
-        Of a table: the column with the items; that of the training, or the only one.
+        Of a table: the column with the items; that named for training, or the only one.
     """
+    from hqvae.console import print_paragraph
     from hqvae.item_codes import print_ids
-    from hqvae.semantic_ids import IdOptions, identify
+    from hqvae.semantic_ids import IdOptions, about_ids, identify
 
     found = identify(run, data, out, IdOptions(rule, existing, column, accelerator))
     print_ids(found.measures)
+    for sentence in about_ids(found):
+        print_paragraph(sentence)
     if found.left_out:
         print(f"{found.left_out:,} item(s) are left out; {out}/left-out.jsonl says which, and why")
     print(f"{out} holds the IDs of {len(found.ids):,} items; index.json has them by item")
@@ -132,7 +135,7 @@ def decode(
     layers: int | None = None,
     accelerator: Accelerator = "auto",
 ) -> int:
-    """Turn tokens back into pictures (PNG) or sounds (WAV), with the items' keys as names.
+    """Turn tokens back into pictures (PNG), sounds (WAV) or arrays (.npy), named by their keys.
 
     Examples:
 

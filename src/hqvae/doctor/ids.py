@@ -1,14 +1,17 @@
 """The diagnosis of codes as IDs, in words: who shares one, and what prefixes tell."""
 
+import math
+
 from hqvae.metrics import IdMeasures, PrefixMeasures
 
 OWN_ID = 0.97  # share of items with an ID of their own, below which something is to be done
+ALONE = 1.5  # items of a prefix, below which it is of one item
 UNEVEN = 0.6  # Gini coefficient of the first layer above which a few codes take most items
 
 
 def diagnose_ids(ids: IdMeasures) -> list[str]:
     """Paragraphs, one thought each."""
-    return [_collisions(ids), *_uneven(ids), *_prefixes(ids)]
+    return [_collisions(ids), *_uneven(ids), *_prefixes(ids), *_fine_at_once(ids)]
 
 
 def _collisions(ids: IdMeasures) -> str:
@@ -37,6 +40,22 @@ def _uneven(ids: IdMeasures) -> list[str]:
         f"the first layer is used unevenly (Gini {first.gini:.2f}, perplexity "
         f"{first.perplexity:.0f} of {first.codebook_size}): a generator learns it badly. "
         "TRY: a lower model.levels.0.codebook_size, or look for items that are nearly equal."
+    ]
+
+
+def _fine_at_once(ids: IdMeasures) -> list[str]:
+    """Where the first codes tell items apart already, the others are of one item each."""
+    layers = len(ids.layers)
+    fine = [prefix for prefix in ids.prefixes[:-2] if prefix.mean_items < ALONE]
+    codes = 2 ** math.ceil(math.log2(ids.collisions.items) / max(1, layers - 1))
+    if not fine or codes >= ids.layers[0].codebook_size:
+        return []
+    first = fine[0].layers
+    return [
+        f"the first {first} of {layers} codes have {fine[0].mean_items:.2f} items each: the others "
+        "are of hardly more than one item, and a generator cannot learn them from other items. "
+        f"TRY: model.levels.0.codebook_size={codes}, which spreads what items share over all "
+        "codes; more items then share an ID."
     ]
 
 

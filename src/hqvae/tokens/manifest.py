@@ -100,6 +100,11 @@ def read_manifest(folder: str | Path) -> Manifest:
         )
     try:
         content = read_json(path)
+        if "codebook_sizes" in content and "splits" not in content:
+            raise InputError(
+                f"{str(folder)!r} holds IDs, which `hqvae ids` wrote; "
+                "expected tokens, which `hqvae encode` writes"
+            )
         made_in = content.get("format")
         if isinstance(made_in, int) and made_in != FORMAT:
             raise InputError(

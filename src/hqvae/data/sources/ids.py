@@ -22,6 +22,8 @@ class RowNumbers(Sequence[str]):
     (['0', '1', '2'], 'x_test[7]')
     """
 
+    are_row_numbers = True
+
     def __init__(self, count: int, form: str = "{}"):
         self._rows = range(count)
         self._form = form
@@ -81,6 +83,8 @@ def as_ids(column: "pa.ChunkedArray", where: str) -> Ids:
         raise InputError(f"{where} holds {kind}; expected ids, strings or integers")
     if column.null_count:
         raise InputError(f"{where} lacks {column.null_count} of its ids; expected one for each row")
+    if not pa.types.is_integer(kind) and compute.any(compute.equal(column, "")).as_py():
+        raise InputError(f"{where} has an id that is empty; expected a name for each row")
     counts = compute.value_counts(column)
     most = compute.max(counts.field("counts")).as_py() if len(counts) else 1
     if most > 1:

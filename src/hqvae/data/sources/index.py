@@ -70,6 +70,11 @@ class FileIndex:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def is_numbered(self) -> bool:
+        """Whether the names are row numbers, which other data have too."""
+        return getattr(self.names, "are_row_numbers", False)
+
     def subset(self, indices: "Sequence[int] | np.ndarray") -> "FileIndex":
         """The items of these numbers, in this order; each keeps its name and label."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -91,6 +96,7 @@ class Chosen(Sequence[str]):
     """
 
     def __init__(self, names: Sequence[str], numbers: np.ndarray):
+        self.are_row_numbers = getattr(names, "are_row_numbers", False)
         self._names = names
         self._numbers = numbers
 
