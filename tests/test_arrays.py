@@ -228,9 +228,16 @@ def test_rows_without_a_value_are_left_out(tmp_path):
     column = pa.array([[1.0, 2.0], None, [3.0, 5.0], [0.0, 1.0]], pa.list_(pa.float32()))
     parquet.write_table(pa.table({"x": column}), tmp_path / "a.parquet")
     data = opened(tmp_path / "a.parquet")
-    assert [key for key, _ in data.left_out()] == ["1"] and data.config.mean[0] == pytest.approx(
-        4 / 3
-    )
+    assert data.left_out() == [("1", "it has no value")]
+    assert data.config.mean[0] == pytest.approx(4 / 3)
+
+
+def test_splits_of_the_same_items_are_one_data_set(tmp_path, caplog):
+    path = write(tmp_path / "a.npy", broken_rows())
+    config = ArrayConfig(source=str(path), validation=0.0, test=0.1)
+    splits = open_data(config, 0, ("train", "validation", "test"), 0)[1]
+    assert splits["validation"] is splits["train"] and splits["test"] is not splits["train"]
+    assert caplog.text.count("are broken and left out") <= 2
 
 
 def test_constant_channels_take_part(tmp_path, caplog):
@@ -253,6 +260,10 @@ BAD = {
     "ids missing": (
         lambda: pa.table({"x": [[1.0], [2.0]], "id": ["a", None]}),
         "lacks 1 of its ids",
+    ),
+    "id empty": (
+        lambda: pa.table({"x": [[1.0], [2.0]], "id": ["a", ""]}),
+        "has an id that is empty; expected a name for each row",
     ),
     "integers": (lambda: pa.table({"x": [[1, 2], [3, 4]]}), "whole numbers are no measurements"),
     "two columns": (
@@ -280,6 +291,21 @@ def test_a_bad_table_is_refused_in_a_sentence(case, tmp_path, capsys):
     code = main(["train", "rsqvae-vector", "--data", str(path), "--out", str(run)])
     errors = capsys.readouterr().err.strip().splitlines()
     assert code == 2 and message in errors[-1] and not run.exists()
+
+
+def test_arrays_must_be_named(tmp_path, capsys):
+    """Without `--data` there are pictures, built in."""
+    assert main(["train", "rsqvae-vector", "--out", str(tmp_path / "run")]) == 2
+    assert "'photos' are pictures, which are built in; expected" in capsys.readouterr().err
+
+
+def test_a_column_of_words_is_not_called_integers(tmp_path):
+    table = pa.table({"x": listed(rows()), "brand": ["a"] * 40})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(
+        InputError, match=r"holds brand string; expected a column of lists of floats$"
+    ):
+        opened(tmp_path / "a.parquet", column="brand")
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):

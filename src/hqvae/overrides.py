@@ -12,6 +12,7 @@ from hqvae.errors import InputError, nearest_name
 from hqvae.plain_yaml import read_yaml
 from hqvae.quantize import ExternalConfig
 
+_NAMED = 3  # keys that a message names
 _LONGEST_SHOWN = 200  # characters of a value in a message
 _CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
 
@@ -121,14 +122,17 @@ def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def difference(one: Config, other: Config, but: Collection[str] = ()) -> str | None:
-    """The first key in which two configs differ, with both values; None when they agree.
+    """The first keys in which two configs differ, with both values; None when they agree.
 
     Keys in `but` may differ.
     """
-    for key, (there, here) in differences(one, other).items():
-        if key not in but:
-            return f"{key} is {there} there and {here} here"
-    return None
+    found = [
+        f"{key} is {there} there and {here} here"
+        for key, (there, here) in differences(one, other).items()
+        if key not in but
+    ]
+    more = [f"{len(found) - _NAMED} more"] if len(found) > _NAMED else []
+    return ", ".join([*found[:_NAMED], *more]) or None
 
 
 def _value(key: str, text: str) -> Any:

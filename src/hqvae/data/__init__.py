@@ -189,9 +189,13 @@ def open_splits(
         if not len(indexes[name]):
             raise InputError(f"data {config.source!r} has no {modality.noun} in its {name} split")
     resolved = modality.resolve(config, indexes, wanted)
-    datasets = {
-        name: modality.dataset(indexes[name], resolved, channels, progress) for name in wanted
-    }
+    datasets: dict[str, Dataset] = {}
+    for name in wanted:  # splits that are the same items are the same data set
+        twins = [one for one in datasets if indexes[one] is indexes[name]]
+        if twins:
+            datasets[name] = datasets[twins[0]]
+        else:
+            datasets[name] = modality.dataset(indexes[name], resolved, channels, progress)
     same = [name for name in wanted if name != "train" and indexes[name] is indexes.get("train")]
     for name in same:
         warn("data %s: its %s split is the training items (data.%s=0)", config.source, name, name)

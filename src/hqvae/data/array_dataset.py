@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NOT_FINITE = "it has values that are not finite"
+_NO_VALUE = "it has no value"
 _SHOWN = 3.0  # standard deviations from black to grey, and from grey to white
 _SCANNED = 4096  # items that are looked at together
 
@@ -56,8 +57,9 @@ class ArrayDataset(Dataset):
     def _scan(self, rows: np.ndarray) -> None:
         """Note rows that are not finite, all of them in one warning."""
         for start in range(0, len(rows), _SCANNED):
-            for row in _unfit(rows[start : start + _SCANNED]):
-                self._unreadable[start + row] = _NOT_FINITE
+            block = rows[start : start + _SCANNED]
+            for row in _unfit(block):
+                self._unreadable[start + row] = _why_unfit(block[row])
         self._warn_of_scan()
 
     def __len__(self) -> int:
@@ -95,7 +97,7 @@ class ArrayDataset(Dataset):
         rows = self._rows(numbers)
         unfit = _unfit(rows)
         if unfit:
-            found = {int(numbers[row]): _NOT_FINITE for row in unfit}
+            found = {int(numbers[row]): _why_unfit(rows[row]) for row in unfit}
             self._unreadable.update(found)
             self.note_broken(found, "it is left out")
             numbers = np.delete(numbers, unfit)
@@ -105,7 +107,7 @@ class ArrayDataset(Dataset):
     def _finite(self, i: int) -> np.ndarray:
         rows = self._rows(np.array([i]))
         if len(_unfit(rows)):
-            raise ValueError(_NOT_FINITE)
+            raise ValueError(_why_unfit(rows[0]))
         return raw_rows(rows)[0]
 
     def _rows(self, numbers: np.ndarray) -> np.ndarray:
@@ -150,6 +152,11 @@ class ArrayDataset(Dataset):
             return super().figure(rows)
         restored = [(label, ARRAY.restore(signals, self.config)) for label, signals in rows]
         return curves([(label, np.stack(arrays)) for label, arrays in restored])
+
+
+def _why_unfit(row: np.ndarray) -> str:
+    """Tables give rows without a value as nothing but NaN."""
+    return _NO_VALUE if np.isnan(row).all() else _NOT_FINITE
 
 
 def _unfit(rows: np.ndarray) -> list[int]:

@@ -151,6 +151,11 @@ def open_arrays(config: SourceConfig, ids: str | None, labels: str | None) -> di
         warn_of_passed_over(path, [kinds(set(listing.files) - set(tables)), *listing.notes()])
         return index_float_columns(path, tables, config.column, ids, labels, held)
     if not path.exists():
+        if config.source == "photos":  # where none is named
+            raise InputError(
+                "data='photos' are pictures, which are built in; expected data of arrays: a file "
+                ".npy, .npz, .pt or .parquet, or a folder"
+            )
         expected = _near(path) or "expected a file .npy, .npz, .pt or .parquet, or a folder"
         raise InputError(f"data {config.source!r} does not exist; {expected}")
     if path.suffix.lower() == ".parquet":

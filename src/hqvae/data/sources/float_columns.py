@@ -205,8 +205,10 @@ def _list_column(path: Path, types: "pa.Schema", column: str | None) -> str:
             f"{path.name} has {len(wanted)} columns of lists of floats ({', '.join(wanted)}); "
             "name one with data.column=NAME"
         )
-    held = ", ".join(f"{name} {types.field(name).type}" for name in wanted or names or types.names)
-    advice = "; whole numbers are no measurements: make them floats" if names else ""
+    kinds = {name: str(types.field(name).type) for name in wanted or names or types.names}
+    held = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+    of_integers = any("list" in kind and "int" in kind for kind in kinds.values())
+    advice = "; whole numbers are no measurements: make them floats" if of_integers else ""
     raise InputError(f"{path.name} holds {held}; expected a column of lists of floats{advice}")
 
 
