@@ -139,7 +139,7 @@ def residual_vq(path: Path, setting: Setting) -> Coded:
 def residual_kmeans(path: Path, setting: Setting) -> Coded:
     from sklearn.cluster import KMeans
 
-    _, _, raw = items_of(config_of("rsqvae-vector", path, setting))
+    _, _, raw = items_of(override(preset("rsqvae-vector"), [f"data.source={path}"]))
     left = raw.numpy()
     codes = []
     for layer in range(setting.layers):
