@@ -176,7 +176,13 @@ def test_of_equal_scores_the_first_are_found():
     assert torch.equal(*largest_of(scores, 8))
 
 
-def test_scores_that_are_not_numbers_still_give_places():
-    places, _ = largest_of(torch.full((4, 300), torch.nan), 8)
+def test_zeros_of_both_signs_are_equal():
+    scores = torch.tensor([[-0.0, 0.0, -1.0, -0.0], [0.0, -0.0, -2.0, -1.0]])
+    assert torch.equal(*largest_of(scores, 3))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_scores_that_are_not_numbers_still_give_places(sign):
+    places, _ = largest_of(torch.full((4, 300), torch.nan).copysign(torch.tensor(sign)), 8)
     assert ((places >= 0) & (places < 300)).all()
     assert all(len(set(row)) == 8 for row in places.tolist())

@@ -55,7 +55,7 @@ def nearest(scores: Tensor, codes: Tensor) -> None:
 
 
 def largest(scores: Tensor, places: Tensor) -> None:
-    """Where the largest of each row are, from the first on: places [n, count]."""
+    """Where the largest of each row are, largest first: places [n, count]. Of equals any may do."""
     places.copy_(scores.topk(places.shape[1], 1).indices)
 
 
