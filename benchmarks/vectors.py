@@ -99,14 +99,16 @@ def whole_table(verb: str, rows: int, width: int) -> dict[str, float]:
         process = subprocess.Popen(
             [*words, "--out", str(folder / "out")], stdout=subprocess.DEVNULL
         )
-        peaks = {"peak_gb": 0.0, "peak_gb_with_file": 0.0}
+        peaks: dict[str, float] = {"peak_gb": 0.0, "peak_gb_with_file": 0.0}
         while process.poll() is None:
             own, mapped = memory(process.pid)
-            peaks["peak_gb"] = max(peaks["peak_gb"], own)
-            peaks["peak_gb_with_file"] = max(peaks["peak_gb_with_file"], own + mapped)
+            peaks["peak_gb"] = max(own, peaks["peak_gb"])
+            peaks["peak_gb_with_file"] = max(own + mapped, peaks["peak_gb_with_file"])
             time.sleep(0.05)
         if process.returncode:
             raise SystemExit(process.returncode)
+        if not peaks["peak_gb"]:
+            raise SystemExit("memory is read from /proc, as Linux has it")
         return {"rows": rows, "rows_per_second": rows / (time.perf_counter() - start), **peaks}
 
 
@@ -126,7 +128,7 @@ def memory(process: int) -> tuple[float, float]:
     """(a process's own memory, mapped files that it has read) in GB, as Linux has them."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
-    except OSError:  # it has just ended
+    except FileNotFoundError:  # it has just ended, or this is no Linux
         return 0.0, 0.0
     found = dict(line.split(":", 1) for line in status.splitlines())
     own, mapped = (

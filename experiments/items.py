@@ -72,7 +72,9 @@ def items_of(config: Config) -> tuple[Config, ArrayDataset, Tensor]:
     resolved, splits = open_data(config.data, 0, ("train",), 0)
     data = splits["train"]
     assert isinstance(data, ArrayDataset)
-    raw = data.readable(np.arange(len(data)))[1]
+    numbers, raw = data.readable(np.arange(len(data)))
+    if len(numbers) < len(data):
+        raise SystemExit(f"{len(data) - len(numbers)} rows cannot be used; take them out first")
     changes = [f"model.channels={raw.shape[1]}"]
     return override(Config(config.model, resolved, config.phases, config.train), changes), data, raw
 
@@ -158,11 +160,13 @@ SYSTEMS: dict[str, Callable[[Path, Setting], Coded]] = {
 
 
 def published(path: Path) -> Tensor | None:
-    """Codes [N, L] of the column `published_index`, `<a_60> <b_159> <c_203>`; None without one."""
+    """Codes [N, L] of the column `published_index`, `<a_60> <b_159>`; None where one lacks it."""
     table = parquet.read_table(path)
     if "published_index" not in table.column_names:
         return None
-    words = [text.split() for text in table["published_index"].to_pylist()]
+    words = [text.split() for text in table["published_index"].to_pylist() if text]
+    if len(words) < len(table):
+        return None
     return torch.tensor([[int(word[3:-1]) for word in of_item] for of_item in words])
 
 
@@ -211,7 +215,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         groups.setdefault(place, []).append(row)
     for (data, layers, dim, steps, system), group in sorted(groups.items()):
         of_layers = list(zip(*[row["perplexity"] for row in group]))
-        purities = [[row["purity"][prefix] for row in group] for prefix in (0, 1)]
+        purities = zip(*[row["purity"][:2] for row in group])
         cells = [
             *(data, -layers, f"{dim}, {steps:,}" if dim else "–", system, len(group)),
             estimate([row["explained"] for row in group], 3),
@@ -219,7 +223,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             estimate([100 * row["own_id_duplicates_aside"] for row in group], 1),
             " ".join(f"{mean(of_layer):.0f}" for of_layer in of_layers),
             f"{min(map(min, of_layers)) / CODES:.2f} K",
-            " ".join(estimate(of_prefix, 2).split(" ±")[0] for of_prefix in purities),
+            " ".join(estimate(list(of_prefix), 2).split(" ±")[0] for of_prefix in purities),
         ]
         print(f"| {' | '.join(map(str, cells))} |")
 

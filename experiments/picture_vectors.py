@@ -3,9 +3,9 @@
     python experiments/picture_vectors.py cifar10/ vectors.parquet [--side 8] [--items 50000]
     python experiments/items.py vectors.parquet --layers 4 --seeds 1 --only RSQ-VAE --dim 16
 
-Any pictures that `hqvae train` reads. Each is made small by the mean of its pixels, and its values
-are a vector of 3 side² numbers from 0 to 1. Rows have `id`, `embedding`, and the class as `brand`
-where the pictures have one.
+The training split of any pictures that `hqvae train` reads. Each is made small by the mean of its
+pixels, and its values are a vector of 3 side² numbers from 0 to 1. Rows have `id`, `embedding`, and
+the class as `brand` where the pictures have one.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from PIL import Image
 
-from hqvae.data import ImageConfig, Items, open_data
+from hqvae.data import ImageConfig, open_source
 
 GROUP = 5000  # rows
 
@@ -30,19 +30,15 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=50_000)
     arguments = parser.parse_args()
     side = arguments.side
-    config = ImageConfig(source=arguments.pictures, size=32, cache_mb=0)
-    pictures = Items(open_data(config, 3, ("train",))[1]["train"], whole=False)
-    vectors, keys, labels = [], [], []
-    for i in range(min(len(pictures), arguments.items)):
-        item = pictures.read(i)
-        picture = Image.fromarray(item.signal.movedim(0, -1).numpy())
-        small = np.asarray(picture.resize((side, side), Image.Resampling.BOX), np.float32)
-        vectors.append(small.ravel() / 255)
-        keys.append(item.key)
-        labels.append(item.label)
+    index = open_source(ImageConfig(source=arguments.pictures))["train"]
+    vectors = []
+    for i in range(min(len(index), arguments.items)):
+        picture = index.open(i).convert("RGB").resize((side, side), Image.Resampling.BOX)
+        vectors.append(np.asarray(picture, np.float32).ravel() / 255)
+    labels = (index.labels or [])[: len(vectors)]
     column = pa.array(vectors, pa.list_(pa.float32()))
-    table = {"id": keys, "embedding": column}
-    if None not in labels:
+    table = {"id": index.names[: len(vectors)], "embedding": column}
+    if labels and None not in labels:
         table["brand"] = labels
     parquet.write_table(pa.table(table), arguments.out, row_group_size=GROUP)
     print(f"{arguments.out}: {len(vectors):,} vectors of {len(vectors[0])}")

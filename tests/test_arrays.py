@@ -1,5 +1,6 @@
 """Float arrays: any format gives the same items, bad ones a sentence, and models of them train."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -50,8 +51,9 @@ def write(path, array, ids=None, labels=None):
     elif path.suffix == ".npz":
         np.savez(path, **named)
     elif path.suffix == ".pt":
-        tensors = {key: torch.from_numpy(v) for key, v in named.items() if v.dtype.kind in "fi"}
-        torch.save(tensors | ({} if ids is None else {"id": list(ids)}), path)
+        arrays = {key: torch.from_numpy(v) for key, v in named.items() if v.dtype.kind in "fi"}
+        lists = {key: v.tolist() for key, v in named.items() if v.dtype.kind == "U"}
+        torch.save(arrays | lists, path)
     else:
         columns = {"x": listed(array), **{k: v for k, v in named.items() if k != "x"}}
         parquet.write_table(pa.table(columns), path, row_group_size=7)
@@ -107,7 +109,7 @@ def test_labels_that_are_none_are_said(suffix, tmp_path, caplog):
         opened(path, labels="labels", **column)
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+@pytest.mark.parametrize("suffix", [".npz", ".pt", ".parquet"])
 def test_labels_can_be_strings(suffix, tmp_path):
     path = write(tmp_path / f"a{suffix}", rows(), labels=["ash", "elm"] * 20)
     assert list(opened(path).labels) == ["ash", "elm"] * 20
@@ -230,6 +232,42 @@ def test_rows_without_a_value_are_left_out(tmp_path):
     data = opened(tmp_path / "a.parquet")
     assert data.left_out() == [("1", "it has no value")]
     assert data.config.mean[0] == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_a_split_may_hide_its_labels(label, tmp_path):
+    """As the test of a competition does."""
+    names = {"_type": "ClassLabel", "names": ["ash", "elm"]}
+    features = {"info": {"features": {"brand": names}}} if label else {}
+    for split, labels in (("train", [0, 1] * 20), ("test", [label] * 40)):
+        table = pa.table({"x": listed(rows()), "brand": pa.array(labels, pa.int64())})
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+        parquet.write_table(table, tmp_path / f"{split}.parquet")
+    config = ArrayConfig(source=str(tmp_path), validation=0.0, labels="brand")
+    splits = open_data(config, 0, ("train", "test"), 0)[1]
+    assert list(splits["train"].labels) == [0, 1] * 20 and splits["test"].labels is None
+
+
+def test_a_damaged_row_group_is_left_out(tmp_path):
+    """Of a table that is not held: the others are read."""
+    table = pa.table({"x": listed(rows()), "id": [f"k{i}" for i in range(40)]})
+    path = tmp_path / "a.parquet"
+    parquet.write_table(table, path, row_group_size=10, compression="zstd")
+    config = opened(path, cache_mb=0).config
+    chunk = parquet.read_metadata(path).row_group(2).column(0)
+    content = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[start : start + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
+    path.write_bytes(content)
+    data = open_data(config, 0, ("train",), 0)[1]["train"]
+    (block,) = Items(data, whole=False).read_in_order(0, 40, threads=1)
+    assert block.keys == [f"k{i}" for i in (*range(20), *range(30, 40))] and block.items == 40
+    assert [one.key for one in block.broken] == [f"k{i}" for i in range(20, 30)]
+    assert torch.equal(block.signals[19], data.load(19)[1])
+    batch = data.training_batch(np.array([19, 20]), np.zeros((2, 2)))
+    assert torch.isfinite(batch).all() and torch.equal(batch[0], torch.from_numpy(rows()[19]))
+    with pytest.raises(InputError, match=r"a\.parquet' cannot be read: "):
+        opened(path, cache_mb=0)  # whose mean and deviation are not known
 
 
 def test_splits_of_the_same_items_are_one_data_set(tmp_path, caplog):

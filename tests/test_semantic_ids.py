@@ -159,6 +159,7 @@ def test_the_doctor_says_where_codes_are_of_one_item_each():
     wide = torch.randint(256, (3000, 4), generator=generator)
     (found,) = [one for one in diagnose_ids(measure_ids(wide, [256] * 4)) if "TRY" in one]
     assert "the first 2 of 4 codes have 1.0" in found and "codebook_size=16" in found
+    assert not any("hardly" in one for one in diagnose_ids(measure_ids(wide[:1], [256] * 4)))
     narrow = torch.randint(16, (3000, 4), generator=generator)
     assert not any("hardly" in one for one in diagnose_ids(measure_ids(narrow, [16] * 4)))
 
@@ -191,7 +192,7 @@ def test_a_folder_that_holds_files_is_refused(run, tmp_path, capsys):
 
 def test_runs_of_pictures_have_no_ids(picture_run, tmp_path, capsys):
     assert identify(picture_run, tmp_path / "i") == 2
-    assert "is of images; IDs are of vectors" in capsys.readouterr().err
+    assert "codes at several positions; IDs are of vectors" in capsys.readouterr().err
 
 
 def test_ids_of_another_model_are_refused(run, data, tmp_path, capsys):
@@ -221,6 +222,18 @@ def test_rows_that_are_taken_for_others_are_refused(run, tmp_path, capsys):
     assert not (tmp_path / "no").exists()
 
 
+def test_rows_of_other_tables_with_the_same_names_are_refused(run, tmp_path, capsys):
+    for folder, shift in (("first", 0), ("second", 3)):
+        (tmp_path / folder).mkdir()
+        for part in (0, 1):
+            column = pa.array(list(items(seed=part)[0] + shift), pa.list_(pa.float32()))
+            parquet.write_table(pa.table({"x": column}), tmp_path / folder / f"{part}.parquet")
+    assert identify(run, tmp_path / "old", "--data", tmp_path / "first") == 0
+    options = ["--data", tmp_path / "second", "--existing", tmp_path / "old"]
+    assert identify(run, tmp_path / "new", *options) == 2
+    assert "names its items by row number" in capsys.readouterr().err
+
+
 def test_what_is_new_beside_ids_that_exist_is_said(run, tmp_path, capsys):
     identified(run, tmp_path / "old")
     before = json.loads((tmp_path / "old" / "manifest.json").read_text())
@@ -230,11 +243,12 @@ def test_what_is_new_beside_ids_that_exist_is_said(run, tmp_path, capsys):
     capsys.readouterr()
     identified(run, tmp_path / "i", "--data", path, "--existing", tmp_path / "old")
     said = " ".join(capsys.readouterr().out.split())
-    assert "30 items are new beside 60 that had an ID." in said
-    assert "1 items have other codes now, such as 'item-000'" in said
+    assert "30 item(s) are new beside 60 that had an ID." in said
+    assert "1 item(s) have other codes now, such as 'item-000'" in said
     after = json.loads((tmp_path / "i" / "manifest.json").read_text())
-    first, last = f"<c_{before['extra']}>", f"<c_{after['extra'] - 1}>"
-    assert f"new tokens, {first} to {last}, which a model" in said
+    new = after["extra"] - before["extra"]
+    assert f"{new} token(s) are new, from <c_{before['extra']}> on, which a model" in said
+    assert new > 0 and after["measures"]["explained"] is None and "explain" not in said
     # The measures are of all items: of these codes there were some before.
     assert after["measures"]["collisions"]["items"] == COUNT + 30
     assert after["measures"]["collisions"]["largest"] >= 31
@@ -245,7 +259,7 @@ def test_explained_variance_is_said_before_and_after_items_move(run, data, tmp_p
     said = " ".join(capsys.readouterr().out.split())
     measures = json.loads((tmp_path / "i" / "manifest.json").read_text())["measures"]
     moved = int((ids.codes != ids.model_codes).any(1).sum())
-    assert measures["moved"] == moved > 0 and f"{moved} items have moved to a free ID" in said
+    assert measures["moved"] == moved > 0 and f"{moved} item(s) have moved to a free ID" in said
     vectors, _ = items()
     model = Tokenizer.from_pretrained(run).model
     for name, codes in (("explained", ids.model_codes), ("explained_by_ids", ids.codes)):

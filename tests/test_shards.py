@@ -335,6 +335,16 @@ def test_rows_of_one_size_are_written_as_others_are(label_type, row_group, tmp_p
     assert read_footer(tmp_path / "stacks.parquet")["rows"] == 10
 
 
+def test_rows_stay_in_order_whoever_adds_them(tmp_path):
+    columns = schema(Layout((LayerPlace(0, 0, 4, 300),), 1), None)
+    one = torch.arange(2)
+    with write_shard(tmp_path / "a.parquet", columns, {}) as writer:
+        writer.add([Row("a", None, (8,), Tokens((one,), (8,)))])
+        writer.add_stack(RowStack(["b", "c"], [None, None], (8,), (torch.stack([one, one]),)))
+        writer.add([Row("d", None, (8,), Tokens((one,), (8,)))])
+    assert parquet.read_table(tmp_path / "a.parquet")["key"].to_pylist() == list("abcd")
+
+
 def test_no_more_of_a_shard_is_read_than_is_asked_for(tmp_path, monkeypatch):
     """The second of its row groups is damaged, and the first is read before that is found."""
     monkeypatch.setattr("hqvae.tokens.shards._ROW_GROUP", 64)

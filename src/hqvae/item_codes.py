@@ -1,6 +1,5 @@
 """The codes of vectors, which are their IDs: read, measured, and shown."""
 
-import math
 from collections.abc import Generator, Mapping
 from contextlib import closing
 
@@ -70,10 +69,10 @@ class ItemCodes:
         """The codes as IDs, before any rule."""
         return measure_ids(self.codes, self.codebook_sizes, self.labels, self.vectors)
 
-    def explained(self, codes: Int64[Tensor, "N L"]) -> float:
-        """Share of the variance, in the data's unit, that codes of the items explain: up to 2^14.
+    def explained(self, codes: Int64[Tensor, "N L"]) -> float | None:
+        """Share of the variance, in the data's unit, that codes explain, of up to 2^14 items.
 
-        NaN where the items do not differ.
+        None where the items do not differ.
         """
         step = -(-len(codes) // _AT_ONCE)
         x = self._signals(torch.arange(0, len(codes), step))
@@ -83,7 +82,7 @@ class ItemCodes:
             codes[::step], lambda of_batch: [model.decode(of_batch.unbind(1))]
         )
         variance = float(unit.mse(x, x.mean(0, keepdim=True).expand_as(x)).double().mean())
-        return 1 - float(unit.mse(x, x_hat).double().mean()) / variance if variance else math.nan
+        return 1 - float(unit.mse(x, x_hat).double().mean()) / variance if variance else None
 
     def _blocks(self, limit: int | None) -> Generator[Block, None, None]:
         """(data, numbers of items, their signals, items so far)."""

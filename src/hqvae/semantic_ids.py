@@ -44,8 +44,9 @@ class Identified:
 
     ids: of all items
     measures: of all items' codes, before any rule
-    explained: share of the vectors' variance that the codes of this call's items explain
-    explained_by_ids: the same of their IDs, which the rule `nearest` moves
+    explained: share of the vectors' variance that the codes explain; None beside existing IDs, of
+        whose items there are no vectors
+    explained_by_ids: the same of the IDs, which the rule `nearest` moves
     existing: IDs that were there before
     new_tokens: of the place after the codes, which a model of the existing IDs does not know
     left_out: items that no code can be had of
@@ -53,8 +54,8 @@ class Identified:
 
     ids: Ids
     measures: IdMeasures
-    explained: float
-    explained_by_ids: float
+    explained: float | None
+    explained_by_ids: float | None
     existing: int
     new_tokens: tuple[str, ...]
     left_out: int
@@ -119,14 +120,15 @@ def identify(
 
 
 def _opened(run: str, out: str, rule: str) -> Run:
-    """The run. Raises InputError where it is of no vectors, or the others cannot be."""
+    """The run. Raises InputError where it is of no vectors, and for `rule` or `out`."""
     if rule not in RULES:
         raise InputError(f"rule {rule!r} does not exist; {nearest_name(rule, RULES)}")
     opened = open_trained(run)
     if opened.config.model.axes:
-        data = opened.config.data
-        kind = data.modality.examples(data) if data.kind == "arrays" else f"{data.modality.noun}s"
-        raise InputError(f"run {run!r} is of {kind}; IDs are of vectors, so hqvae encode is meant")
+        raise InputError(
+            f"run {run!r} gives an item codes at several positions; IDs are of vectors, so "
+            "hqvae encode is meant"
+        )
     if Path(out).is_file():
         raise InputError(f"out={out!r} is a file; expected a new folder")
     if Path(out).exists() and any(Path(out).iterdir()):
@@ -142,19 +144,16 @@ def _identified(
     left_out: int,
 ) -> Identified:
     old = None if existing is None else existing.ids
-    vectors = found.vectors if old is None else None  # of the others there is none
     extra = ids.vocabulary.extra
     known = extra if old is None else old.vocabulary.extra
-    of_ids = ids.codes
-    if old is not None:
-        rows = {key: row for row, key in enumerate(ids.keys)}
-        of_ids = ids.codes[[rows[key] for key in found.keys]]
-    explained = found.explained(found.codes)
+    vectors = found.vectors if old is None else None  # of the others there is none
+    explained = found.explained(ids.model_codes) if old is None else None
+    moved = old is None and ids.rule == "nearest"
     return Identified(
         ids,
         measure_ids(ids.model_codes, found.codebook_sizes, labels, vectors),
         explained,
-        explained if ids.rule != "nearest" else found.explained(of_ids),
+        found.explained(ids.codes) if moved else explained,
         0 if old is None else len(old),
         tuple(ids.vocabulary.of_place(len(found.codebook_sizes))[known:]) if extra > known else (),
         left_out,
@@ -163,25 +162,25 @@ def _identified(
 
 def about_ids(found: Identified) -> list[str]:
     """What is to be known of IDs beside their measures, in sentences."""
-    sentences = [f"The codes explain {found.explained:.1%} of the variance."]
+    sentences = []
+    if found.explained is not None:
+        sentences.append(f"The codes explain {found.explained:.1%} of the variance.")
     if found.moved:
-        sentences.append(
-            f"{found.moved:,} items have moved to a free ID: with IDs in place of codes it is "
-            f"{found.explained_by_ids:.1%}."
-        )
+        sentences.append(f"{found.moved:,} item(s) have moved to a free ID.")
+    if found.moved and found.explained_by_ids is not None:
+        sentences[-1] = f"{sentences[-1][:-1]}: the IDs explain {found.explained_by_ids:.1%}."
     if found.existing:
         new = len(found.ids) - found.existing
-        sentences.append(f"{new:,} items are new beside {found.existing:,} that had an ID.")
+        sentences.append(f"{new:,} item(s) are new beside {found.existing:,} that had an ID.")
     if found.ids.changed:
         sentences.append(
-            f"{len(found.ids.changed):,} items have other codes now, such as "
+            f"{len(found.ids.changed):,} item(s) have other codes now, such as "
             f"{printable(found.ids.changed[0])!r}: their vectors have changed, and their IDs stay."
         )
-    if found.existing and found.new_tokens:
-        new_tokens = found.new_tokens
+    if found.new_tokens:
         sentences.append(
-            f"IDs have {len(new_tokens):,} new tokens, {new_tokens[0]} to {new_tokens[-1]}, which "
-            "a model of the existing ones does not know."
+            f"{len(found.new_tokens):,} token(s) are new, from {found.new_tokens[0]} on, which a "
+            "model of the existing IDs does not know."
         )
     return sentences
 

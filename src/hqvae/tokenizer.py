@@ -157,7 +157,7 @@ class Tokenizer:
         """The codes [N, *S_l] of every layer, of signals of one size: those of `encode_signals`.
 
         For many small signals, vectors among them, this is the fast way. Of no signals the codes
-        have no rows. Raises as `encode_signals` does.
+        have no rows. Raises as `encode_signals` does where there is one.
         """
         size = tuple(x.shape[2:])
         if not len(x):

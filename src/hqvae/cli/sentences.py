@@ -13,10 +13,8 @@ _FLAGS = (
     "accelerator|address|batch_size|data|devices|engine|jobs|layers|limit|nodes|out|resume|seconds|"
     "seeds|shard_items|shuffle_items|size|split|whole|workers"
 )
-_FLAG = re.compile(rf"(?<![\w.'\"/-])({_FLAGS})=(?=\S)")
-
-
 _WITH_COLUMN = ("encode", "ids")  # verbs that take no settings, and have a flag for this one
+_FLAG = re.compile(rf"(?<![\w.'\"/-])({_FLAGS})=(?=\S)")
 
 
 def with_flags(sentence: str, verb: str = "") -> str:

@@ -23,7 +23,8 @@ from .batches import (
     starting_signals,
     training_batches,
 )
-from .dataset import BrokenItem, Dataset
+from .broken import BrokenItem
+from .dataset import Dataset
 from .frontend import Frontend, LogMel, MelConfig, WaveConfig, Waveform
 from .image_dataset import ImageDataset
 from .images import IMAGE, PIXEL_UNIT, ImageConfig

@@ -12,6 +12,7 @@ from torch import Tensor
 from hqvae.errors import InputError
 
 from .arrays import ARRAY, ArrayConfig, raw_rows, standardized
+from .broken import BrokenItem, damage_said, is_fault_of_items
 from .dataset import Dataset
 from .sources import FileIndex
 
@@ -51,7 +52,8 @@ class ArrayDataset(Dataset):
         self.in_memory = bytes_needed <= config.cache_mb * 2**20
         self._kept: np.ndarray | None = None
         if self.in_memory:
-            self._kept = self._take(np.arange(len(index)))
+            with damage_said(config.source):
+                self._kept = self._take(np.arange(len(index)))
             self._scan(self._kept)
 
     def _scan(self, rows: np.ndarray) -> None:
@@ -94,7 +96,9 @@ class ArrayDataset(Dataset):
 
     def readable(self, numbers: np.ndarray) -> tuple[np.ndarray, Shaped[Tensor, "B C *S"]]:
         """(those of these items that are finite, their raw batch); the others are noted."""
-        rows = self._rows(numbers)
+        rows = self._rows_or_none(numbers)
+        if rows is None:
+            return self._readable_one_by_one(numbers)
         unfit = _unfit(rows)
         if unfit:
             found = {int(numbers[row]): _why_unfit(rows[row]) for row in unfit}
@@ -104,11 +108,31 @@ class ArrayDataset(Dataset):
             rows = np.delete(rows, unfit, 0)
         return numbers, torch.from_numpy(raw_rows(rows))
 
+    def _readable_one_by_one(self, numbers: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """`readable` where some of these items are damaged."""
+        found: dict[int, np.ndarray] = {}
+        for i in numbers.tolist():
+            try:
+                found[i] = self.read_raw(i)
+            except BrokenItem as error:
+                self.note_broken({i: error.reason}, "it is left out")
+        rows = np.stack(list(found.values())) if found else np.zeros((0, *self.shape), np.float32)
+        return np.array(list(found), dtype=np.int64), torch.from_numpy(rows)
+
     def _finite(self, i: int) -> np.ndarray:
         rows = self._rows(np.array([i]))
         if len(_unfit(rows)):
             raise ValueError(_why_unfit(rows[0]))
         return raw_rows(rows)[0]
+
+    def _rows_or_none(self, numbers: np.ndarray) -> np.ndarray | None:
+        """`_rows`; None where some of them are damaged."""
+        try:
+            return self._rows(numbers)
+        except Exception as error:
+            if not is_fault_of_items(error):
+                raise
+            return None
 
     def _rows(self, numbers: np.ndarray) -> np.ndarray:
         """Items as they are stored, channels last."""
@@ -120,8 +144,8 @@ class ArrayDataset(Dataset):
         self, indices: np.ndarray, augment_noise: Float[np.ndarray, "B 2"]
     ) -> Shaped[Tensor, "B C *S"]:
         order = np.argsort(indices, kind="stable")  # files are read from front to back
-        rows = self._rows(indices[order])
-        if len(_unfit(rows)):
+        rows = self._rows_or_none(indices[order])
+        if rows is None or len(_unfit(rows)):
             return super().training_batch(indices, augment_noise)
         back = np.empty_like(order)
         back[order] = np.arange(len(order))

@@ -18,6 +18,7 @@ from hqvae.errors import InputError
 from hqvae.metrics import ArrayError, Metric
 from hqvae.ranks import warn
 
+from .broken import damage_said
 from .dataset import Dataset
 from .modality import Modality, SignalUnit
 from .scan import Progress
@@ -168,7 +169,8 @@ class ArrayModality(Modality[ArrayConfig]):
         if config.space is not None:
             return config
         index = indexes.get("train") or indexes[wanted[0]]
-        mean, variance, space = moments(index)
+        with damage_said(config.source):
+            mean, variance, space = moments(index)
         if not variance.any():
             raise InputError(
                 f"all {len(index)} training items of data {config.source!r} are the same; "

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int16, Shaped
 from torch import Tensor
 
 from .audio import AUDIO, AudioConfig
-from .dataset import BrokenItem, Dataset
+from .broken import BrokenItem
+from .dataset import Dataset
 from .frontend import check_segment
 from .remarks import Remarks
 from .samples import decode, decode_segment, followed_by_silence, length_at

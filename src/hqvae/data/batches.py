@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from hqvae.errors import InputError
 from hqvae.ranks import all_sum
 
-from .dataset import BrokenItem, Dataset
+from .broken import BrokenItem
+from .dataset import Dataset
 
 _ORDER = 0  # streams of random numbers
 _NOISE = 1

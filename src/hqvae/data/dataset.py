@@ -1,6 +1,5 @@
 """One split of a data set: exact items, examples as a model sees them, and what is broken."""
 
-import errno
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from hqvae.errors import InputError, summary_of
 
+from .broken import BrokenItem, is_fault_of_items
 from .modality import Modality, SignalUnit
 from .sources import FileIndex, Label
 
@@ -24,26 +24,6 @@ T = TypeVar("T")
 
 _NAMED_AT_ONCE = 5  # broken items that one warning names
 _NAMED_IN_ALL = 10  # broken items that get a warning of their own
-# Of a machine that has no memory or no files left, or whose network drive does not answer.
-_NO_FAULT_OF_AN_ITEM = frozenset(
-    {errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
-)
-
-
-class BrokenItem(Exception):
-    """An item that cannot be decoded, or an example that its item does not hold.
-
-    >>> str(BrokenItem("a.png", "no image"))
-    'a.png (no image)'
-    """
-
-    def __init__(self, key: str, reason: str):
-        super().__init__(key, reason)  # as pickle makes it again
-        self.key = key
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.key} ({self.reason})"
 
 
 class Dataset(ABC):
@@ -268,10 +248,8 @@ class Dataset(ABC):
             raise BrokenItem(self.keys[item], self._unreadable[item])
         try:
             return read()
-        except (InputError, MemoryError):
-            raise
-        except Exception as error:  # decoders and their plug-ins raise anything
-            if isinstance(error, OSError) and error.errno in _NO_FAULT_OF_AN_ITEM:
+        except Exception as error:
+            if not is_fault_of_items(error):
                 raise
             reason = summary_of(error)
         # Outside of the handler, so that no traceback keeps the file open.

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hqvae.errors import InputError
 
-from .dataset import BrokenItem, Dataset
+from .broken import BrokenItem
+from .dataset import Dataset
 from .images import IMAGE, ImageConfig, in_mode
 from .pixels import central_crop, resize_shorter_side, square, to_array
 from .scan import Progress, scan

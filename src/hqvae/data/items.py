@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from .dataset import BrokenItem, Dataset
+from .broken import BrokenItem
+from .dataset import Dataset
 from .sources import Label
 
 _AT_ONCE = 2**20  # points of examples that a thread reads at a time, about

@@ -5,6 +5,7 @@ import math
 from hqvae.metrics import IdMeasures, PrefixMeasures
 
 OWN_ID = 0.97  # share of items with an ID of their own, below which something is to be done
+FEW = 100  # items, of which nothing is said
 ALONE = 1.5  # items of a prefix, below which it is of one item
 UNEVEN = 0.6  # Gini coefficient of the first layer above which a few codes take most items
 
@@ -18,11 +19,10 @@ def _collisions(ids: IdMeasures) -> str:
     whole = ids.collisions
     sentence = f"{whole.alone:.1%} of {whole.items:,} items have an ID of their own"
     aside = ids.without_duplicates
-    best = whole.alone if aside is None else aside.alone
     if aside is not None and aside.alone > whole.alone:
         sentence += f" ({aside.alone:.1%} where items with equal vectors count as one)"
     sentence += f"; the largest collision is of {whole.largest:,}."
-    if best < OWN_ID:
+    if _own(ids) < OWN_ID:
         layers = len(ids.layers)
         sentence += (
             " TRY: narrower codes (a smaller model.levels.0.dim), which tell more items apart and "
@@ -30,6 +30,11 @@ def _collisions(ids: IdMeasures) -> str:
             "hqvae ids makes the rest unique, by one more token or by the nearest free ID."
         )
     return sentence
+
+
+def _own(ids: IdMeasures) -> float:
+    """Share of items with an ID of their own, those of equal vectors as one where that is known."""
+    return (ids.without_duplicates or ids.collisions).alone
 
 
 def _uneven(ids: IdMeasures) -> list[str]:
@@ -47,8 +52,11 @@ def _fine_at_once(ids: IdMeasures) -> list[str]:
     """Where the first codes tell items apart already, the others are of one item each."""
     layers = len(ids.layers)
     fine = [prefix for prefix in ids.prefixes[:-2] if prefix.mean_items < ALONE]
-    codes = 2 ** math.ceil(math.log2(ids.collisions.items) / max(1, layers - 1))
-    if not fine or codes >= ids.layers[0].codebook_size:
+    if not fine or _own(ids) < OWN_ID or ids.collisions.items < FEW:
+        return []
+    # So many that all codes but the last have about as many combinations as there are items.
+    codes = 2 ** math.ceil(math.log2(ids.collisions.items) / (layers - 1))
+    if codes >= ids.layers[0].codebook_size:
         return []
     first = fine[0].layers
     return [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hqvae.data import ItemBlock, Items, Splits
-from hqvae.data.dataset import BrokenItem
+from hqvae.data.broken import BrokenItem
 from hqvae.errors import printable
 from hqvae.tokenizer import Tokenizer
 from hqvae.tokens.shards import Row, RowStack, Shard, ShardWriter, write_shard
@@ -23,7 +23,7 @@ from .job import Job
 
 log = logging.getLogger("hqvae")
 _POINTS = 2**20  # of a block of signals, at least; whoever stops waits for one
-_VECTORS = 2**14  # of them, where a signal is one
+_VECTORS = 2**14  # of a block, at least
 _POLL = 0.1  # seconds
 _READERS = 8  # threads that read for one device, at most
 

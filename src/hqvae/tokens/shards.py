@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 class RowStack(NamedTuple):
-    """Items of one size, which is their own, and their tokens."""
+    """Items that are all of this size, and their tokens."""
 
     keys: Sequence[str]
     labels: Sequence[Label]
@@ -128,6 +128,7 @@ class ShardWriter:
         """Append rows of one size."""
         if not stack.keys:
             return  # of nothing, Arrow repeats nothing
+        self._stack_waiting()
         self._stacks.append(_stack_table(stack, self._columns))
         self._codes += sum(layer.numel() for layer in stack.codes)
         if self._codes >= _ROW_GROUP:
@@ -146,15 +147,18 @@ class ShardWriter:
             self._file.close()
 
     def _flush(self) -> None:
-        if self._waiting:
-            self._stacks.append(to_table(self._waiting, self._columns))
+        self._stack_waiting()
         if self._stacks:
             table = pa.concat_tables(self._stacks).combine_chunks()
             self._file.write_table(table)
             self.rows += table.num_rows
-        self._waiting = []
         self._stacks = []
         self._codes = 0
+
+    def _stack_waiting(self) -> None:
+        if self._waiting:
+            self._stacks.append(to_table(self._waiting, self._columns))
+        self._waiting = []
 
 
 @contextmanager

@@ -85,12 +85,14 @@ def _index(
     count = len(array)
     if not count or 0 in array.shape:
         raise InputError(f"{path.name} holds an empty table: {described(array.dtype, array.shape)}")
+    names = _names(path, arrays, name, alone, ids, count)
     return FileIndex(
-        _names(path, arrays, name, alone, ids, count),
+        names,
         partial(_row, array),
         labels=_labels(path, arrays, name, alone, labels, count),
         content=arrays.content(name),
         take=partial(_rows, array),
+        is_numbered=not isinstance(names, Ids),
     )
 
 
@@ -198,7 +200,7 @@ def _read_pt(path: Path) -> Arrays:
 
     def header(part: Any) -> tuple[np.dtype, tuple[int, ...]]:
         if isinstance(part, list):
-            return np.dtype("O"), (len(part),)
+            return _type_of(part), (len(part),)
         is_float = part.dtype.is_floating_point
         return np.dtype(
             "float32" if is_float else "int64" if not part.is_complex() else "c8"
@@ -208,6 +210,11 @@ def _read_pt(path: Path) -> Arrays:
     info = path.stat().st_size
     sums = {name: digest([name, info, *map(str, headers[name])]) for name in held}
     return Arrays(headers, read, sums.get)
+
+
+def _type_of(values: list[Any]) -> np.dtype[Any]:
+    kinds = set(map(type, values))
+    return np.dtype({frozenset({str}): "U", frozenset({int}): "int64"}.get(frozenset(kinds), "O"))
 
 
 def _why(error: Exception) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hqvae.errors import InputError, nearest_name
 
-from .ids import COLUMNS, RowNumbers, as_ids
+from .ids import COLUMNS, Ids, RowNumbers, as_ids
 from .index import FileIndex, digest
 from .labels import class_names, label_column, labels_asked_for
 from .parquet import reading, schema_of, split_of_path
@@ -67,13 +67,15 @@ def _index(
     label_names = None if label is None else class_names(schemas, label)
     values = chain.from_iterable(read_column(file, label) for file in files) if label else []
     found_labels = labels_asked_for(labels, values, label_names)
+    names = _names(root, files, schemas, ids, [len(table) for table in tables])
     return FileIndex(
-        _names(root, files, schemas, ids, [len(table) for table in tables]),
+        names,
         partial(_row, rows),
         labels=found_labels,
         label_names=label_names,
         content=digest([table.content for table in tables]),
         take=rows.take,
+        is_numbered=not isinstance(names, Ids),
     )
 
 
@@ -205,10 +207,11 @@ def _list_column(path: Path, types: "pa.Schema", column: str | None) -> str:
             f"{path.name} has {len(wanted)} columns of lists of floats ({', '.join(wanted)}); "
             "name one with data.column=NAME"
         )
-    kinds = {name: str(types.field(name).type) for name in wanted or names or types.names}
+    kinds = {name: types.field(name).type for name in wanted or names or types.names}
     held = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
-    of_integers = any("list" in kind and "int" in kind for kind in kinds.values())
-    advice = "; whole numbers are no measurements: make them floats" if of_integers else ""
+    advice = ""
+    if any(map(_of_integers, kinds.values())):
+        advice = "; whole numbers are no measurements: make them floats"
     raise InputError(f"{path.name} holds {held}; expected a column of lists of floats{advice}")
 
 
@@ -226,10 +229,20 @@ def _depth(kind: Any) -> int:
 def _of_floats(kind: Any) -> bool:
     import pyarrow as pa
 
-    depth = _depth(kind)
+    return 1 <= _depth(kind) <= 3 and pa.types.is_floating(_value(kind))
+
+
+def _of_integers(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return _depth(kind) > 0 and pa.types.is_integer(_value(kind))
+
+
+def _value(kind: Any) -> Any:
+    """What lists of lists hold."""
     while _is_list(kind):
         kind = kind.value_type
-    return 1 <= depth <= 3 and pa.types.is_floating(kind)
+    return kind
 
 
 def _label(path: Path, schemas: Sequence["pa.Schema"], named: str | None) -> str | None:

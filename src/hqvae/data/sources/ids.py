@@ -22,8 +22,6 @@ class RowNumbers(Sequence[str]):
     (['0', '1', '2'], 'x_test[7]')
     """
 
-    are_row_numbers = True
-
     def __init__(self, count: int, form: str = "{}"):
         self._rows = range(count)
         self._form = form

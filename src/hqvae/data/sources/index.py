@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, overload
 
@@ -62,6 +62,8 @@ class FileIndex:
     """A digest of what the source says that its items hold; None where it says nothing."""
     take: Callable[[np.ndarray], np.ndarray] | None = None
     """Items of several numbers at once, stacked; None where each is opened by itself."""
+    is_numbered: bool = False
+    """Whether names are row numbers, which other data have too."""
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != len(self.names):
@@ -69,11 +71,6 @@ class FileIndex:
 
     def __len__(self) -> int:
         return len(self.names)
-
-    @property
-    def is_numbered(self) -> bool:
-        """Whether the names are row numbers, which other data have too."""
-        return getattr(self.names, "are_row_numbers", False)
 
     def subset(self, indices: "Sequence[int] | np.ndarray") -> "FileIndex":
         """The items of these numbers, in this order; each keeps its name and label."""
@@ -85,7 +82,7 @@ class FileIndex:
         labels = None if self.labels is None else [self.labels[i] for i in chosen]
         read = partial(_open_chosen, self.open, chosen)
         take = self.take and partial(_take_chosen, self.take, chosen)
-        return FileIndex(names, read, whole, labels, self.label_names, self.content, take)
+        return replace(self, names=names, open=read, open_whole=whole, labels=labels, take=take)
 
 
 class Chosen(Sequence[str]):
@@ -96,7 +93,6 @@ class Chosen(Sequence[str]):
     """
 
     def __init__(self, names: Sequence[str], numbers: np.ndarray):
-        self.are_row_numbers = getattr(names, "are_row_numbers", False)
         self._names = names
         self._numbers = numbers
 

@@ -39,9 +39,11 @@ def labels_of(values: Iterable[Any], names: Sequence[str] | None = None) -> list
 def labels_asked_for(
     named: str | None, values: Iterable[Any], names: Sequence[str] | None = None
 ) -> list[Label] | None:
-    """`labels_of`. Raises InputError where they were `named` by a setting, and are none."""
+    """`labels_of`. Raises InputError where a setting has `named` values of other kinds."""
+    values = list(values)
     labels = labels_of(values, names)
-    if labels is None and named is not None:
+    kinds = {int if isinstance(value, bool) else type(value) for value in values} - {type(None)}
+    if named is not None and kinds not in (set(), {int}, {str}):
         raise InputError(
             f"data.labels={named!r}: these are no labels; expected whole numbers, or strings"
         )
