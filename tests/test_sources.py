@@ -363,8 +363,9 @@ def test_labels_of_objects_do_not_hide_the_pictures_of_an_archive(tmp_path, capl
     labels = np.array(["cat"] * 12, dtype=object)
     path = arrays(tmp_path, x=pictures, y=labels, masks=np.zeros((12, 8, 8, 2), np.uint8))
     assert len(open_source(ImageConfig(source=str(path)))["train"]) == 12
-    (line,) = caplog.messages
-    assert "the array masks is left out: it is uint8 [12, 8, 8, 2]" in line
+    of_labels, of_masks = caplog.messages
+    assert of_labels == "array 'y' holds object, which are no labels"
+    assert "the array masks is left out: it is uint8 [12, 8, 8, 2]" in of_masks
 
 
 def test_the_column_is_chosen_by_name(tmp_path):
