@@ -2,8 +2,8 @@
 
     python experiments/items.py items/office.parquet items/industrial.parquet [--layers 4 3]
         [--seeds 5] [--dim 8] [--steps 3000] [--only RSQ-VAE …]
-        [--out experiments/results/items/items.json]
-    python experiments/items.py --table experiments/results/items/*.json
+        [--out experiments/items/items.json]
+    python experiments/items.py --table experiments/items/*.json
 
 Tables have `id`, `embedding`, and `brand` and `published_index` where they have them. Codes are of
 256 each; trained and measured on the same items, as IDs are. `--dim` and `--steps` are of all
@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--only", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
     parser.add_argument("--table", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/items/items.json"))
+    parser.add_argument("--out", type=Path, default=Path("experiments/items/items.json"))
     arguments = parser.parse_args()
     if arguments.table:
         print_table([row for path in arguments.table for row in json.loads(path.read_text())])
