@@ -33,8 +33,8 @@ _PAPER = GumbelSoftmaxConfig(init=RandomInit(s2=21.0), variance="one_plus_exp")
 _AUDIO = HQVAEConfig(
     channels=1, axes=1, net=WaveConvConfig(), spectral=SpectralConfig(weight=1.0, rate=16_000)
 )
-# Narrow codes spread items that are nearly equal: of 3,459 products 97 % have an ID of their own,
-# and 95 % with 32 dimensions (one seed).
+# Narrow codes tell items apart that are nearly equal, and wide ones explain more. With 8 dimensions
+# 97 and 94 % of the products of two catalogues have an ID of their own (experiments/items.py).
 _IDS = LevelConfig(stride=1, layers=4, codebook_size=256, dim=8)
 _VECTORS = HQVAEConfig(channels=0, axes=0, net=MLPConfig(encoder_blocks=0), levels=(_IDS,))
 _SERIES = HQVAEConfig(
