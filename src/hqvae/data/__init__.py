@@ -28,7 +28,7 @@ from .dataset import Dataset
 from .frontend import Frontend, LogMel, MelConfig, WaveConfig, Waveform
 from .image_dataset import ImageDataset
 from .images import IMAGE, PIXEL_UNIT, ImageConfig
-from .items import Item, ItemBlock, Items
+from .items import Block, Item, ItemBlock, Items, StackedBlock
 from .modality import Modality, SignalUnit
 from .scan import Progress
 from .sources import SPLITS, FileIndex, SourceConfig, cut_splits, digest, open_source
@@ -44,6 +44,7 @@ __all__ = [
     "ArrayDataset",
     "AudioConfig",
     "AudioDataset",
+    "Block",
     "BrokenItem",
     "DataConfig",
     "Dataset",
@@ -62,6 +63,7 @@ __all__ = [
     "SignalUnit",
     "SourceConfig",
     "Splits",
+    "StackedBlock",
     "WaveConfig",
     "Waveform",
     "cut",

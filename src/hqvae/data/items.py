@@ -1,10 +1,12 @@
 """A split as it is coded: each example once, or each item whole."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ _MOST_AT_ONCE = 256  # examples, of which a look at each takes its time
 _MOST_STACKED = 4096  # items that are read as one array
 _STACKED_VALUES = 2**22  # of these
 _AHEAD = 3  # reads that wait for each thread
+BlockT = TypeVar("BlockT", bound="Block")
 
 
 class Item(NamedTuple):
@@ -35,14 +38,12 @@ class Item(NamedTuple):
     """As `encode` takes it, without the axis of a batch."""
 
 
-class ItemBlock(NamedTuple):
+@dataclass(frozen=True)
+class Block(ABC):
     """Items that were read together, one after the other in their split."""
 
     keys: list[str]
     labels: list[Label]
-    original_sizes: list[tuple[int, ...]]
-    signals: list[Tensor] | Tensor
-    """One for each item; stacked [N, C, *S] where items come so."""
     broken: list[BrokenItem]
     """Those that cannot be had; the other fields leave them out."""
 
@@ -52,24 +53,49 @@ class ItemBlock(NamedTuple):
         return len(self.keys) + len(self.broken)
 
     @property
+    @abstractmethod
     def points(self) -> int:
         """Of all signals together."""
-        if isinstance(self.signals, Tensor):
-            return len(self.signals) * math.prod(self.signals.shape[2:])
-        return sum(math.prod(signal.shape[1:]) for signal in self.signals)
 
     @classmethod
-    def joined(cls, blocks: Sequence["ItemBlock"]) -> "ItemBlock":
+    def joined(cls: type[BlockT], blocks: Sequence[BlockT]) -> BlockT:
         """One of several, at least one, of the same split."""
-        keys, labels, sizes, signals, broken = zip(*blocks)
-        stacks = [one for one in signals if isinstance(one, Tensor)]
-        return cls(
-            list(chain.from_iterable(keys)),
-            list(chain.from_iterable(labels)),
-            list(chain.from_iterable(sizes)),
-            torch.cat(stacks) if stacks else list(chain.from_iterable(signals)),
-            list(chain.from_iterable(broken)),
-        )
+        columns = ([getattr(one, field.name) for one in blocks] for field in fields(cls))
+        return cls(*map(_chained, columns))
+
+
+@dataclass(frozen=True)
+class ItemBlock(Block):
+    """Items of any size, each a signal of its own."""
+
+    original_sizes: list[tuple[int, ...]]
+    signals: list[Tensor]
+
+    @property
+    def points(self) -> int:
+        return sum(math.prod(signal.shape[1:]) for signal in self.signals)
+
+
+@dataclass(frozen=True)
+class StackedBlock(Block):
+    """Items of one size, read as one array."""
+
+    signals: Shaped[Tensor, "N C ..."]
+
+    @property
+    def points(self) -> int:
+        return len(self.signals) * math.prod(self.size)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of each signal."""
+        return tuple(self.signals.shape[2:])
+
+
+def _chained(column: list[Any]) -> Any:
+    if isinstance(column[0], Tensor):
+        return torch.cat(column)
+    return list(chain.from_iterable(column))
 
 
 class Items:
@@ -107,11 +133,11 @@ class Items:
         """Items of which nothing is asked for, since nothing can be read of them."""
         return [] if self.whole else self.dataset.without_examples()
 
-    def read_in_order(self, start: int, stop: int, threads: int) -> Iterator[ItemBlock]:
+    def read_in_order(self, start: int, stop: int, threads: int) -> Iterator[Block]:
         """All from `start` to `stop`, some at a time; threads read ahead, a little."""
         at_once = self._at_once()
 
-        def read(first: int) -> ItemBlock:
+        def read(first: int) -> Block:
             return self.read_block(first, min(stop, first + at_once))
 
         with ThreadPoolExecutor(threads) as pool:
@@ -124,7 +150,7 @@ class Items:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def read_block(self, start: int, stop: int) -> ItemBlock:
+    def read_block(self, start: int, stop: int) -> Block:
         """Those from `start` to `stop`, at once."""
         if self.dataset.is_stacked:
             return self._read_stacked(start, stop)
@@ -132,20 +158,19 @@ class Items:
         items = [one for one in read if isinstance(one, Item)]
         keys, labels, sizes, signals = map(list, zip(*items)) if items else ([], [], [], [])
         broken = [one for one in read if isinstance(one, BrokenItem)]
-        return ItemBlock(keys, labels, sizes, signals, broken)
+        return ItemBlock(keys, labels, broken, sizes, signals)
 
-    def _read_stacked(self, start: int, stop: int) -> ItemBlock:
+    def _read_stacked(self, start: int, stop: int) -> StackedBlock:
         dataset = self.dataset
         found, signals = dataset.coded_batch(np.arange(start, stop))
         numbers = found.tolist()
         labels = [None if dataset.labels is None else dataset.labels[i] for i in numbers]
         broken = [self._try(i) for i in sorted(set(range(start, stop)) - set(numbers))]
-        return ItemBlock(
+        return StackedBlock(
             [dataset.keys[i] for i in numbers],
             labels,
-            [tuple(signals.shape[2:])] * len(numbers),
-            signals,
             [one for one in broken if isinstance(one, BrokenItem)],
+            signals,
         )
 
     def _at_once(self) -> int:

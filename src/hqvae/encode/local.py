@@ -10,9 +10,8 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from hqvae.data import ItemBlock, Items, Splits
+from hqvae.data import Block, ItemBlock, Items, Splits, StackedBlock
 from hqvae.data.broken import BrokenItem
 from hqvae.errors import printable
 from hqvae.tokenizer import Tokenizer
@@ -56,29 +55,29 @@ class Encoder:
                 left_out += _entries(block.broken)
                 yield block.items
 
-    def _code(self, block: ItemBlock, writer: ShardWriter) -> None:
+    def _code(self, block: Block, writer: ShardWriter) -> None:
         keys = [printable(key) for key in block.keys]
-        if isinstance(block.signals, Tensor):
+        if isinstance(block, StackedBlock):
             codes = self.tokenizer.encode_batch(block.signals)
-            writer.add_stack(RowStack(keys, block.labels, tuple(block.signals.shape[2:]), codes))
-        else:
+            writer.add_stack(RowStack(keys, block.labels, block.size, codes))
+        elif isinstance(block, ItemBlock):
             tokens = self.tokenizer.encode_signals(block.signals)
             rows = map(Row, keys, block.labels, block.original_sizes, tokens)
             writer.add(list(rows))
 
-    def _blocks(self, items: Items, shard: Shard) -> Iterator[ItemBlock]:
+    def _blocks(self, items: Items, shard: Shard) -> Iterator[Block]:
         """Items together that fill some batches."""
-        blocks: list[ItemBlock] = []
+        blocks: list[Block] = []
         points = 0
         for read in items.read_in_order(shard.start, shard.stop, self.readers):
             blocks.append(read)
             points += read.points
             if points >= block_points(self.tokenizer):
-                yield ItemBlock.joined(blocks)
+                yield blocks[0].joined(blocks)
                 blocks = []
                 points = 0
         if blocks:
-            yield ItemBlock.joined(blocks)
+            yield blocks[0].joined(blocks)
 
 
 def block_points(tokenizer: Tokenizer) -> int:
