@@ -5,6 +5,7 @@ What a wrong key or value is told; what an old key is told.
 
 import ast
 import dataclasses
+import functools
 import json
 import math
 import typing
@@ -417,6 +418,7 @@ FIELDS = sorted(
 )
 
 
+@functools.cache
 def names_read():
     """Every name that the package reads as an attribute, not in a comment or a text."""
     sources = [path.read_text() for path in Path(hqvae.__file__).parent.rglob("*.py")]
