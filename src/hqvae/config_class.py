@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import Field as DataclassField
 from dataclasses import fields, is_dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
@@ -34,6 +35,7 @@ def config_class(cls: type[T]) -> type[T]:
     return checked
 
 
+@cache  # files do not change while they run, and every check of a config asks
 def field_docs(cls: type) -> dict[str, str]:
     """{field: the docstring under it, on one line} of a config class and those it inherits from.
 
