@@ -78,8 +78,9 @@ def settings(config: Any, prefix: str = "", doc: str = "") -> Iterator[Setting]:
     >>> next(setting for setting in settings(Config()) if setting.key == "train.lr")
     Setting(key='train.lr', doc="Adam's learning rate", value=0.001)
     """
-    docs = field_docs(type(config))
-    hints = get_type_hints(type(config))
+    kind: Any = type(config)  # mypy has it that types cannot be hashed
+    docs = field_docs(kind)
+    hints = get_type_hints(kind)
     for field in fields(config):
         key = f"{prefix}{field.name}"
         value = getattr(config, field.name)
