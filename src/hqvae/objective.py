@@ -33,7 +33,7 @@ class Losses(NamedTuple):
         codes: L × [B, *S_l], nearest codes
         z_e: levels × [B, D, *S_r], what each level quantized, without gradient
         size: D, elements of one signal
-        uniform_rate_nats: Σ_l |S_l| log K_l
+        rate: [B, L], −log p(Z_l) in nats, |S_l| log K_l where the prior is uniform
         in_nats: whether the latent loss is part of the bound
     """
 
@@ -48,18 +48,18 @@ class Losses(NamedTuple):
     codes: tuple[Int[Tensor, "B ..."], ...]
     z_e: tuple[Float[Tensor, "B ..."], ...]
     size: int
-    uniform_rate_nats: float
+    rate: Float[Tensor, "B L"]
     in_nats: bool
 
     def bits_per_dim(self, per_unit: float = 127.5) -> Float[Tensor, ""]:
         """The objective with its constants, in bits per stored sample.
 
-        [(D/2) log 2πeσ² + latent loss − H + Σ|S_l| log K_l] / (D log 2) + log2 `per_unit`,
+        [(D/2) log 2πeσ² + latent loss − H + rate] / (D log 2) + log2 `per_unit`,
         the stored values in one unit of the signal: 127.5 for 8 bits in [−1, 1]. It comes from
         relaxed samples: a training signal, no bound.
         """
         gaussian = 0.5 * self.size * torch.log(2 * math.pi * math.e * self.sigma2[0, 0])
-        latent: Tensor | float = self.uniform_rate_nats
+        latent = self.rate.sum(1).mean()
         if self.in_nats:
             latent = latent + (self.latent_loss.sum(1) - self.entropy.sum(1)).mean()
         return (gaussian + latent) / (self.size * math.log(2)) + math.log2(per_unit)

@@ -188,13 +188,17 @@ class PosteriorSample:
 
 @dataclass(frozen=True)
 class NearestCodes:
-    """From the features: nearest codes, in either mode."""
+    """From the features: nearest codes, in either mode.
+
+    rate_weight: of a learned prior, in place of its own
+    """
 
     features: Sequence[Tensor]
+    rate_weight: float | None = None
 
     def __call__(self, index: int, level: Level, prediction: Tensor | None) -> LevelOutput:
         z_e = level.project_in(self.features[index], prediction)
-        codes = level.quantizer.encode(z_e)
+        codes = level.quantizer.encode(z_e, rate_weight=self.rate_weight)
         return LevelOutput(z_e, level.quantizer.given(codes, check=False))
 
 

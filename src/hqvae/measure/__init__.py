@@ -116,14 +116,12 @@ def _measures(
     points: int,
 ) -> Measures:
     """What was summed up; `points` are those of one signal."""
-    rate = bound.uniform_rate_nats / math.log(2) / points
+    rate = sum(layer.positions * math.log2(layer.place.codebook_size) for layer in layers) / points
     return Measures(
         items=bound.mse.global_count(),
         figures={name: value for metric in metrics for name, value in metric.values().items()},
         bits_per_dim=bound.bits_per_dim(bound.drawn_mse.value(), bound.latent.value(), unit),
-        bits_per_dim_deterministic=bound.bits_per_dim(
-            bound.mse.value(), bound.uniform_rate_nats, unit
-        ),
+        bits_per_dim_deterministic=bound.bits_per_dim(bound.mse.value(), bound.rate.value(), unit),
         bits_per_point=rate,
         bits_per_second=rate * unit.per_second if unit.per_second else None,
         sigma2=bound.drawn_mse.value() + unit.step**2 / 12,

@@ -21,20 +21,20 @@ class Bound:
         self.noise = Noise.of(seed, rank())
         self.seen = 0
         self.size = 0
-        self.uniform_rate_nats = 0.0
         self.mse = Mean()
         self.train_mse = Mean()
         self.drawn_mse = Mean()
         self.latent = Mean()
+        self.rate = Mean()
         self.latent_loss = Mean()
         self.entropy = Mean()
         self.spectral_mse = [Mean() for _ in model.config.spectral.weights]
 
     def add(self, x: Tensor, losses: Losses, features: Sequence[Tensor], error: Tensor) -> None:
         self.size = losses.size
-        self.uniform_rate_nats = losses.uniform_rate_nats
         self.mse.add(error)
         self.train_mse.add(losses.distortion / losses.size)  # not clamped
+        self.rate.add(losses.rate.sum(1))
         self.latent_loss.add(losses.latent_loss.sum(1))
         self.entropy.add(losses.entropy.sum(1))
         for mean, spectral in zip(self.spectral_mse, losses.spectral_mse.T):
@@ -62,4 +62,6 @@ class Bound:
         sigma2 = torch.tensor(self.train_mse.value()).clamp(min=torch.finfo(torch.float32).tiny)
         in_nats = self.model.levels[0].quantizer.posterior.in_nats
         commitment = 1.0 if in_nats else float(likelihood.commitment_weight(size, sigma2))
-        return total + commitment * self.latent_loss.value() - self.entropy.value()
+        paid = self.model.objective.paid(torch.tensor([[self.rate.value()]]), size, sigma2)
+        total += commitment * self.latent_loss.value() - self.entropy.value()
+        return total + float(paid)

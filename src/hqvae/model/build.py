@@ -3,7 +3,7 @@
 from torch import nn
 
 from hqvae.nets import TopDown, conv
-from hqvae.quantize import ResidualQuantizer
+from hqvae.quantize import LearnedPrior, ResidualQuantizer
 from hqvae.topdown import ConcatLevel, Level, PredictionLevel
 
 from .config import HQVAEConfig
@@ -21,6 +21,9 @@ def make_levels(config: HQVAEConfig, encoder: nn.Module) -> list[Level]:
 def make_level(config: HQVAEConfig, r: int, width: int) -> Level:
     """Level r of the hierarchy, for features of so many channels."""
     level = config.levels[r]
+    prior = None
+    if config.prior == "learned":
+        prior = LearnedPrior(level.layers, level.codebook_size, config.rate_weight)
     quantizer = ResidualQuantizer(
         level.dim,
         level.codebook_size,
@@ -28,6 +31,7 @@ def make_level(config: HQVAEConfig, r: int, width: int) -> Level:
         config.quantizer,
         level.shared_codebook,
         config.beam_size,
+        prior,
     )
     if r == 0:
         return Level(quantizer, conv(config.axes, width, level.dim, 1))

@@ -45,6 +45,10 @@ class HQVAEConfig:
     """how codes are chosen"""
     likelihood: Literal["gaussian", "mse"] = "gaussian"
     """unit of the objective: nats with a fitted variance, or the mean squared error of papers"""
+    prior: Literal["uniform", "learned"] = "uniform"
+    """p(Z): uniform as in the papers, or learned, one log-probability per code and layer (ours)"""
+    rate_weight: float = Field(default=1.0, ge=0, le=1e6)
+    """of a learned prior's −log p, in the objective and where codes are chosen; 1 is the bound"""
     injection: Literal["prediction", "concat"] = "prediction"
     """how a level sees those above: less a learned prediction (ours), or concatenated"""
     net: ConvConfig | WaveConvConfig | MLPConfig = Field(default=ConvConfig(), discriminator="kind")
@@ -90,12 +94,26 @@ class HQVAEConfig:
                 f"spectral.weight={self.spectral.weight:g} is for waveforms, with axes=1 and "
                 f"channels=1, but axes={self.axes} and channels={self.channels}; expected weight=0"
             )
+        if self.prior == "learned":
+            self._check_prior()
         if self.likelihood == "mse" and isinstance(self.quantizer, GumbelSoftmaxConfig):
             raise ValueError(
                 "likelihood=mse has no unit for a stochastic quantizer, whose latent loss is in "
                 "nats; expected likelihood=gaussian, or quantizer.kind=deterministic"
             )
         return self
+
+    def _check_prior(self) -> None:
+        if isinstance(self.quantizer, ExternalConfig):
+            raise ValueError(
+                f"prior=learned is for codes that are chosen by distance, and those of "
+                f"quantizer.name={self.quantizer.name} are not; expected prior=uniform"
+            )
+        if isinstance(self.quantizer, NearestCodeConfig) and self.quantizer.restart:
+            raise ValueError(
+                "prior=learned lets codes fall silent that cost more than they give, and "
+                "quantizer.restart=true puts them back at every step; expected restart=false"
+            )
 
     @property
     def layers(self) -> tuple[LayerPlace, ...]:

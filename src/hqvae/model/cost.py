@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hqvae.likelihood import LIKELIHOODS, fitted_variance
 from hqvae.objective import Losses
-from hqvae.quantize import Noise, Stream
+from hqvae.quantize import Noise, Quantized, Stream
 from hqvae.topdown import Level, LevelOutput
 
 from .config import HQVAEConfig
@@ -78,22 +78,22 @@ class Objective:
         """
         size = x_hat[0].numel()
         own = sigma2[0, 0]
-        likelihood = self.likelihood
-        weight = 1.0 if mean_sigma2 is None else likelihood.batch_weight(own, mean_sigma2)
+        weight = 1.0 if mean_sigma2 is None else self.likelihood.batch_weight(own, mean_sigma2)
         quantized = [output.quantized for output in outputs]
         latent_loss = torch.stack([q.latent_loss for q in quantized], 1)
         entropy = torch.cat([q.entropy for q in quantized], 1)
         posteriors = [level.quantizer.posterior for level in levels]
         in_nats = posteriors[0].in_nats
         latent = latent_loss.sum(1).mean() - entropy.sum(1).mean()
+        rate = self.rate(quantized)
         errors = self._reconstruction_cost(distortions, size, sigma2)
         if not in_nats:  # a squared error too, and a deterministic choice has no entropy
-            errors = errors + likelihood.commitment_weight(size, own) * latent
+            errors = errors + self.likelihood.commitment_weight(size, own) * latent
             latent = torch.zeros_like(latent)
         codes = tuple(layer for q in quantized for layer in q.codes.unbind(1))
         variance = torch.cat([posterior.variance for posterior in posteriors])
         return Losses(
-            loss=_weigh_gradient(errors, weight) + latent,
+            loss=_weigh_gradient(errors, weight) + latent + self.paid(rate, size, own),
             distortion=distortions[0, 0].detach(),
             spectral_mse=distortions[0, 1:].detach().T / size,
             latent_loss=latent_loss.detach(),
@@ -104,7 +104,7 @@ class Objective:
             codes=codes,
             z_e=tuple(output.z_e.detach() for output in outputs),
             size=size,
-            uniform_rate_nats=self.uniform_rate_nats(codes),
+            rate=rate.detach(),
             in_nats=in_nats,
         )
 
@@ -118,12 +118,20 @@ class Objective:
                 total = total + progressive * weight * cost
         return total
 
-    def uniform_rate_nats(self, codes: Sequence[Tensor]) -> float:
-        """Σ_l |S_l| log K_l: what the codes of one signal could carry."""
-        return sum(
-            layer[0].numel() * math.log(place.codebook_size)
-            for place, layer in zip(self.config.layers, codes)
-        )
+    def rate(self, quantized: Sequence[Quantized]) -> Float[Tensor, "B L"]:
+        """−log p(Z_l) in nats: learned, or |S_l| log K_l."""
+        rates = []
+        for q, level in zip(quantized, self.config.levels):
+            uniform = q.codes[0, 0].numel() * math.log(level.codebook_size)
+            rates.append(torch.full_like(q.entropy, uniform) if q.rate is None else q.rate)
+        return torch.cat(rates, 1)
+
+    def paid(self, rate: Float[Tensor, "B L"], size: int, sigma2: Tensor) -> Tensor | float:
+        """What the objective pays for the rate; a uniform prior's is a constant, and dropped."""
+        if self.config.prior == "uniform":
+            return 0.0
+        nat = self.likelihood.commitment_weight(size, sigma2) * 2 * sigma2 / size
+        return self.config.rate_weight * nat * rate.sum(1).mean()
 
 
 def _weigh_gradient(value: Tensor, weight: Tensor | float) -> Tensor:

@@ -144,23 +144,23 @@ class HQVAE(Portable):
         quantized = [output.quantized for output in outputs]
         kl_continuous = torch.stack([q.latent_loss for q in quantized]).sum(0)
         entropy = torch.cat([q.entropy for q in quantized], 1).sum(1)
-        codes = [layer for q in quantized for layer in q.codes.unbind(1)]
-        nats = self.objective.uniform_rate_nats(codes) + kl_continuous - entropy
+        nats = self.objective.rate(quantized).sum(1) + kl_continuous - entropy
         return ElboSample(square_error(x, self._reconstruct(latent, x.shape[2:])), nats)
 
     # ----------------------------------------------------------------------------- codes
 
     @torch.no_grad()
-    def encode(self, x: Any) -> tuple[Int[Tensor, "B ..."], ...]:
+    def encode(self, x: Any, rate_weight: float | None = None) -> tuple[Int[Tensor, "B ..."], ...]:
         """L tensors of nearest codes `[B, *S_l]`, coarse to fine; the same in either mode.
 
         `x` are signals [B, C, *S], a tensor or an array: floats in [−1, 1], uint8 pictures of
         0 … 255, or int16 sounds. Raises ValueError for other types, shapes and values. Batches of
-        signals of several lengths: `hqvae.tiling.encode_padded`.
+        signals of several lengths: `hqvae.tiling.encode_padded`. `rate_weight` is that of a learned
+        prior, in place of the model's: the higher it is, the fewer bits codes have.
         """
         limit = limit_of(self.config, self.data)
         x = as_signal(x, self.config, next(self.parameters()), limit)
-        outputs = walk(self.levels, NearestCodes(self.features(x)))[1]
+        outputs = walk(self.levels, NearestCodes(self.features(x), rate_weight))[1]
         return tuple(codes for output in outputs for codes in output.quantized.codes.unbind(1))
 
     @torch.no_grad()

@@ -40,6 +40,7 @@ def count_codes(config: HQVAEConfig) -> int:
         return 0
     return sum(
         (1 if level.shared_codebook else level.layers) * level.codebook_size * (level.dim + 1)
+        + (level.layers * level.codebook_size + 1) * (config.prior == "learned")
         for level in config.levels
     )
 

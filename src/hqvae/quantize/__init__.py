@@ -14,6 +14,7 @@ from .posterior import (
     Posterior,
     RandomInit,
 )
+from .prior import LearnedPrior
 from .quantized import Quantized, pool_layers
 from .residual import QuantizerConfig, ResidualQuantizer
 
@@ -24,6 +25,7 @@ __all__ = [
     "GumbelSoftmax",
     "GumbelSoftmaxConfig",
     "KMeansInit",
+    "LearnedPrior",
     "NearestCode",
     "NearestCodeConfig",
     "Noise",

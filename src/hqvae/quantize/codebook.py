@@ -10,6 +10,7 @@ from hqvae.ranks import all_sum, rows_before_mine
 
 from .kernels import nearest
 from .noise import Noise, Stream
+from .prior import priced
 
 _KMEANS_ROUNDS = 10
 _KMEANS_JITTER = 0.1  # of the rows' deviation: two codes that begin on one row must part
@@ -93,9 +94,13 @@ class Codebook(nn.Module):
             check_codes(codes, self.codebook_size)
         return nn.functional.embedding(codes, self.vectors).movedim(-1, 1)
 
-    def nearest(self, z_e: Float[Tensor, "B D *S"]) -> Int[Tensor, "B *S"]:
-        """argmin_k ‖z_e − b_k‖², position by position: batch mates and mode have no say."""
-        codes = nearest(flatten_positions(z_e), self.vectors)
+    def nearest(
+        self, z_e: Float[Tensor, "B D *S"], price: Float[Tensor, "K"] | None = None
+    ) -> Int[Tensor, "B *S"]:
+        """argmin_k ‖z_e − b_k‖² + price_k, position by position: batch mates have no say."""
+        rows = flatten_positions(z_e)
+        charged = (rows, self.vectors) if price is None else priced(rows, self.vectors, price)
+        codes = nearest(*charged)
         return codes.reshape(z_e.shape[0], *z_e.shape[2:])
 
     # ------------------------------------------------------------------------ initialisation

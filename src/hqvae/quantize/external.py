@@ -138,8 +138,8 @@ class ExternalCodebook(nn.Module):
         return z.reshape(rows.shape).movedim(-1, 1), codes, loss
 
     @torch.no_grad()
-    def nearest(self, z_e: Float[Tensor, "B D *S"]) -> Int[Tensor, "B *S"]:
-        """The codes of evaluation mode, in either mode."""
+    def nearest(self, z_e: Float[Tensor, "B D *S"], price: None = None) -> Int[Tensor, "B *S"]:
+        """The codes of evaluation mode, in either mode; none has a price."""
         mode = self.module.training
         self.module.eval()
         try:

@@ -20,6 +20,8 @@ class Quantized:
         entropy: [B, L], H(P̂) summed over the positions, in nats (zero for a deterministic choice)
         latent_loss: [B], in nats or in mean squared error, as `Posterior.in_nats` says
         layers: L × [B, D, *S], the z_l whose sum z is
+        rate: [B, L], −log p(Z_l) summed over the positions, in nats: in training with the weights
+            of the relaxed sample; None where the prior is uniform
     """
 
     z: Float[Tensor, "B D ..."]
@@ -27,17 +29,20 @@ class Quantized:
     entropy: Float[Tensor, "B L"]
     latent_loss: Float[Tensor, "B"]
     layers: tuple[Tensor, ...]
+    rate: Float[Tensor, "B L"] | None = None
 
     @classmethod
     def of(cls, choices: Sequence[Choice], latent_loss: Float[Tensor, "B"]) -> "Quantized":
         """What the layers' choices come to."""
         entropies = [choice.entropy for choice in choices if choice.entropy is not None]
+        rates = [choice.rate for choice in choices if choice.rate is not None]
         return cls(
             z=sum_layers([choice.z for choice in choices]),
             codes=torch.stack([choice.codes for choice in choices], 1),
             entropy=torch.stack(entropies, 1),
             latent_loss=latent_loss,
             layers=tuple(choice.z for choice in choices),
+            rate=torch.stack(rates, 1) if rates else None,
         )
 
 
@@ -65,9 +70,3 @@ def sum_layers(parts: Sequence[Tensor]) -> Tensor:
     for part in parts[1:]:
         total = total + part
     return total
-
-
-def check_width(z_e: Tensor, dim: int) -> None:
-    """Raises ValueError for latents of another width."""
-    if z_e.ndim < 2 or z_e.shape[1] != dim:
-        raise ValueError(f"z_e has shape {list(z_e.shape)}; this quantizer expects [B, {dim}, *S]")

@@ -19,7 +19,9 @@ from .codebook import Codebook, flatten_positions
 from .external import ExternalConfig
 from .noise import Noise, Stream
 from .posterior import Choice, GumbelSoftmaxConfig, InitPlace, NearestCodeConfig, Posterior
-from .quantized import Quantized, check_width, pool_layers, sum_layers
+from .prior import LearnedPrior
+from .quantized import Quantized, pool_layers, sum_layers
+from .shapes import check_layers, check_positive, check_width
 from .sums import nearest_sum, nearest_sums
 
 QuantizerConfig = GumbelSoftmaxConfig | NearestCodeConfig | ExternalConfig
@@ -36,15 +38,15 @@ class ResidualQuantizer(nn.Module):
         shared_codebook: whether the layers hold one codebook
         beam_size: how many partial sums `encode` keeps when it looks for the codes whose sum is
             nearest to z̃; with 1 each layer takes the code nearest to what is left
+        prior: p(Z) where it is learned, of as many layers and codes; None for a uniform one
 
     Shape:
         z_e [B, D, *S] → `Quantized`
 
-    `forward` and the other questions change no state and store no result. What changes state is a
-    verb: `init`, `refine`, `update`, `use_nearest`.
+    `forward` and other questions change no state. Verbs do: `init`, `refine`, `update`,
+    `use_nearest`.
 
-    Sources: SQ-VAE (Takida et al., ICML 2022), HQ-VAE (Takida et al., TMLR 2024), RQ-VAE (Lee et
-    al., CVPR 2022).
+    Sources: SQ-VAE (Takida et al., 2022), HQ-VAE (Takida et al., 2024), RQ-VAE (Lee et al., 2022).
 
     >>> quantizer = ResidualQuantizer(dim=8, codebook_size=64, layers=3)
     >>> out = quantizer(torch.randn(2, 8, 4, 4))
@@ -67,11 +69,12 @@ class ResidualQuantizer(nn.Module):
         config: QuantizerConfig = GumbelSoftmaxConfig(),
         shared_codebook: bool = False,
         beam_size: int = 1,
+        prior: LearnedPrior | None = None,
     ):
         super().__init__()
-        for name, value in (("layers", layers), ("beam_size", beam_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
+        check_positive(layers=layers, beam_size=beam_size)
+        if prior is not None:
+            prior.check_fits(layers, codebook_size)
         self.dim = dim
         self.codebook_size = codebook_size
         self.shared_codebook = shared_codebook
@@ -81,6 +84,7 @@ class ResidualQuantizer(nn.Module):
         self.codebooks = nn.ModuleList(own * layers if shared_codebook else own)  # type: ignore
         self.config = config
         self._set_posterior(config.make_posterior(dim, layers))
+        self.posterior.prior = prior
 
     def _set_posterior(self, posterior: Posterior) -> None:
         self.posterior = posterior
@@ -103,16 +107,13 @@ class ResidualQuantizer(nn.Module):
         """
         check_width(z_e, self.dim)
         posterior = self.posterior
-        if not self.training:
-            choices = self._nearest(z_e)
-            return Quantized.of(choices, posterior.latent_loss(z_e, choices))
-        stream = noise or Noise.draw()
+        stream = noise or (Noise.draw() if self.training else Noise(torch.tensor(0)))
 
         def relax(layer: int, residual: Tensor) -> Choice:
             codebook = self.codebooks[layer]
             return posterior.relax(layer, residual, codebook, temperature, stream.fold(layer))
 
-        choices = self._recursion(z_e, relax)
+        choices = self._recursion(z_e, relax) if self.training else self._nearest(z_e)
         return Quantized.of(choices, posterior.latent_loss(z_e, choices))
 
     @torch.no_grad()
@@ -124,33 +125,35 @@ class ResidualQuantizer(nn.Module):
         """
         check_width(z_e, self.dim)
         posterior = self.posterior
-        if not posterior.stochastic:
-            choices = self._nearest(z_e)
-            return Quantized.of(choices, posterior.kl_continuous(z_e, choices))
         drawn = posterior.perturb(z_e, noise)
 
         def draw(layer: int, residual: Tensor) -> Choice:
             return posterior.sample(layer, residual, self.codebooks[layer], noise.fold(layer))
 
-        choices = self._recursion(drawn, draw)
+        choices = self._recursion(drawn, draw) if posterior.stochastic else self._nearest(drawn)
         return Quantized.of(choices, posterior.kl_continuous(drawn, choices))
 
     @torch.no_grad()
     def encode(
-        self, z_e: Float[Tensor, "B D *S"], beam_size: int | None = None
+        self,
+        z_e: Float[Tensor, "B D *S"],
+        beam_size: int | None = None,
+        rate_weight: float | None = None,
     ) -> Int[Tensor, "B L ..."]:
-        """Codes [B, L, *S], the same in training and evaluation mode.
+        """Codes [B, L, *S], the same in either mode. Raises ValueError for a z_e of another width.
 
-        `beam_size` in place of the quantizer's own. Raises ValueError for a z_e of another width.
+        `beam_size` in place of the quantizer's own, `rate_weight` in place of a learned prior's:
+        the higher it is, the fewer bits codes have.
         """
         check_width(z_e, self.dim)
         width = self.beam_size if beam_size is None else beam_size
+        prices = self.posterior.prices(rate_weight)
         if self._searches_sums(width):
-            return nearest_sum(z_e, self.codebooks, width)
+            return nearest_sum(z_e, self.codebooks, width, prices)
 
         def nearest(layer: int, residual: Tensor) -> Choice:
             codebook = self.codebooks[layer]
-            codes = codebook.nearest(residual)
+            codes = codebook.nearest(residual, prices[layer])
             return Choice(codebook.lookup(codes, check=False), codes)
 
         return torch.stack([choice.codes for choice in self._recursion(z_e, nearest)], 1)
@@ -175,13 +178,10 @@ class ResidualQuantizer(nn.Module):
     def given(self, codes: Integer[Tensor, "B k *S"], check: bool = True) -> Quantized:
         """What `lookup` sums, layer by layer; entropy and loss are zero. Raises as it does."""
         codes = integers(codes)
-        if codes.ndim < 2 or not 1 <= codes.shape[1] <= len(self.codebooks):
-            raise ValueError(
-                f"codes of shape {list(codes.shape)}; expected [B, 1 to {len(self.codebooks)}, *S]"
-            )
+        check_layers(codes, len(self.codebooks))
         none = torch.zeros(len(codes), device=codes.device)
-        given = zip(self.codebooks, codes.unbind(1))
-        choices = [Choice(codebook.lookup(k, check), k, none) for codebook, k in given]
+        pairs = zip(self.codebooks, codes.unbind(1))
+        choices = [Choice(codebook.lookup(k, check), k, none) for codebook, k in pairs]
         return Quantized.of(choices, none)
 
     # ------------------------------------------------------------------------------- verbs
@@ -192,8 +192,7 @@ class ResidualQuantizer(nn.Module):
 
         `steps` says of how many steps' batches the features are; counts begin as those of one. A
         shared codebook starts from what the first layer is given. Returns a relaxed sample of z,
-        for levels below. Raises DegenerateFeatures for features that are all the same or not
-        finite.
+        for levels below. Raises DegenerateFeatures for features that do not vary or are not finite.
         """
         check_width(z_e, self.dim)
 
@@ -204,9 +203,7 @@ class ResidualQuantizer(nn.Module):
             self.posterior.init(layer, residual, codebook, place)
             return self.posterior.relax(layer, residual, codebook, 1.0, stream)
 
-        choices = self._recursion(z_e, start)
-        self._count_together(choices, steps)
-        return sum_layers([choice.z for choice in choices])
+        return self._started(z_e, self._recursion(z_e, start), steps)
 
     @torch.no_grad()
     def refine(self, z_e: Float[Tensor, "B D *S"], noise: Noise, steps: int = 1) -> Tensor:
@@ -226,9 +223,7 @@ class ResidualQuantizer(nn.Module):
             codebook.set_counts(choice.codes, steps)
             return choice
 
-        choices = self._recursion(z_e, refine)
-        self._count_together(choices, steps)
-        return sum_layers([choice.z for choice in choices])
+        return self._started(z_e, self._recursion(z_e, refine), steps)
 
     @torch.no_grad()
     def update(
@@ -243,17 +238,17 @@ class ResidualQuantizer(nn.Module):
             return 0
         given = codes.unbind(1)
         vectors = [
-            codebook.lookup(own, check=False) for codebook, own in zip(self.codebooks, given[:-1])
+            own.lookup(of_layer, check=False) for own, of_layer in zip(self.codebooks, given)
         ]
-        residuals = list(accumulate(vectors, torch.sub, initial=z_e.detach()))
+        *residuals, error = accumulate(vectors, torch.sub, initial=z_e.detach())
+        if posterior.prior is not None:
+            posterior.prior.track(error)
         if self.shared_codebook:
             rows, pooled = pool_layers(residuals, given)
             return posterior.update(self.codebooks[0], rows, pooled, noise.fold(Stream.RESTART))
         return sum(
-            posterior.update(
-                codebook, flatten_positions(residual), own.flatten(), noise.fold(layer)
-            )
-            for layer, (codebook, residual, own) in enumerate(zip(self.codebooks, residuals, given))
+            posterior.update(codebook, flatten_positions(left), own.flatten(), noise.fold(layer))
+            for layer, (codebook, left, own) in enumerate(zip(self.codebooks, residuals, given))
         )
 
     def use_nearest(self, layers_per_level: Sequence[int] = ()) -> None:
@@ -264,8 +259,7 @@ class ResidualQuantizer(nn.Module):
         """
         limit = self.posterior.limit(layers_per_level or [len(self.codebooks)])
         if limit is not None:
-            device = self.codebooks[0].vectors.device
-            self._set_posterior(limit.to(device).train(self.training))
+            self._set_posterior(limit.to(self.codebooks[0].vectors.device).train(self.training))
 
     # ------------------------------------------------------------------------------- parts
 
@@ -279,10 +273,15 @@ class ResidualQuantizer(nn.Module):
             choices.append(choose(layer, residual))
         return choices
 
-    def _count_together(self, choices: list[Choice], steps: int) -> None:
-        """Counts of a shared codebook are those of all its layers, as `update` pools them."""
+    def _started(self, z_e: Tensor, choices: list[Choice], steps: int) -> Tensor:
+        """The sum of the first choices; what is counted of several layers begins with them."""
+        codes = [choice.codes for choice in choices]
+        z = sum_layers([choice.z for choice in choices])
         if self.shared_codebook and not self.posterior.gradient_moves_codes:
-            self.codebooks[0].set_counts(torch.stack([c.codes for c in choices]), steps)
+            self.codebooks[0].set_counts(torch.stack(codes), steps)  # pooled, as `update` does
+        if self.posterior.prior is not None:
+            self.posterior.prior.start(codes, z_e - z)
+        return z
 
     def _searches_sums(self, beam_size: int) -> bool:
         return beam_size > 1 and len(self.codebooks) > 1 and self.posterior.supports_beam
@@ -291,7 +290,8 @@ class ResidualQuantizer(nn.Module):
         """The choices of `encode`."""
         given: Sequence[Tensor | None] = [None] * len(self.codebooks)
         if self._searches_sums(self.beam_size):
-            given = nearest_sum(z_e, self.codebooks, self.beam_size).unbind(1)
+            prices = self.posterior.prices()
+            given = nearest_sum(z_e, self.codebooks, self.beam_size, prices).unbind(1)
 
         def nearest(layer: int, residual: Tensor) -> Choice:
             return self.posterior.nearest(layer, residual, self.codebooks[layer], given[layer])

@@ -1,6 +1,6 @@
 """Which sums of one code per layer are near a latent: the best one, and those beside it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -8,14 +8,25 @@ from torch import Tensor
 from .codebook import Codebook, flatten_positions
 from .kernels import beam_search, candidates
 from .posterior import Posterior
+from .prior import priced_stack
 
 
 def nearest_sum(
-    z_e: Float[Tensor, "B D *S"], codebooks: Iterable[Codebook], beam_size: int
+    z_e: Float[Tensor, "B D *S"],
+    codebooks: Iterable[Codebook],
+    beam_size: int,
+    prices: Sequence[Tensor | None] = (),
 ) -> Int[Tensor, "B L ..."]:
-    """The codes [B, L, *S] of a sum near z̃; `beam_size` partial sums are kept on the way."""
-    vectors = [codebook.vectors for codebook in codebooks]
-    codes = beam_search(flatten_positions(z_e), vectors, beam_size)
+    """The codes [B, L, *S] of a sum near z̃; `beam_size` partial sums are kept on the way.
+
+    With prices of every layer's codes it is the sum whose squared distance and prices are least.
+    """
+    rows = flatten_positions(z_e)
+    vectors: Sequence[Tensor] = [codebook.vectors for codebook in codebooks]
+    paid = [price for price in prices if price is not None]
+    if paid:
+        rows, vectors = priced_stack(rows, vectors, paid)
+    codes = beam_search(rows, vectors, beam_size)
     return codes.reshape(len(z_e), *z_e.shape[2:], len(vectors)).movedim(-1, 1)
 
 

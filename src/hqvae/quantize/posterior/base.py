@@ -13,6 +13,7 @@ from hqvae.config_class import config_class
 
 from ..codebook import Codebook
 from ..noise import Noise
+from ..prior import LearnedPrior
 
 
 class Choice(NamedTuple):
@@ -23,12 +24,14 @@ class Choice(NamedTuple):
         codes: [B, *S] int64
         entropy: [B], H(P̂) summed over the positions, in nats; None where nobody asks for it
         cost: [B], what the quantizer adds to the objective by itself (external ones only)
+        rate: [B], −log p(Z) summed over the positions, in nats; None where the prior is uniform
     """
 
     z: Tensor
     codes: Tensor
     entropy: Tensor | None = None
     cost: Tensor | None = None
+    rate: Tensor | None = None
 
 
 class InitPlace(NamedTuple):
@@ -48,6 +51,7 @@ class Posterior(nn.Module):
     """The contract. `layer` counts the layers of the stack; only `init` changes state.
 
     Attributes:
+        prior: p(Z) where it is learned; None where it is uniform
         name: as weights on disk record it
         stochastic: whether codes have a distribution to draw from; else they are certain
         in_nats: whether the latent loss is in nats per signal; else in mean squared error
@@ -62,6 +66,25 @@ class Posterior(nn.Module):
     gradient_moves_codes: bool
     detach_residual = False
     supports_beam = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prior: LearnedPrior | None = None
+
+    def prices(self, weight: float | None = None) -> Sequence[Tensor | None]:
+        """What codes pay when they are encoded, [K] of every layer; None where nothing is paid.
+
+        It is 2s² w (−log p_k), with s² that of the level: its layers share one quadratic term.
+        `weight` is in place of the prior's own w.
+        """
+        prior = self.prior
+        if prior is None:
+            return [None] * len(self.variance)
+        return prior.prices(self.variance.sum() if self.stochastic else prior.s2, weight)
+
+    def rate(self, layer: int, codes: Tensor) -> Float[Tensor, "B"] | None:
+        """−log p of codes, nats of each sample; None where the prior is uniform."""
+        return None if self.prior is None else self.prior.rate(layer, codes)
 
     @property
     @abstractmethod

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -106,34 +107,42 @@ class GumbelSoftmax(Posterior):
     def relax(
         self, layer: int, z_e: Tensor, codebook: Codebook, temperature: Tensor | float, noise: Noise
     ) -> Choice:
-        z, entropy, codes = quantize(
-            flatten_positions(z_e),
-            codebook.vectors,
-            self.log_s2[layer],
-            temperature,
-            noise.seed,
-            _first_row(z_e, noise),
-        )
-        z = z.to(codebook.vectors.dtype)  # of a model that is cast as a whole
+        rows, vectors, carried = self._charged(layer, z_e, codebook)
+        first_row = _first_row(z_e, noise)
+        log_s2 = self.log_s2[layer]
+        z, entropy, codes = quantize(rows, vectors, log_s2, temperature, noise.seed, first_row)
+        rate = None if carried is None else _per_sample(z[:, -1] / carried, z_e)
+        z = z[:, : codebook.dim].to(codebook.vectors.dtype)  # of a model that is cast as a whole
         codes = codes.reshape(z_e.shape[0], *z_e.shape[2:])
-        return Choice(unflatten_positions(z, z_e), codes, _per_sample(entropy, z_e))
+        return Choice(unflatten_positions(z, z_e), codes, _per_sample(entropy, z_e), rate=rate)
 
     @torch.no_grad()
     def nearest(
         self, layer: int, z_e: Tensor, codebook: Codebook, codes: Tensor | None = None
     ) -> Choice:
-        rows = flatten_positions(z_e)
-        found, entropy = assign(rows, codebook.vectors, self.log_s2[layer])
+        rows, vectors, _ = self._charged(layer, z_e, codebook)
+        found, entropy = assign(rows, vectors, self.log_s2[layer])
         if codes is None:
             codes = found.reshape(z_e.shape[0], *z_e.shape[2:])
-        return Choice(codebook.lookup(codes, check=False), codes, _per_sample(entropy, z_e))
+        z = codebook.lookup(codes, check=False)
+        rate = self.rate(layer, codes)
+        return Choice(z, codes, _per_sample(entropy, z_e), rate=rate)
 
     @torch.no_grad()
     def sample(self, layer: int, z_e: Tensor, codebook: Codebook, noise: Noise) -> Choice:
-        rows = flatten_positions(z_e)
+        rows, vectors, _ = self._charged(layer, z_e, codebook)
         first_row = _first_row(z_e, noise)
-        drawn = sample(rows, codebook.vectors, self.log_s2[layer], noise.seed, first_row)
+        drawn = sample(rows, vectors, self.log_s2[layer], noise.seed, first_row)
         return self.nearest(layer, z_e, codebook, drawn.reshape(z_e.shape[0], *z_e.shape[2:]))
+
+    def _charged(
+        self, layer: int, z_e: Tensor, codebook: Codebook
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rows and vectors whose P̂ in a kernel is that of the prior, and what carries its nats."""
+        rows = flatten_positions(z_e)
+        if self.prior is None:
+            return rows, codebook.vectors, None
+        return self.prior.charge(layer, rows, codebook.vectors, self.variance[layer])
 
     def latent_loss(self, z_e: Tensor, choices: Sequence[Choice]) -> Float[Tensor, "B"]:
         """‖Z̃ − Σ_l Z_l‖² / (2 Σ_l s_l²), nats: one quadratic term for the stack (HQ-VAE, RSQ)."""
@@ -148,7 +157,13 @@ class GumbelSoftmax(Posterior):
         return self.latent_loss(z_e, choices) - z_e[0].numel() / 2
 
     def limit(self, layers_per_level: Sequence[int]) -> NearestCode:
-        return NearestCode(len(self.theta), self.config.nearest(layers_per_level))
+        """As the base says. A learned prior goes on; restarts would put back what it silences."""
+        config = replace(self.config.nearest(layers_per_level), restart=self.prior is None)
+        nearest = NearestCode(len(self.theta), config)
+        if self.prior is not None:
+            self.prior.s2.copy_(self.variance.detach().sum())
+            nearest.prior = self.prior
+        return nearest
 
     @torch.no_grad()
     def init(self, layer: int, z_e: Tensor, codebook: Codebook, place: InitPlace) -> None:

@@ -75,15 +75,17 @@ class NearestCode(Posterior):
         self, layer: int, z_e: Tensor, codebook: Codebook, temperature: Tensor | float, noise: Noise
     ) -> Choice:
         choice = self.nearest(layer, z_e, codebook)
-        return choice._replace(z=z_e + (choice.z - z_e).detach())
+        z = z_e + (choice.z - z_e).detach()
+        return choice._replace(z=z, rate=self.rate(layer, choice.codes))
 
     @torch.no_grad()
     def nearest(
         self, layer: int, z_e: Tensor, codebook: Codebook, codes: Tensor | None = None
     ) -> Choice:
-        codes = codebook.nearest(z_e) if codes is None else codes
+        codes = codebook.nearest(z_e, self.prices()[layer]) if codes is None else codes
         no_entropy = z_e.new_zeros(len(z_e), dtype=torch.float32)
-        return Choice(codebook.lookup(codes, check=False), codes, no_entropy)
+        z = codebook.lookup(codes, check=False)
+        return Choice(z, codes, no_entropy, rate=self.rate(layer, codes))
 
     def sample(self, layer: int, z_e: Tensor, codebook: Codebook, noise: Noise) -> Choice:
         """The nearest code: a posterior with all its mass on one code has one draw."""

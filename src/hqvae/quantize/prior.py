@@ -1,0 +1,144 @@
+"""p(Z_l), learned: one log-probability for each code of each layer. Uniform where there is none.
+
+    P̂(b_k | z̃) ∝ p_k^w exp(−‖z̃ − b_k‖² / 2s²)                          (Bayes' rule, for w = 1)
+    s² → 0:      argmin_k ‖z̃ − b_k‖² − 2s² w log p_k
+
+The first is SQ-VAE's posterior for another prior than the uniform one. The second is
+entropy-constrained quantization (Chou, Lookabaugh and Gray, 1989): a code pays for its bits. Both
+are ours; docs/theory.md derives them.
+
+What a code pays is its *price*, in squared distance. One dimension more makes any kernel charge it:
+0 in z̃, and √price in the code.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hqvae.ranks import all_mean
+
+_DECAY = 0.99  # of the running mean of squared errors
+_CARRIED = 1e-2  # of s: what a nat is in the dimension that carries nats to the relaxed sample
+
+
+class LearnedPrior(nn.Module):
+    """log p_k of every layer of a stack, by gradient; and s² where codes are the nearest ones.
+
+    The bound has −E log p(Z) in it. Its gradient moves p to how often codes are chosen, and
+    features towards codes that are chosen often. Nearest codes have no s² of their own. Theirs is
+    the mean squared error of a dimension, the maximum-likelihood variance of p(z̃ | z).
+
+    Args:
+        layers: L
+        codebook_size: K
+        weight: w, of −log p in choice and objective; 1 is the bound, 0 a prior that nothing pays
+
+    Shape:
+        logits [L, K], a parameter; s2 [], a running mean
+
+    >>> prior = LearnedPrior(layers=2, codebook_size=16)
+    >>> prior.nats(0).shape, float(prior.nats(0)[3]) == math.log(16)
+    (torch.Size([16]), True)
+    """
+
+    s2: Tensor
+
+    def __init__(self, layers: int, codebook_size: int, weight: float = 1.0):
+        super().__init__()
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight is {weight}; expected a number from 0 up")
+        self.weight = weight
+        self.logits = nn.Parameter(torch.zeros(layers, codebook_size))
+        self.register_buffer("s2", torch.ones(()))
+
+    def check_fits(self, layers: int, codebook_size: int) -> None:
+        """Raises ValueError where it is of other layers and codes than a stack's."""
+        if tuple(self.logits.shape) != (layers, codebook_size):
+            raise ValueError(
+                f"the prior is of {' × '.join(map(str, self.logits.shape))} codes; "
+                f"expected {layers} × {codebook_size}"
+            )
+
+    def nats(self, layer: int) -> Float[Tensor, "K"]:
+        """−log p_k of a layer's codes, float32 under any autocast."""
+        return -self.logits[layer].float().log_softmax(0)
+
+    def rate(self, layer: int, codes: Int[Tensor, "B *S"]) -> Float[Tensor, "B"]:
+        """−log p of codes, summed over the positions of each sample."""
+        return self.nats(layer)[codes].reshape(len(codes), -1).sum(1)
+
+    def prices(self, s2: Tensor, weight: float | None = None) -> Sequence[Tensor | None]:
+        """2s² w (−log p_k) [K] of every layer; None where nothing is to be paid.
+
+        Args:
+            s2: the level's variance
+            weight: in place of the prior's own
+        """
+        w = self.weight if weight is None else weight
+        if w == 0:
+            return [None] * len(self.logits)
+        return [2 * s2 * w * self.nats(layer) for layer in range(len(self.logits))]
+
+    def charge(
+        self, layer: int, rows: Float[Tensor, "N D"], vectors: Float[Tensor, "K D"], s2: Tensor
+    ) -> tuple[Float[Tensor, "N D2"], Float[Tensor, "K D2"], Tensor]:
+        """(rows, codes, c): two more dimensions, by which P̂_{s²} of a kernel is that of the prior.
+
+        The last one carries c · (−log p_k), so that a mixture of codes holds that of their nats.
+        What it adds to the distance is taken off the price. All codes pay one nat more, which
+        changes no P̂: √price has a finite slope then.
+        """
+        nats = self.nats(layer)
+        scale = _CARRIED * s2.detach().sqrt()
+        carried = scale * nats
+        price = 2 * s2 * (1 + self.weight * nats) - carried.square()
+        columns = torch.stack([price.sqrt(), carried], 1).to(vectors)
+        zeros = rows.new_zeros(len(rows), 2)
+        return torch.cat([rows, zeros], 1), torch.cat([vectors, columns], 1), scale
+
+    @torch.no_grad()
+    def start(self, codes: Sequence[Int[Tensor, "B *S"]], error: Float[Tensor, "B D *S"]) -> None:
+        """p becomes the share of every layer's codes, and s² that of the error; changes state.
+
+        No code begins below a fortieth of an even share.
+        """
+        size = self.logits.shape[1]
+        for layer, of_layer in enumerate(codes):
+            counts = torch.bincount(of_layer.flatten(), minlength=size).to(self.logits)
+            even = counts.sum() / size
+            self.logits[layer] = (counts + even / 40).log()
+            self.logits[layer] -= self.logits[layer].logsumexp(0)
+        self.s2.copy_(error.float().square().mean())
+
+    @torch.no_grad()
+    def track(self, error: Float[Tensor, "B D *S"]) -> None:
+        """Move s² towards the mean square of what codes miss, over all processes."""
+        self.s2.lerp_(all_mean(error.float().square().mean()), 1 - _DECAY)
+
+
+def priced(
+    rows: Float[Tensor, "N D"], vectors: Float[Tensor, "K D"], price: Float[Tensor, "K"]
+) -> tuple[Float[Tensor, "N D1"], Float[Tensor, "K D1"]]:
+    """Rows and codes such that ‖row − code‖² is greater by the code's price."""
+    return _widen(rows, 1), torch.cat([vectors, price.sqrt().unsqueeze(1).to(vectors)], 1)
+
+
+def priced_stack(
+    rows: Float[Tensor, "N D"],
+    vectors: Sequence[Float[Tensor, "K D"]],
+    prices: Sequence[Float[Tensor, "K"]],
+) -> tuple[Float[Tensor, "N DL"], list[Float[Tensor, "K DL"]]]:
+    """The same for sums of one code per layer: each layer pays in a dimension of its own."""
+    layers = len(vectors)
+    wide = [_widen(of_layer, layers) for of_layer in vectors]
+    dim = rows.shape[1]
+    for layer, price in enumerate(prices):
+        wide[layer][:, dim + layer] = price.sqrt().to(wide[layer])
+    return _widen(rows, layers), wide
+
+
+def _widen(rows: Tensor, columns: int) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(len(rows), columns)], 1)
