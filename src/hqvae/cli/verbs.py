@@ -119,6 +119,7 @@ def evaluate(
     shuffle_items: int = 1000,
     size: int | None = None,
     seconds: float | None = None,
+    rate_weight: Annotated[tuple[float, ...], Parameter(negative=())] = (),
 ) -> int:
     """Measure a run, layer by layer; prints tables and fills RUN/report with figures and pictures.
 
@@ -138,11 +139,15 @@ def evaluate(
         Side of the images; that of the training when not given.
     seconds
         Length of the segments that tile each audio file; that of the training when not given.
+    rate_weight
+        Weight of a learned prior at which error and bits are measured, once for each that is
+        wanted; some when not given.
     """
     from hqvae.evaluate import EvalOptions, print_report
     from hqvae.evaluate import evaluate as run_evaluation
 
-    options = EvalOptions(split, batch_size, limit, size, seconds, shuffle_items)
+    weights = rate_weight or None
+    options = EvalOptions(split, batch_size, limit, size, seconds, shuffle_items, weights)
     print_report(run_evaluation(run, data, options, accelerator), run)
     same = f" --split {split}" if split != "test" else ""
     if data is not None:

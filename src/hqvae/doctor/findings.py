@@ -12,6 +12,8 @@ COLLAPSED = 0.1  # a layer whose hard perplexity is below this share of K
 INACTIVE_DB = 0.05  # a layer whose shuffled codes cost less
 UNIFORM = 0.95  # a posterior whose entropy is above this share of log K
 
+SILENT = "silent"  # no fault: a learned prior has it that bits are not worth it
+
 LONGER = "train longer"
 _HARDER_START = {
     "kmeans": f"{LONGER}, or start harder: a higher model.quantizer.init.sharpness",
@@ -47,7 +49,7 @@ def findings(measures: Measures, config: Config) -> list[Finding]:
 
 
 def _inactive(layer: LayerMeasures, measures: Measures, config: Config) -> Finding | None:
-    if not _is_idle(layer):
+    if not _is_idle(layer) or (is_paid_for(config) and _has_few_codes(layer, measures)):
         return None
     return Finding(
         "carries nothing",
@@ -55,6 +57,15 @@ def _inactive(layer: LayerMeasures, measures: Measures, config: Config) -> Findi
         f"its codes can be shuffled and only {max(0.0, layer.ablation_drop_db):.2f} dB are lost",
         _against_inactivity(layer, measures, config),
     )
+
+
+def is_paid_for(config: Config) -> bool:
+    """Whether codes pay for their bits, so that few of them are no collapse."""
+    return config.model.prior == "learned" and config.model.rate_weight > 0
+
+
+def _has_few_codes(layer: LayerMeasures, measures: Measures) -> bool:
+    return layer.perplexity / layer.reachable_codes(measures.items) < COLLAPSED
 
 
 def _is_idle(layer: LayerMeasures) -> bool:
@@ -85,8 +96,16 @@ def drop(layer: LayerMeasures, config: Config) -> str:
 
 def _collapsed(layer: LayerMeasures, measures: Measures, config: Config) -> Finding | None:
     reachable = layer.reachable_codes(measures.items)
-    if layer.perplexity / reachable >= COLLAPSED:
+    if not _has_few_codes(layer, measures):
         return None
+    if is_paid_for(config):
+        return Finding(
+            SILENT,
+            layer.name,
+            f"perplexity {layer.perplexity:.0f} of {reachable} codes: more of them would not pay "
+            "for their bits",
+            "a lower model.rate_weight, if they should",
+        )
     few = f", as many as {measures.items} items have" if reachable < layer.codebook_size else ""
     return Finding(
         "collapsed",

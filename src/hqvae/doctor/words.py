@@ -10,7 +10,7 @@ from hqvae.config import Config
 from hqvae.data import Modality
 from hqvae.measure import LayerMeasures, Measures
 
-from .findings import COLLAPSED, INACTIVE_DB, LONGER, Finding, drop
+from .findings import COLLAPSED, INACTIVE_DB, LONGER, SILENT, Finding, drop
 
 WEAK = 0.1  # a layer that gives less per bit than this share of what the median layer gives
 
@@ -28,14 +28,16 @@ def diagnose(
     ]
     paragraphs += _against_silence(measures)
     paragraphs += [_describe(index, measures) for index in range(len(measures.layers))]
+    problems = [finding for finding in found if finding.kind != SILENT]
     paragraphs += [
-        f"PROBLEM {finding.layer} {finding.kind}: {finding.what}. TRY: {finding.advice}."
+        f"{'PROBLEM ' * (finding in problems)}{finding.layer} {finding.kind}: {finding.what}. "
+        f"TRY: {finding.advice}."
         for finding in found
     ]
     weak = _weak(measures, config)
     hints = (*_idle_rate(measures), *_bad_prefixes(measures, config), *_soft(measures, config))
     paragraphs += [*weak, *hints]
-    if not found:
+    if not problems:
         healthy = f"No layer has collapsed (perplexity below {COLLAPSED:.0%} of K)"
         if not weak:
             healthy += f", and shuffling any of them costs {INACTIVE_DB:g} dB or more"

@@ -25,7 +25,7 @@ from hqvae.data import (
     starting_signals,
     training_batches,
 )
-from hqvae.doctor import findings
+from hqvae.doctor import SILENT, findings
 from hqvae.errors import DegenerateFeatures, InputError
 from hqvae.likelihood import running_variance
 from hqvae.measure import measure
@@ -248,7 +248,7 @@ class Autoencoder(Task[Losses]):
                 f"{data.unit.ratio} {measures.psnr:.2f} dB, {measures.bits_per_dim:.3f} bits/dim, "
                 f"perplexity {' '.join(perplexities)}"
             ),
-            alarms=[finding.entry() for finding in found],
+            alarms=[finding.entry() for finding in found if finding.kind != SILENT],
             figures={"training-reconstructions.png": self.pictures.add(model, data, step, device)},
         )
         self.model.train()

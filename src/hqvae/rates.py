@@ -1,0 +1,95 @@
+"""Error against bits of one model: `encode` at several weights of a learned prior."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hqvae.console import print_table
+from hqvae.data import SignalUnit
+from hqvae.metrics import Mean, Usage
+from hqvae.model import HQVAE
+
+RATE_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    """What codes cost and give at one weight.
+
+    rate_weight: w of the prior
+    rmse: in the signals' unit
+    bits_per_point: Σ_l |S_l| H_l per pixel or sample point
+    entropy_bits: H_l, of the histogram of each layer's codes over the split, bits a code
+    """
+
+    rate_weight: float
+    rmse: float
+    bits_per_point: float
+    entropy_bits: tuple[float, ...]
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+class _Sums:
+    def __init__(self, model: HQVAE, weight: float):
+        self.model = model
+        self.weight = weight
+        self.mse = Mean()
+        self.usages = [Usage(place.codebook_size) for place in model.config.layers]
+        self.positions = [0] * len(self.usages)
+        self.points = 0
+
+    def add(self, x: Tensor, unit: SignalUnit) -> None:
+        codes = self.model.encode(x, rate_weight=self.weight)
+        self.mse.add(unit.mse(x, self.model.decode(codes, size=x.shape[2:])))
+        self.points = x[0, 0].numel()
+        for layer, (usage, own) in enumerate(zip(self.usages, codes)):
+            usage.add(own)
+            self.positions[layer] = own[0].numel()
+
+    def point(self, unit: SignalUnit) -> RatePoint:
+        entropies = tuple(math.log2(usage.perplexity()) for usage in self.usages)
+        bits = sum(map(math.prod, zip(self.positions, entropies))) / self.points
+        return RatePoint(self.weight, unit.scale * math.sqrt(self.mse.value()), bits, entropies)
+
+
+@torch.no_grad()
+def measure_rates(
+    model: HQVAE, batches: Iterable[Tensor], unit: SignalUnit, weights: Sequence[float]
+) -> list[RatePoint]:
+    """A model of a learned prior over a split, at each of the weights.
+
+    Args:
+        model: put into evaluation mode
+        batches: signals [B, C, *S], at least one
+        unit: what signals stand for
+        weights: of the prior, from 0 up
+    """
+    model.eval()
+    sums = [_Sums(model, weight) for weight in weights]
+    for x in batches:
+        for one in sums:
+            one.add(x, unit)
+    return [one.point(unit) for one in sums]
+
+
+def print_rates(points: Sequence[RatePoint], unit: str, point: str) -> None:
+    """A table on standard output: weight, error, bits, and bits of each layer's codes."""
+    layers = range(len(points[0].entropy_bits))
+    heads = ["rate weight", f"RMSE ({unit})", f"bits/{point}", *[f"layer {i}" for i in layers]]
+    rows = [
+        [
+            f"{one.rate_weight:g}",
+            f"{one.rmse:.{2 if one.rmse > 2 else 4}f}",
+            f"{one.bits_per_point:.4f}",
+            *[f"{bits:.2f}" for bits in one.entropy_bits],
+        ]
+        for one in points
+    ]
+    print_table("error against the codes' entropy, bits a code", heads, rows)
