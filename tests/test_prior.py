@@ -138,7 +138,7 @@ def test_the_more_bits_cost_the_fewer_there_are(kind):
         layers = iter(codes)
         priors = [(level.quantizer.posterior.prior, level) for level in model.levels]
         pairs = [(p, i, next(layers)) for p, level in priors for i in range(len(p.logits))]
-        paid.append(sum(float(p.rate(i, own).sum()) for p, i, own in pairs))
+        paid.append(sum(float(p.rate(i, own).detach().sum()) for p, i, own in pairs))
     assert paid[0] > paid[1] > paid[2] >= paid[3]
 
 
@@ -188,10 +188,13 @@ def test_it_starts_at_the_share_of_every_code_and_the_error():
 
 def test_it_goes_on_into_the_nearest_code_phase():
     quantizer = stack(uneven())
-    prior, variance = quantizer.posterior.prior, float(quantizer.posterior.variance.sum())
+    prior, variance = quantizer.posterior.prior, quantizer.posterior.variance.detach().sum()
     quantizer.use_nearest()
-    assert quantizer.posterior.prior is prior and float(prior.s2) == pytest.approx(variance)
+    assert quantizer.posterior.prior is prior and torch.allclose(prior.s2, variance)
     assert not quantizer.posterior.config.restart
+    free = stack(uneven(weight=0.0))
+    free.use_nearest()
+    assert free.posterior.config.restart
 
 
 # ------------------------------------------------------------------------ the command
@@ -239,6 +242,7 @@ def test_what_has_no_learned_prior_is_refused():
         HQVAEConfig(prior="learned", quantizer=ExternalConfig(name="fsq"))
     with pytest.raises(ValueError, match="puts them back at every step; expected restart=false"):
         HQVAEConfig(prior="learned", quantizer=NearestCodeConfig(restart=True))
+    HQVAEConfig(prior="learned", rate_weight=0.0, quantizer=NearestCodeConfig(restart=True))
     with pytest.raises(ValueError, match="the prior is of 2 × 6 codes; expected 3 × 6"):
         stack(uneven(layers=2))
     with pytest.raises(ValueError, match=r"weight is -1\.0; expected a number from 0 up"):

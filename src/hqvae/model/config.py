@@ -109,10 +109,12 @@ class HQVAEConfig:
                 f"prior=learned is for codes that are chosen by distance, and those of "
                 f"quantizer.name={self.quantizer.name} are not; expected prior=uniform"
             )
-        if isinstance(self.quantizer, NearestCodeConfig) and self.quantizer.restart:
+        restart = isinstance(self.quantizer, NearestCodeConfig) and self.quantizer.restart
+        if restart and self.rate_weight:
             raise ValueError(
                 "prior=learned lets codes fall silent that cost more than they give, and "
-                "quantizer.restart=true puts them back at every step; expected restart=false"
+                "quantizer.restart=true puts them back at every step; expected restart=false, or "
+                "rate_weight=0"
             )
 
     @property

@@ -158,7 +158,8 @@ class GumbelSoftmax(Posterior):
 
     def limit(self, layers_per_level: Sequence[int]) -> NearestCode:
         """As the base says. A learned prior goes on; restarts would put back what it silences."""
-        config = replace(self.config.nearest(layers_per_level), restart=self.prior is None)
+        is_paid = self.prior is not None and self.prior.weight > 0
+        config = replace(self.config.nearest(layers_per_level), restart=not is_paid)
         nearest = NearestCode(len(self.theta), config)
         if self.prior is not None:
             self.prior.s2.copy_(self.variance.detach().sum())

@@ -1,0 +1,152 @@
+"""What a learned prior saves: error against the codes' entropy, with and without it.
+
+    python experiments/posterior/rates.py cifar10-cut/ [--seeds 5] [--split validation]
+        [--out experiments/posterior/rates.json]
+    python experiments/posterior/rates.py --table experiments/posterior/rates.json
+
+    RSQ-VAE, uniform    the preset rsqvae, four layers of 256 codes; a prior is learned beside it,
+                        and nothing pays for it (model.rate_weight=0)
+    RSQ-VAE, learned    the same, and codes pay for their bits (model.rate_weight=1, the bound)
+    RQ-VAE, tuned       own codebooks, restart, β = 0.025, Adam's β₂ = 0.95, the same beam; a prior
+                        is learned beside it
+
+Every model is measured with its first 1 to 4 layers, and with all of them at several weights of its
+prior. Bits are the entropy of each layer's histogram, summed. The table has, at the error that
+RSQ-VAE, uniform, has with a share of its rate by leaving out layers, the bits that others save.
+What is in the file already is not done again.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from hqvae.evaluate import EvalOptions, evaluate
+from hqvae.overrides import override
+from hqvae.presets import preset
+from hqvae.train import train
+
+UNIFORM = "RSQ-VAE, uniform"
+TRAINING = ["train.steps=3000", "train.batch_size=32", "train.lr=4e-3", "train.warmup=200"]
+TRAINING += ["train.log_every=500", "train.validate_every=3000", "model.beam_size=8"]
+LEARNED = ["model.prior=learned", "model.rate_weight=1"]
+TRACKED = ["model.prior=learned", "model.rate_weight=0"]
+TUNED = ["model.levels.0.shared_codebook=false", "model.quantizer.beta=0.025", "train.beta2=0.95"]
+SYSTEMS = {
+    UNIFORM: ("rsqvae", TRACKED),
+    "RSQ-VAE, learned": ("rsqvae", LEARNED),
+    "RQ-VAE, tuned": ("rqvae", [*TUNED, *TRACKED]),
+}
+WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+SHARES = (0.95, 2 / 3, 1 / 2)  # of the uniform system's bits
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's, two-sided, by the number of seeds
+
+Curve = list[tuple[float, float]]  # (RMSE, bits a position), the error rising
+
+
+def measured(data: str, system: str, seed: int, split: str) -> dict[str, Any]:
+    name, settings = SYSTEMS[system]
+    places = [f"data.source={data}", f"train.seed={seed}"]
+    config = override(preset(name), [*places, *TRAINING, *settings])
+    with TemporaryDirectory() as folder:
+        assert train(config, f"{folder}/run", accelerator="cpu") is not None
+        options = EvalOptions(split=split, rate_weights=WEIGHTS)
+        report = evaluate(f"{folder}/run", options=options, accelerator="cpu")
+    bits = np.cumsum([math.log2(layer.perplexity) for layer in report.measures.layers])
+    errors = [layer.rmse_cumulative for layer in report.measures.layers]
+    return {
+        "system": system,
+        "seed": seed,
+        "split": split,
+        "layers": [[error, float(of_all)] for error, of_all in zip(errors, bits)],
+        "weights": [[point.rate_weight, point.rmse, *point.entropy_bits] for point in report.rates],
+        "perplexity": [layer.perplexity for layer in report.measures.layers],
+    }
+
+
+def curves(row: dict[str, Any]) -> Iterator[tuple[str, Curve]]:
+    """(how bits are saved, error and bits) of a row."""
+    yield "layers left out", sorted((error, bits) for error, bits in row["layers"])
+    yield "by weight", sorted((error, sum(bits)) for _, error, *bits in row["weights"])
+
+
+def bits_at(curve: Curve, error: float) -> float:
+    """Bits at an error, between the points that there are; NaN beyond them."""
+    errors, bits = zip(*curve)
+    return float(np.interp(error, errors, bits, left=math.nan, right=math.nan))
+
+
+def error_at(curve: Curve, bits: float) -> float:
+    errors, all_bits = zip(*curve)
+    return float(np.interp(bits, all_bits[::-1], errors[::-1]))
+
+
+def savings(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[float, list[float]]]:
+    """{(system, how): {share of the rate: savings of every seed}}, where both have the seed."""
+    reference = {row["seed"]: dict(curves(row)) for row in rows if row["system"] == UNIFORM}
+    found: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for row in rows:
+        if row["seed"] not in reference:
+            continue
+        base = reference[row["seed"]]["layers left out"]
+        for how, curve in curves(row):
+            place = found.setdefault((row["system"], how), {share: [] for share in SHARES})
+            for share in SHARES:
+                bits = share * base[0][1]
+                place[share].append(1 - bits_at(curve, error_at(base, bits)) / bits)
+    return found
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % interval of Student's t, in %."""
+    if any(map(math.isnan, values)):
+        return "not reached"
+    if len(values) not in T_95:
+        return f"{100 * mean(values):.1f}"
+    half = T_95[len(values)] * stdev(values) / math.sqrt(len(values))
+    return f"{100 * mean(values):.1f} ± {100 * half:.1f}"
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print("| system | bits saved by | seeds | at 95 % of the rate | at two thirds | at half |")
+    print("|---|---|---|---|---|---|")
+    for (system, how), of_shares in savings(rows).items():
+        cells = [interval(of_shares[share]) for share in SHARES]
+        print(f"| {system} | {how} | {len(of_shares[SHARES[0]])} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--only", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument("--out", type=Path, default=Path("experiments/posterior/rates.json"))
+    parser.add_argument("--table", type=Path)
+    arguments = parser.parse_args()
+    if arguments.table:
+        print_table(json.loads(arguments.table.read_text()))
+        return
+    if arguments.data is None:
+        parser.error("DATA is missing: a folder of pictures")
+    out = arguments.out
+    rows = json.loads(out.read_text()) if out.exists() else []
+    done = {(row["system"], row["seed"], row["split"]) for row in rows}
+    for seed in range(1, arguments.seeds + 1):  # seed 0 is what trials were chosen by
+        for system in arguments.only:
+            if (system, seed, arguments.split) not in done:
+                rows.append(measured(arguments.data, system, seed, arguments.split))
+                out.write_text(json.dumps(rows, indent=1) + "\n")
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
