@@ -21,6 +21,8 @@ SYSTEMS = [
     ("stochastic", "hybrid"),
     ("stochastic", "shared"),
     ("ema", "two"),
+    ("ema", "learned prior"),
+    ("stochastic", "learned prior"),
     ("restart", "shared"),
     ("restart", "hybrid"),
 ]
@@ -29,7 +31,9 @@ GLOBAL = 8
 
 def step(quantizer, levels, rank, world):
     """One step's gradients and codebook update, then gradients of the other two phases."""
-    model = build(quantizer, levels, progressive=0.5).train()
+    prior = {"prior": "learned"} if levels == "learned prior" else {}
+    levels = "residual" if prior else levels
+    model = build(quantizer, levels, progressive=0.5, **prior).train()
     share = GLOBAL // world
     first = rank * share
     x = signals(GLOBAL)[first : first + share]

@@ -27,7 +27,12 @@ RESUMED = {
     # The checkpoint at step 4 stands where the nearest-code phase begins …
     "all phases": (
         "hqvae",
-        ["phases.pretrain_fraction=0.3", "phases.nearest_fraction=0.5", "train.weight_ema=0.9"],
+        [
+            "phases.pretrain_fraction=0.3",
+            "phases.nearest_fraction=0.5",
+            "train.weight_ema=0.9",
+            "model.prior=learned",
+        ],
     ),
     "nearest accumulated": (
         "hqvae",
