@@ -46,8 +46,9 @@ def test_training_lowers_the_distortion(image_file, tmp_path):
         ("hqvae", ["phases.nearest_fraction=0.75"]),
         ("rqvae", []),
         ("rqvae-paper", []),
+        ("rqvae-paper", ["model.prior=learned", "model.rate_weight=0"]),
     ],
-    ids=["rsqvae", "hqvae", "hqvae nearest", "rqvae", "rqvae-paper"],
+    ids=["rsqvae", "hqvae", "hqvae nearest", "rqvae", "rqvae-paper", "mse, learned prior"],
 )
 def test_accumulated_batches_are_one_batch(name, settings, image_file, tmp_path):
     """σ² of the global batch, and every sample's noise, however it is cut.

@@ -44,7 +44,8 @@ def small(name):
     # The quantizers are the preset's own; of the networks a few layers are enough.
     config = preset(name).model
     net = replace(config.net, blocks=1, inner_blocks=0, dilations=config.net.dilations[-1:])
-    return HQVAE(replace(config, net=net))
+    prior = "learned" if name == "hqvae" else "uniform"
+    return HQVAE(replace(config, net=net, prior=prior))
 
 def check(name, model, phase):
     torch._dynamo.reset()

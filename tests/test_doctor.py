@@ -72,14 +72,17 @@ def all_wrong(config: Config) -> Measures:
 
 def test_a_layer_that_the_rate_does_not_pay_for_is_silent_and_no_problem():
     paid = override(preset("rsqvae"), ["model.prior=learned"])
-    quiet = measures(layer(perplexity=1.2, ablation_drop_db=0.0), layer(layer=1))
+    few = {"perplexity": 1.2, "ablation_drop_db": 0.0}
+    quiet = measures(layer(**few, perplexity_free=200.0), layer(layer=1))
     (finding,) = findings(quiet, paid)
-    assert finding.kind == "silent" and "would not pay for their bits" in finding.what
+    assert finding.kind == "silent" and "and 200 if they paid nothing" in finding.what
     text = text_of(quiet, paid)
     assert "PROBLEM" not in text and "level 0 layer 0 silent" in text
-    free = override(paid, ["model.rate_weight=0"])
-    kinds = {finding.kind for finding in findings(quiet, free)}
-    assert kinds == {"carries nothing", "collapsed"}
+    assert "shuffling any of them costs" not in text
+    for perplexity_free in (None, 3.0):  # nothing is paid, or it has collapsed all the same
+        dead = measures(layer(**few, perplexity_free=perplexity_free), layer(layer=1))
+        kinds = {finding.kind for finding in findings(dead, paid)}
+        assert kinds == {"carries nothing", "collapsed"}
 
 
 @pytest.mark.parametrize(

@@ -85,10 +85,9 @@ def test_the_rate_of_relaxed_samples_has_the_posteriors_mean():
 
 
 def test_gradients_are_those_of_the_formula():
-    """Of H(P̂) in z̃, s², codes and prior; the two dimensions that are added have no other say."""
-    prior = uneven(layers=1)
-    quantizer, z = stack(prior, layers=1), latents().requires_grad_()
-    wanted = [z, quantizer.posterior.theta, quantizer.codebooks[0].vectors, prior.logits]
+    """Of H(P̂) in z̃, s² and codes; the two dimensions that are added have no other say."""
+    quantizer, z = stack(uneven(layers=1), layers=1), latents().requires_grad_()
+    wanted = [z, quantizer.posterior.theta, quantizer.codebooks[0].vectors]
     exact = posterior_of(quantizer, z, 1)
     expected = torch.autograd.grad(-(exact * exact.log()).sum(), wanted)
     found = torch.autograd.grad(quantizer(z).entropy.sum(), wanted)
@@ -142,8 +141,12 @@ def test_the_more_bits_cost_the_fewer_there_are(kind):
     assert paid[0] > paid[1] > paid[2] >= paid[3]
 
 
-def test_evaluation_takes_the_codes_of_encode():
-    model = build("stochastic", "hybrid", prior="learned", beam_size=4).eval()
+@pytest.mark.parametrize("beam_size", [1, 4])
+@pytest.mark.parametrize("phase", ["samples", "nearest codes"])
+def test_evaluation_takes_the_codes_of_encode(beam_size, phase):
+    model = build("stochastic", "hybrid", prior="learned", beam_size=beam_size).eval()
+    if phase == "nearest codes":
+        model.use_nearest()
     x = signals()
     losses = model(x)
     assert all(map(torch.equal, losses.codes, model.encode(x)))
@@ -151,7 +154,51 @@ def test_evaluation_takes_the_codes_of_encode():
     assert losses.rate.shape == losses.entropy.shape
 
 
+def test_candidates_pay_as_codes_do():
+    quantizer, z = stack(uneven(), beam_size=8), latents(20)
+    codes, errors = quantizer.candidates(z, 8)
+    assert torch.equal(codes[:, 0], quantizer.encode(z))
+    assert (errors.diff(dim=1) >= 0).all()
+
+
 # --------------------------------------------------------------------------- learning
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("kind", ["stochastic", "ema"])
+def test_the_objective_fits_it_to_what_is_drawn_whatever_it_weighs(kind, weight):
+    """Its gradient is p less the share of every code, for each position."""
+    model = build(kind, "residual", prior="learned", rate_weight=weight).train()
+    x = signals()
+    out = model(x, 0.5, Noise(3))
+    out.loss.backward()
+    quantizer = model.levels[0].quantizer
+    prior = quantizer.posterior.prior
+    drawn = out.codes if kind == "ema" else drawn_codes(quantizer, out.z_e[0])
+    for layer, codes in enumerate(drawn):
+        share = torch.bincount(codes.flatten(), minlength=16) / len(x)
+        expected = codes[0].numel() * (-prior.nats(layer)).exp() - share
+        assert torch.allclose(prior.logits.grad[layer], expected.detach(), atol=1e-3)
+
+
+def drawn_codes(quantizer, z_e):
+    """Hard draws of every layer with the noise of `model(x, 0.5, Noise(3))`."""
+    stream, drawn, residual = Noise(3).fold(0), [], z_e
+    for layer, codebook in enumerate(quantizer.codebooks):
+        own = stream.fold(layer)
+        drawn.append(quantizer.posterior.sample(layer, residual, codebook, own).codes)
+        relaxed = quantizer.posterior.relax(layer, residual, codebook, 0.5, own)
+        residual = residual - relaxed.z.detach()
+    return drawn
+
+
+def test_what_it_weighs_is_what_features_feel():
+    def gradient(weight):
+        quantizer, z = stack(LearnedPrior(LAYERS, SIZE, weight)), latents().requires_grad_()
+        quantizer.posterior.prior.logits.data.copy_(uneven().logits)
+        return torch.autograd.grad(quantizer(z, 0.5, Noise(1)).rate[:, 0].sum(), z)[0]
+
+    assert not gradient(0.0).any() and gradient(1.0).any()
 
 
 def test_its_gradient_moves_it_to_the_share_of_every_code():
@@ -215,6 +262,8 @@ def test_a_run_is_measured_at_several_weights(run, capsys):
     assert (free["rate_weight"], dear["rate_weight"]) == (0, 50)
     assert free["bits_per_point"] > dear["bits_per_point"] > 0 and free["rmse"] > 0
     assert len(free["entropy_bits"]) == 4
+    # A coder with the model's own prior takes more than one with the histogram itself.
+    assert all(point["prior_bits_per_point"] > point["bits_per_point"] for point in (free, dear))
 
 
 def test_it_comes_back_from_disk(run):
@@ -245,7 +294,13 @@ def test_what_has_no_learned_prior_is_refused():
     HQVAEConfig(prior="learned", rate_weight=0.0, quantizer=NearestCodeConfig(restart=True))
     with pytest.raises(ValueError, match="the prior is of 2 × 6 codes; expected 3 × 6"):
         stack(uneven(layers=2))
-    with pytest.raises(ValueError, match=r"weight is -1\.0; expected a number from 0 up"):
+    with pytest.raises(ValueError, match="a rate weight of -1; expected a number from 0 up"):
         LearnedPrior(1, 2, -1.0)
+    with pytest.raises(ValueError, match="a rate weight of nan; expected a number from 0 up"):
+        stack(uneven()).encode(latents(), rate_weight=math.nan)
+    with pytest.raises(ValueError, match="the prior is uniform, so all codes have as many bits"):
+        stack(None).encode(latents(), rate_weight=1.0)
+    with pytest.raises(InputError, match="rate_weight=3 is of a learned prior, and prior=uniform"):
+        override(tiny("rsqvae", "photos"), ["model.rate_weight=3"])
     with pytest.raises(InputError, match="rate_weight"):
         override(tiny("rsqvae", "photos"), ["model.rate_weight=-1"])

@@ -146,7 +146,8 @@ def test_cosine_and_warmup(image_file, tmp_path):
 def test_adam_has_the_configs_decays_and_a_faster_rate_for_s2(image_file, tmp_path):
     settings = ["train.beta1=0.5", "train.beta2=0.9", "phases.lr_log_s2=10", "train.lr=1e-3"]
     constant = ["train.schedule=constant", "train.steps=1", *NO_PHASES]
-    run = trained(tiny("rsqvae", image_file, *settings, *constant), tmp_path)
+    learned = ["model.prior=learned"]  # it is no scalar
+    run = trained(tiny("rsqvae", image_file, *settings, *constant, *learned), tmp_path)
     rest, scalars = run.load_checkpoint()["optimizer"]["param_groups"]
     assert rest["betas"] == scalars["betas"] == (0.5, 0.9)
     assert (rest["lr"], scalars["lr"]) == (1e-3, pytest.approx(1e-2))

@@ -4,11 +4,11 @@
         [--out experiments/posterior/rates.json]
     python experiments/posterior/rates.py --table experiments/posterior/rates.json
 
-    RSQ-VAE, uniform    the preset rsqvae, four layers of 256 codes; a prior is learned beside it,
-                        and nothing pays for it (model.rate_weight=0)
+    RSQ-VAE, uniform    the preset rsqvae, four layers of 256 codes; a prior is fitted to its codes,
+                        and nothing pays for them (model.rate_weight=0)
     RSQ-VAE, learned    the same, and codes pay for their bits (model.rate_weight=1, the bound)
     RQ-VAE, tuned       own codebooks, restart, β = 0.025, Adam's β₂ = 0.95, the same beam; a prior
-                        is learned beside it
+                        is fitted to its codes
 
 Every model is measured with its first 1 to 4 layers, and with all of them at several weights of its
 prior. Bits are the entropy of each layer's histogram, summed. The table has, at the error that
@@ -84,6 +84,7 @@ def bits_at(curve: Curve, error: float) -> float:
 
 def error_at(curve: Curve, bits: float) -> float:
     errors, all_bits = zip(*curve)
+    assert all(np.diff(all_bits) < 0), "an error that does not fall with the bits has no inverse"
     return float(np.interp(bits, all_bits[::-1], errors[::-1]))
 
 

@@ -13,7 +13,7 @@ from hqvae.data import SignalUnit
 from hqvae.metrics import Mean, Usage
 from hqvae.model import HQVAE
 
-RATE_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+RATE_WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class RatePoint:
     rate_weight: w of the prior
     rmse: in the signals' unit
     bits_per_point: Σ_l |S_l| H_l per pixel or sample point
+    prior_bits_per_point: −log2 p by the model's own prior, which was fitted to training items
     entropy_bits: H_l, of the histogram of each layer's codes over the split, bits a code
     """
 
     rate_weight: float
     rmse: float
     bits_per_point: float
+    prior_bits_per_point: float
     entropy_bits: tuple[float, ...]
 
     def entry(self) -> dict[str, Any]:
@@ -42,6 +44,9 @@ class _Sums:
         self.weight = weight
         self.mse = Mean()
         self.usages = [Usage(place.codebook_size) for place in model.config.layers]
+        stacks = [level.quantizer.posterior.prior for level in model.levels]
+        priors = [prior for prior in stacks if prior is not None]
+        self.nats = [prior.nats(i) for prior in priors for i in range(len(prior.logits))]
         self.positions = [0] * len(self.usages)
         self.points = 0
 
@@ -54,9 +59,21 @@ class _Sums:
             self.positions[layer] = own[0].numel()
 
     def point(self, unit: SignalUnit) -> RatePoint:
-        entropies = tuple(math.log2(usage.perplexity()) for usage in self.usages)
-        bits = sum(map(math.prod, zip(self.positions, entropies))) / self.points
-        return RatePoint(self.weight, unit.scale * math.sqrt(self.mse.value()), bits, entropies)
+        entropies = [math.log2(usage.perplexity()) for usage in self.usages]
+        by_prior = [
+            float(usage.shares() @ nats.double()) / math.log(2)
+            for usage, nats in zip(self.usages, self.nats)
+        ]
+        return RatePoint(
+            self.weight,
+            unit.scale * math.sqrt(self.mse.value()),
+            self._per_point(entropies),
+            self._per_point(by_prior),
+            tuple(entropies),
+        )
+
+    def _per_point(self, bits: Sequence[float]) -> float:
+        return sum(map(math.prod, zip(self.positions, bits))) / self.points
 
 
 @torch.no_grad()
@@ -82,14 +99,16 @@ def measure_rates(
 def print_rates(points: Sequence[RatePoint], unit: str, point: str) -> None:
     """A table on standard output: weight, error, bits, and bits of each layer's codes."""
     layers = range(len(points[0].entropy_bits))
-    heads = ["rate weight", f"RMSE ({unit})", f"bits/{point}", *[f"layer {i}" for i in layers]]
+    heads = ["rate weight", f"RMSE ({unit})", f"bits/{point}", "by the prior"]
+    heads += [f"layer {i}" for i in layers]
     rows = [
         [
             f"{one.rate_weight:g}",
             f"{one.rmse:.{2 if one.rmse > 2 else 4}f}",
             f"{one.bits_per_point:.4f}",
+            f"{one.prior_bits_per_point:.4f}",
             *[f"{bits:.2f}" for bits in one.entropy_bits],
         ]
         for one in points
     ]
-    print_table("error against the codes' entropy, bits a code", heads, rows)
+    print_table("error against the codes' entropy, of each layer in bits a code", heads, rows)

@@ -12,7 +12,7 @@ COLLAPSED = 0.1  # a layer whose hard perplexity is below this share of K
 INACTIVE_DB = 0.05  # a layer whose shuffled codes cost less
 UNIFORM = 0.95  # a posterior whose entropy is above this share of log K
 
-SILENT = "silent"  # no fault: a learned prior has it that bits are not worth it
+SILENT = "silent"  # no fault: by a learned prior, its bits are not worth what they cost
 
 LONGER = "train longer"
 _HARDER_START = {
@@ -49,7 +49,7 @@ def findings(measures: Measures, config: Config) -> list[Finding]:
 
 
 def _inactive(layer: LayerMeasures, measures: Measures, config: Config) -> Finding | None:
-    if not _is_idle(layer) or (is_paid_for(config) and _has_few_codes(layer, measures)):
+    if not _is_idle(layer) or _is_silent(layer, measures):
         return None
     return Finding(
         "carries nothing",
@@ -59,13 +59,15 @@ def _inactive(layer: LayerMeasures, measures: Measures, config: Config) -> Findi
     )
 
 
-def is_paid_for(config: Config) -> bool:
-    """Whether codes pay for their bits, so that few of them are no collapse."""
-    return config.model.prior == "learned" and config.model.rate_weight > 0
-
-
 def _has_few_codes(layer: LayerMeasures, measures: Measures) -> bool:
     return layer.perplexity / layer.reachable_codes(measures.items) < COLLAPSED
+
+
+def _is_silent(layer: LayerMeasures, measures: Measures) -> bool:
+    """Whether it has few codes because they pay for their bits, and not because of a collapse."""
+    if layer.perplexity_free is None or not _has_few_codes(layer, measures):
+        return False
+    return layer.perplexity_free / layer.reachable_codes(measures.items) >= COLLAPSED
 
 
 def _is_idle(layer: LayerMeasures) -> bool:
@@ -98,13 +100,13 @@ def _collapsed(layer: LayerMeasures, measures: Measures, config: Config) -> Find
     reachable = layer.reachable_codes(measures.items)
     if not _has_few_codes(layer, measures):
         return None
-    if is_paid_for(config):
+    if _is_silent(layer, measures):
         return Finding(
             SILENT,
             layer.name,
-            f"perplexity {layer.perplexity:.0f} of {reachable} codes: more of them would not pay "
-            "for their bits",
-            "a lower model.rate_weight, if they should",
+            f"perplexity {layer.perplexity:.0f} of {reachable} codes, and "
+            f"{layer.perplexity_free:.0f} if they paid nothing for their bits",
+            "a lower model.rate_weight, if it should say more",
         )
     few = f", as many as {measures.items} items have" if reachable < layer.codebook_size else ""
     return Finding(

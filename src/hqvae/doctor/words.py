@@ -28,16 +28,15 @@ def diagnose(
     ]
     paragraphs += _against_silence(measures)
     paragraphs += [_describe(index, measures) for index in range(len(measures.layers))]
-    problems = [finding for finding in found if finding.kind != SILENT]
     paragraphs += [
-        f"{'PROBLEM ' * (finding in problems)}{finding.layer} {finding.kind}: {finding.what}. "
-        f"TRY: {finding.advice}."
+        f"{'' if finding.kind == SILENT else 'PROBLEM '}{finding.layer} {finding.kind}: "
+        f"{finding.what}. TRY: {finding.advice}."
         for finding in found
     ]
     weak = _weak(measures, config)
     hints = (*_idle_rate(measures), *_bad_prefixes(measures, config), *_soft(measures, config))
     paragraphs += [*weak, *hints]
-    if not problems:
+    if not found:
         healthy = f"No layer has collapsed (perplexity below {COLLAPSED:.0%} of K)"
         if not weak:
             healthy += f", and shuffling any of them costs {INACTIVE_DB:g} dB or more"

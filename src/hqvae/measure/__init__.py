@@ -100,6 +100,9 @@ def measure(
         bound.add(x, losses, features, error)
         for index, layer in enumerate(layers):
             layer.add(model, x, losses, index, error)
+        free = model.encode(x, rate_weight=0.0) if model.config.pays_for_bits else ()
+        for layer, codes in zip(layers, free):
+            layer.add_free(codes)
         ablation.add(x, losses.codes, error)
         points = x[0, 0].numel()
     ablation.finish()

@@ -63,5 +63,4 @@ class Bound:
         in_nats = self.model.levels[0].quantizer.posterior.in_nats
         commitment = 1.0 if in_nats else float(likelihood.commitment_weight(size, sigma2))
         paid = self.model.objective.paid(torch.tensor([[self.rate.value()]]), size, sigma2)
-        total += commitment * self.latent_loss.value() - self.entropy.value()
-        return total + float(paid)
+        return total + commitment * self.latent_loss.value() - self.entropy.value() + float(paid)

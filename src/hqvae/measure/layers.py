@@ -27,6 +27,7 @@ class LayerMeasures:
     rmse_cumulative, psnr_cumulative: when decoding from this layer and those before it
     rmse_shuffled, ablation_drop_db: with this layer's codes shuffled over blocks of 64 signals or
         more, all other layers' as they are
+    perplexity_free: where codes pay for their bits, the perplexity if they did not; else None
     """
 
     level: int
@@ -42,6 +43,7 @@ class LayerMeasures:
     psnr_cumulative: float
     rmse_shuffled: float
     ablation_drop_db: float
+    perplexity_free: float | None = None
 
     @property
     def name(self) -> str:
@@ -59,6 +61,7 @@ class LayerSums:
         self.place = place
         self.unit = unit
         self.usage = Usage(place.codebook_size)
+        self.free: Usage | None = None
         self.positions = 0
         self.s2 = 0.0
         self.entropy = Mean()
@@ -78,6 +81,11 @@ class LayerSums:
             error = self.unit.mse(x, model.decode(codes, layers=index + 1, size=x.shape[2:]))
         self.mse.add(error)
         self.psnr.add(self.unit.decibels(error))
+
+    def add_free(self, codes: Tensor) -> None:
+        """Codes of the same signals, chosen as if they paid nothing."""
+        self.free = self.free or Usage(self.place.codebook_size)
+        self.free.add(codes)
 
     def add_shuffled(self, shuffled_error: Tensor, error: Tensor) -> None:
         self.shuffled_mse.add(shuffled_error)
@@ -100,6 +108,7 @@ class LayerSums:
             psnr_cumulative=self.psnr.value(),
             rmse_shuffled=unit.scale * math.sqrt(self.shuffled_mse.value()),
             ablation_drop_db=self.unshuffled_psnr.value() - self.shuffled_psnr.value(),
+            perplexity_free=None if self.free is None else self.free.perplexity(),
         )
 
 

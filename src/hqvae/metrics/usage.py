@@ -1,7 +1,7 @@
 """How a layer's codes are used."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from hqvae.ranks import all_sum
@@ -27,10 +27,14 @@ class Usage:
         self.counts = self.counts.to(codes.device)
         self.counts.index_add_(0, codes.flatten(), torch.ones_like(codes.flatten()))
 
+    def shares(self) -> Float64[Tensor, "K"]:
+        """Of all choices, that of every code."""
+        counts = all_sum(self.counts).double()
+        return counts / counts.sum().clamp(min=1)
+
     def perplexity(self) -> float:
         """Between 1 (one code only) and K (all equally often)."""
-        counts = all_sum(self.counts).double()
-        p = counts / counts.sum().clamp(min=1)
+        p = self.shares()
         return float(torch.exp(-(p * p.clamp(min=1e-300).log()).sum()))
 
     def used(self) -> int:

@@ -48,7 +48,7 @@ class HQVAEConfig:
     prior: Literal["uniform", "learned"] = "uniform"
     """p(Z): uniform as in the papers, or learned, one log-probability per code and layer (ours)"""
     rate_weight: float = Field(default=1.0, ge=0, le=1e6)
-    """of a learned prior's −log p, in the objective and where codes are chosen; 1 is the bound"""
+    """of a learned prior's −log p, which codes pay where they are chosen; 1 is the bound"""
     injection: Literal["prediction", "concat"] = "prediction"
     """how a level sees those above: less a learned prediction (ours), or concatenated"""
     net: ConvConfig | WaveConvConfig | MLPConfig = Field(default=ConvConfig(), discriminator="kind")
@@ -94,8 +94,7 @@ class HQVAEConfig:
                 f"spectral.weight={self.spectral.weight:g} is for waveforms, with axes=1 and "
                 f"channels=1, but axes={self.axes} and channels={self.channels}; expected weight=0"
             )
-        if self.prior == "learned":
-            self._check_prior()
+        self._check_prior()
         if self.likelihood == "mse" and isinstance(self.quantizer, GumbelSoftmaxConfig):
             raise ValueError(
                 "likelihood=mse has no unit for a stochastic quantizer, whose latent loss is in "
@@ -104,6 +103,13 @@ class HQVAEConfig:
         return self
 
     def _check_prior(self) -> None:
+        if self.prior == "uniform":
+            if self.rate_weight != 1:
+                raise ValueError(
+                    f"rate_weight={self.rate_weight:g} is of a learned prior, and prior=uniform; "
+                    "expected prior=learned"
+                )
+            return
         if isinstance(self.quantizer, ExternalConfig):
             raise ValueError(
                 f"prior=learned is for codes that are chosen by distance, and those of "
@@ -125,6 +131,16 @@ class HQVAEConfig:
             for r, level in enumerate(self.levels)
             for layer in range(level.layers)
         )
+
+    @property
+    def needs_sigma2(self) -> bool:
+        """Whether gradients depend on σ², which is that of the global batch."""
+        return self.likelihood == "gaussian" or self.prior == "learned"
+
+    @property
+    def pays_for_bits(self) -> bool:
+        """Whether codes are chosen by what they cost too; few of them are then no collapse."""
+        return self.prior == "learned" and self.rate_weight > 0
 
     @property
     def layout(self) -> Layout:

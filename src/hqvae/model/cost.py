@@ -131,7 +131,7 @@ class Objective:
         if self.config.prior == "uniform":
             return 0.0
         nat = self.likelihood.commitment_weight(size, sigma2) * 2 * sigma2 / size
-        return self.config.rate_weight * nat * rate.sum(1).mean()
+        return nat * rate.sum(1).mean()
 
 
 def _weigh_gradient(value: Tensor, weight: Tensor | float) -> Tensor:

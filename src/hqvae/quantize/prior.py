@@ -21,36 +21,42 @@ from torch import Tensor, nn
 from hqvae.ranks import all_mean
 
 _DECAY = 0.99  # of the running mean of squared errors
-_CARRIED = 1e-2  # of s: what a nat is in the dimension that carries nats to the relaxed sample
+_CARRIED = 0.1  # of s: what the most nats are in the dimension that carries them to the sample
+
+
+def check_weight(weight: float) -> float:
+    """The weight. Raises ValueError where it is below 0 or not finite."""
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"a rate weight of {weight:g}; expected a number from 0 up")
+    return weight
 
 
 class LearnedPrior(nn.Module):
     """log p_k of every layer of a stack, by gradient; and s² where codes are the nearest ones.
 
-    The bound has −E log p(Z) in it. Its gradient moves p to how often codes are chosen, and
-    features towards codes that are chosen often. Nearest codes have no s² of their own. Theirs is
-    the mean squared error of a dimension, the maximum-likelihood variance of p(z̃ | z).
+    The bound has −E log p(Z) in it. Its gradient moves p to how often codes are drawn, whatever w
+    is. With relaxed samples it moves features towards codes of few bits too, w times. Nearest codes
+    have no s² of their own. Theirs is the mean squared error of a dimension, the maximum-likelihood
+    variance of p(z̃ | z).
 
     Args:
         layers: L
         codebook_size: K
-        weight: w, of −log p in choice and objective; 1 is the bound, 0 a prior that nothing pays
+        weight: w, of −log p where codes are chosen; 1 is the bound, 0 a prior that nothing pays
 
     Shape:
         logits [L, K], a parameter; s2 [], a running mean
 
     >>> prior = LearnedPrior(layers=2, codebook_size=16)
-    >>> prior.nats(0).shape, float(prior.nats(0)[3]) == math.log(16)
-    (torch.Size([16]), True)
+    >>> prior.nats(0).shape, round(float(prior.nats(0)[3]) / math.log(2), 4)
+    (torch.Size([16]), 4.0)
     """
 
     s2: Tensor
 
     def __init__(self, layers: int, codebook_size: int, weight: float = 1.0):
         super().__init__()
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"weight is {weight}; expected a number from 0 up")
-        self.weight = weight
+        self.weight = check_weight(weight)
         self.logits = nn.Parameter(torch.zeros(layers, codebook_size))
         self.register_buffer("s2", torch.ones(()))
 
@@ -67,8 +73,21 @@ class LearnedPrior(nn.Module):
         return -self.logits[layer].float().log_softmax(0)
 
     def rate(self, layer: int, codes: Int[Tensor, "B *S"]) -> Float[Tensor, "B"]:
-        """−log p of codes, summed over the positions of each sample."""
+        """−log p of codes, summed over the positions of each sample; its gradient moves p."""
         return self.nats(layer)[codes].reshape(len(codes), -1).sum(1)
+
+    def relaxed_rate(
+        self, layer: int, mixed: Float[Tensor, "B"], drawn: Int[Tensor, "B *S"]
+    ) -> Float[Tensor, "B"]:
+        """−log p of a relaxed sample: w times the gradient of its mixture, and that of p.
+
+        Args:
+            layer: of the stack
+            mixed: what the sample mixes of −log p, p held
+            drawn: hard draws from the same P̂, which p is to fit
+        """
+        fit = self.rate(layer, drawn)
+        return mixed.detach() + self.weight * (mixed - mixed.detach()) + fit - fit.detach()
 
     def prices(self, s2: Tensor, weight: float | None = None) -> Sequence[Tensor | None]:
         """2s² w (−log p_k) [K] of every layer; None where nothing is to be paid.
@@ -77,7 +96,7 @@ class LearnedPrior(nn.Module):
             s2: the level's variance
             weight: in place of the prior's own
         """
-        w = self.weight if weight is None else weight
+        w = self.weight if weight is None else check_weight(weight)
         if w == 0:
             return [None] * len(self.logits)
         return [2 * s2 * w * self.nats(layer) for layer in range(len(self.logits))]
@@ -89,10 +108,10 @@ class LearnedPrior(nn.Module):
 
         The last one carries c · (−log p_k), so that a mixture of codes holds that of their nats.
         What it adds to the distance is taken off the price. All codes pay one nat more, which
-        changes no P̂: √price has a finite slope then.
+        changes no P̂ and keeps √price real. p is held: how it fits is `relaxed_rate`'s.
         """
-        nats = self.nats(layer)
-        scale = _CARRIED * s2.detach().sqrt()
+        nats = self.nats(layer).detach()
+        scale = _CARRIED * s2.detach().sqrt() / nats.max().clamp(min=1)
         carried = scale * nats
         price = 2 * s2 * (1 + self.weight * nats) - carried.square()
         columns = torch.stack([price.sqrt(), carried], 1).to(vectors)
@@ -103,7 +122,7 @@ class LearnedPrior(nn.Module):
     def start(self, codes: Sequence[Int[Tensor, "B *S"]], error: Float[Tensor, "B D *S"]) -> None:
         """p becomes the share of every layer's codes, and s² that of the error; changes state.
 
-        No code begins below a fortieth of an even share.
+        No code begins below 1/41 of an even share.
         """
         size = self.logits.shape[1]
         for layer, of_layer in enumerate(codes):

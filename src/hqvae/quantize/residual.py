@@ -162,8 +162,9 @@ class ResidualQuantizer(nn.Module):
     def candidates(self, z_e: Float[Tensor, "B D *S"], count: int) -> tuple[Tensor, Tensor]:
         """The nearest sums, nearest first: codes [B, C, L, *S], errors ‖z̃ − Σ_l z_l‖² [B, C, *S].
 
-        C is `count`, or K^L where that is less: what a beam no narrower than that ends with.
-        Raises ValueError for a z_e of another width, a count below 1, and external quantizers.
+        C is `count`, or K^L where that is less: what a beam no narrower than that ends with. What
+        codes pay by a learned prior is in the errors. Raises ValueError for a z_e of another width,
+        a count below 1, and external quantizers.
         """
         check_width(z_e, self.dim)
         return nearest_sums(z_e, self.codebooks, self.posterior, count, self.beam_size)
@@ -289,9 +290,8 @@ class ResidualQuantizer(nn.Module):
     def _nearest(self, z_e: Tensor) -> list[Choice]:
         """The choices of `encode`."""
         given: Sequence[Tensor | None] = [None] * len(self.codebooks)
-        if self._searches_sums(self.beam_size):
-            prices = self.posterior.prices()
-            given = nearest_sum(z_e, self.codebooks, self.beam_size, prices).unbind(1)
+        if self._searches_sums(self.beam_size) or self.posterior.prior is not None:
+            given = self.encode(z_e).unbind(1)  # the level's s² prices them, not each layer's
 
         def nearest(layer: int, residual: Tensor) -> Choice:
             return self.posterior.nearest(layer, residual, self.codebooks[layer], given[layer])

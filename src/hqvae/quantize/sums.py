@@ -21,11 +21,7 @@ def nearest_sum(
 
     With prices of every layer's codes it is the sum whose squared distance and prices are least.
     """
-    rows = flatten_positions(z_e)
-    vectors: Sequence[Tensor] = [codebook.vectors for codebook in codebooks]
-    paid = [price for price in prices if price is not None]
-    if paid:
-        rows, vectors = priced_stack(rows, vectors, paid)
+    rows, vectors = _charged(z_e, codebooks, prices)
     codes = beam_search(rows, vectors, beam_size)
     return codes.reshape(len(z_e), *z_e.shape[2:], len(vectors)).movedim(-1, 1)
 
@@ -43,8 +39,18 @@ def nearest_sums(
             f"a posterior {posterior.name!r} does not choose by distance, and has no candidates; "
             "expected nearest_code or gumbel_softmax"
         )
-    vectors = [codebook.vectors for codebook in codebooks]
-    codes, errors = candidates(flatten_positions(z_e), vectors, count, beam_size)
+    rows, vectors = _charged(z_e, codebooks, posterior.prices())
+    codes, errors = candidates(rows, vectors, count, beam_size)
     places = (len(z_e), *z_e.shape[2:])
     codes = codes.reshape(*places, *codes.shape[1:]).movedim((-2, -1), (1, 2))
     return codes, errors.reshape(*places, errors.shape[1]).movedim(-1, 1)
+
+
+def _charged(
+    z_e: Tensor, codebooks: Iterable[Codebook], prices: Sequence[Tensor | None]
+) -> tuple[Tensor, list[Tensor]]:
+    """Rows, and vectors of every layer, with what codes pay in their distance."""
+    rows = flatten_positions(z_e)
+    vectors: list[Tensor] = [codebook.vectors for codebook in codebooks]
+    paid = [price for price in prices if price is not None]
+    return priced_stack(rows, vectors, paid) if paid else (rows, vectors)

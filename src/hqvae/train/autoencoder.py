@@ -93,7 +93,7 @@ class Autoencoder(Task[Losses]):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Everything at `lr`, s² at `lr_log_s2` times that: one scalar moves slowly."""
         lr = self.config.train.lr
-        scalars = [p for level in self.model.levels for p in level.quantizer.posterior.parameters()]
+        scalars = [p for level in self.model.levels for p in level.quantizer.posterior.scalars()]
         known = {id(p) for p in scalars}
         rest = [p for p in self.model.parameters() if id(p) not in known and p.requires_grad]
         rates = [(rest, lr), (scalars, lr * self.config.phases.lr_log_s2)]
@@ -123,7 +123,7 @@ class Autoencoder(Task[Losses]):
 
         The same noise makes the second pass the same, and the result is that of one large batch.
         """
-        if len(batches) == 1 or self.config.model.likelihood == "mse":
+        if len(batches) == 1 or not self.config.model.needs_sigma2:
             return None
         passes = [self.loss(model, batches, part, step, None) for part in range(len(batches))]
         return torch.stack([losses.sigma2 for losses in passes]).mean(0)

@@ -75,12 +75,19 @@ class Posterior(nn.Module):
         """What codes pay when they are encoded, [K] of every layer; None where nothing is paid.
 
         It is 2s² w (−log p_k), with s² that of the level: its layers share one quadratic term.
-        `weight` is in place of the prior's own w.
+        `weight` is in place of the prior's own w. Raises ValueError for one below 0 or not finite,
+        and for any where the prior is uniform.
         """
         prior = self.prior
         if prior is None:
+            if weight is not None:
+                raise ValueError("the prior is uniform, so all codes have as many bits; no weight")
             return [None] * len(self.variance)
         return prior.prices(self.variance.sum() if self.stochastic else prior.s2, weight)
+
+    def scalars(self) -> list[nn.Parameter]:
+        """What learns slowly, one number a layer: s², and no prior."""
+        return [value for name, value in self.named_parameters() if not name.startswith("prior.")]
 
     def rate(self, layer: int, codes: Tensor) -> Float[Tensor, "B"] | None:
         """−log p of codes, nats of each sample; None where the prior is uniform."""
