@@ -7,8 +7,8 @@
 A setting is drawn once for all systems: data, learning rate 10^−3.5 … 10^−2, batch 16 … 256, K 64 …
 4096, one to eight layers. Runs take 16,000 signals, and 200 to 1,000 steps. A run fails where it
 stops before its end, such as for values that are not finite; its error counts as infinite. A layer
-is dead where its perplexity is below a tenth of what it could be, or where its codes can be shuffled
-at a cost below 0.05 dB. Errors are relative to the least of that setting. What is in the file
+is dead where its perplexity is below a tenth of what it could be, or where shuffling its codes
+costs less than 0.05 dB. Errors are relative to the least of that setting. What is in the file
 already is not done again.
 
     ours               the stochastic preset of that data
