@@ -200,8 +200,8 @@ class FirstLevel(torch.nn.Module):
         return features[0]
 
 
-@pytest.mark.parametrize("count", [4_000])
-def test_thousands_of_items_in_five_ways(count, two_threads):
+@pytest.mark.parametrize("count", [20_000])
+def test_twenty_thousand_items_in_five_ways(count, two_threads):
     """In order, in another, in parts, beside others, with more threads; some of them alone."""
     torch.set_num_threads(1)
     model = build("stochastic", "hybrid")

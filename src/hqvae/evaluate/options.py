@@ -51,7 +51,7 @@ class EvalOptions:
             raise InputError(f"seconds={self.seconds}: expected a number above 0")
         for weight in self.rate_weights or ():
             if not 0 <= weight < math.inf:
-                raise InputError(f"rate_weights={weight:g}: expected numbers from 0 up")
+                raise InputError(f"rate_weight={weight:g}: expected numbers from 0 up")
 
     def weights(self, model: HQVAE, run: str) -> Sequence[float]:
         """Those of the prior; none where it is uniform. Raises InputError for some of a uniform."""
@@ -59,7 +59,7 @@ class EvalOptions:
             return RATE_WEIGHTS if self.rate_weights is None else self.rate_weights
         if self.rate_weights:
             raise InputError(
-                f"rate_weights: the prior of run {run!r} is uniform, so all codes have as many "
+                f"rate_weight: the prior of run {run!r} is uniform, so all codes have as many "
                 "bits; train with model.prior=learned"
             )
         return ()

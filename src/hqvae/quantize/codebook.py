@@ -99,8 +99,10 @@ class Codebook(nn.Module):
     ) -> Int[Tensor, "B *S"]:
         """argmin_k ‖z_e − b_k‖² + price_k, position by position: batch mates have no say."""
         rows = flatten_positions(z_e)
-        charged = (rows, self.vectors) if price is None else priced(rows, self.vectors, price)
-        codes = nearest(*charged)
+        vectors: Tensor = self.vectors
+        if price is not None:
+            rows, (vectors,) = priced(rows, [vectors], [price])
+        codes = nearest(rows, vectors)
         return codes.reshape(z_e.shape[0], *z_e.shape[2:])
 
     # ------------------------------------------------------------------------ initialisation

@@ -139,18 +139,14 @@ class LearnedPrior(nn.Module):
 
 
 def priced(
-    rows: Float[Tensor, "N D"], vectors: Float[Tensor, "K D"], price: Float[Tensor, "K"]
-) -> tuple[Float[Tensor, "N D1"], Float[Tensor, "K D1"]]:
-    """Rows and codes such that ‖row − code‖² is greater by the code's price."""
-    return _widen(rows, 1), torch.cat([vectors, price.sqrt().unsqueeze(1).to(vectors)], 1)
-
-
-def priced_stack(
     rows: Float[Tensor, "N D"],
     vectors: Sequence[Float[Tensor, "K D"]],
     prices: Sequence[Float[Tensor, "K"]],
 ) -> tuple[Float[Tensor, "N DL"], list[Float[Tensor, "K DL"]]]:
-    """The same for sums of one code per layer: each layer pays in a dimension of its own."""
+    """Rows and codes such that ‖row − Σ code‖² is greater by the prices of the codes in the sum.
+
+    Each layer pays in a dimension of its own: 0 in rows and in other layers' codes.
+    """
     layers = len(vectors)
     wide = [_widen(of_layer, layers) for of_layer in vectors]
     dim = rows.shape[1]

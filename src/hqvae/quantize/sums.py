@@ -8,7 +8,7 @@ from torch import Tensor
 from .codebook import Codebook, flatten_positions
 from .kernels import beam_search, candidates
 from .posterior import Posterior
-from .prior import priced_stack
+from .prior import priced
 
 
 def nearest_sum(
@@ -53,4 +53,4 @@ def _charged(
     rows = flatten_positions(z_e)
     vectors: list[Tensor] = [codebook.vectors for codebook in codebooks]
     paid = [price for price in prices if price is not None]
-    return priced_stack(rows, vectors, paid) if paid else (rows, vectors)
+    return priced(rows, vectors, paid) if paid else (rows, vectors)

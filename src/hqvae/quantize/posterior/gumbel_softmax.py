@@ -108,15 +108,16 @@ class GumbelSoftmax(Posterior):
         self, layer: int, z_e: Tensor, codebook: Codebook, temperature: Tensor | float, noise: Noise
     ) -> Choice:
         rows, vectors, carried = self._charged(layer, z_e, codebook)
-        first_row = _first_row(z_e, noise)
         log_s2 = self.log_s2[layer]
+        first_row = _first_row(z_e, noise)
         z, entropy, codes = quantize(rows, vectors, log_s2, temperature, noise.seed, first_row)
+        codes = codes.reshape(z_e.shape[0], *z_e.shape[2:])
         rate = None
         if self.prior is not None and carried is not None:
             mixed = _per_sample(z[:, -1].float() / carried, z_e)
-            rate = self.prior.relaxed_rate(layer, mixed, self._draw(layer, z_e, codebook, noise))
+            drawn = sample(rows.detach(), vectors.detach(), log_s2.detach(), noise.seed, first_row)
+            rate = self.prior.relaxed_rate(layer, mixed, drawn.reshape_as(codes))
         z = z[:, : codebook.dim].to(codebook.vectors.dtype)  # of a model that is cast as a whole
-        codes = codes.reshape(z_e.shape[0], *z_e.shape[2:])
         return Choice(unflatten_positions(z, z_e), codes, _per_sample(entropy, z_e), rate=rate)
 
     @torch.no_grad()
@@ -133,15 +134,10 @@ class GumbelSoftmax(Posterior):
 
     @torch.no_grad()
     def sample(self, layer: int, z_e: Tensor, codebook: Codebook, noise: Noise) -> Choice:
-        return self.nearest(layer, z_e, codebook, self._draw(layer, z_e, codebook, noise))
-
-    @torch.no_grad()
-    def _draw(self, layer: int, z_e: Tensor, codebook: Codebook, noise: Noise) -> Tensor:
-        """Hard codes from P̂ [B, *S]."""
         rows, vectors, _ = self._charged(layer, z_e, codebook)
         first_row = _first_row(z_e, noise)
         drawn = sample(rows, vectors, self.log_s2[layer], noise.seed, first_row)
-        return drawn.reshape(z_e.shape[0], *z_e.shape[2:])
+        return self.nearest(layer, z_e, codebook, drawn.reshape(z_e.shape[0], *z_e.shape[2:]))
 
     def _charged(
         self, layer: int, z_e: Tensor, codebook: Codebook
