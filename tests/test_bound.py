@@ -35,8 +35,10 @@ def teach(model: HQVAE, batch: torch.Tensor, steps: int = 30) -> None:
     optimizer = torch.optim.Adam(model.train().parameters(), 1e-2)
     for step in range(steps):
         optimizer.zero_grad()
-        model(batch, 0.5, Noise(step)).loss.backward()
+        losses = model(batch, 0.5, Noise(step))
+        losses.loss.backward()
         optimizer.step()
+        model.update_codebooks(losses.z_e, losses.codes, Noise(step))
     model.eval()
 
 
@@ -45,7 +47,7 @@ def log_prior(model: HQVAE, choices: list) -> torch.Tensor:
     priors = [level.quantizer.posterior.prior for level in model.levels]
     if priors[0] is None:
         return torch.tensor(-math.log(len(choices)))
-    nats = [prior.nats(layer).detach() for prior in priors for layer in range(len(prior.logits))]
+    nats = [prior.nats(layer).detach() for prior in priors for layer in range(len(prior.counts))]
     pays = [[sum(own[k] for k in codes) for own, codes in zip(nats, choice)] for choice in choices]
     return -torch.tensor(pays).sum(1)
 

@@ -1,5 +1,6 @@
 """A learned prior: Bayes' rule, what it costs, and what codes pay for their bits."""
 
+import copy
 import itertools
 import json
 import math
@@ -11,9 +12,10 @@ from training import tiny, trained
 from conftest import build, signals
 from hqvae.cli import main
 from hqvae.errors import InputError
-from hqvae.model import HQVAE, HQVAEConfig
+from hqvae.model import HQVAE, HQVAEConfig, fit_prior, learned_priors
 from hqvae.overrides import override
 from hqvae.quantize import (
+    RATE_WEIGHTS,
     ExternalConfig,
     LearnedPrior,
     NearestCodeConfig,
@@ -27,7 +29,8 @@ DIM, SIZE, LAYERS = 4, 6, 3
 
 def uneven(weight: float = 1.0, layers: int = LAYERS) -> LearnedPrior:
     prior = LearnedPrior(layers, SIZE, weight)
-    torch.nn.init.normal_(prior.logits, std=2, generator=torch.Generator().manual_seed(1))
+    logits = torch.empty_like(prior.counts)
+    prior.counts = 100 * logits.normal_(std=2, generator=torch.Generator().manual_seed(1)).exp()
     return prior
 
 
@@ -136,7 +139,7 @@ def test_the_more_bits_cost_the_fewer_there_are(kind):
         codes = model.encode(x, rate_weight=weight)
         layers = iter(codes)
         priors = [(level.quantizer.posterior.prior, level) for level in model.levels]
-        pairs = [(p, i, next(layers)) for p, level in priors for i in range(len(p.logits))]
+        pairs = [(p, i, next(layers)) for p, level in priors for i in range(len(p.counts))]
         paid.append(sum(float(p.rate(i, own).detach().sum()) for p, i, own in pairs))
     assert paid[0] > paid[1] > paid[2] >= paid[3]
 
@@ -165,67 +168,43 @@ def test_candidates_pay_as_codes_do():
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 4.0])
-@pytest.mark.parametrize("kind", ["stochastic", "ema"])
-def test_the_objective_fits_it_to_what_is_drawn_whatever_it_weighs(kind, weight):
-    """Its gradient is p less the share of every code, for each position."""
-    model = build(kind, "residual", prior="learned", rate_weight=weight).train()
-    x = signals()
-    out = model(x, 0.5, Noise(3))
-    out.loss.backward()
-    quantizer = model.levels[0].quantizer
+@pytest.mark.parametrize("phase", ["samples", "nearest codes"])
+def test_it_moves_to_how_often_codes_are_drawn_whatever_it_weighs(phase, weight):
+    """A hundredth of the way at every step; the first layer's P̂ is that of the exact formula."""
+    quantizer, z = stack(uneven(weight)).train(), latents(500)
+    if phase == "nearest codes":
+        quantizer.use_nearest()
     prior = quantizer.posterior.prior
-    drawn = out.codes if kind == "ema" else drawn_codes(quantizer, out.z_e[0])
-    for layer, codes in enumerate(drawn):
-        share = torch.bincount(codes.flatten(), minlength=16) / len(x)
-        expected = codes[0].numel() * (-prior.nats(layer)).exp() - share
-        assert torch.allclose(prior.logits.grad[layer], expected.detach(), atol=1e-3)
-
-
-def drawn_codes(quantizer, z_e):
-    """Hard draws of every layer with the noise of `model(x, 0.5, Noise(3))`."""
-    stream, drawn, residual = Noise(3).fold(0), [], z_e
-    for layer, codebook in enumerate(quantizer.codebooks):
-        own = stream.fold(layer)
-        drawn.append(quantizer.posterior.sample(layer, residual, codebook, own).codes)
-        relaxed = quantizer.posterior.relax(layer, residual, codebook, 0.5, own)
-        residual = residual - relaxed.z.detach()
-    return drawn
+    before = prior.counts.clone()
+    codes = quantizer(z, 0.5, Noise(3)).codes
+    expected = prior.count(codes)[0]
+    if phase == "samples":
+        expected = posterior_of(quantizer, z, weight).sum((0, 1))
+    quantizer.update(z, codes, Noise(5))
+    moved = (prior.counts - 0.99 * before)[0] * 100
+    assert float(moved.sum()) == pytest.approx(1000, rel=1e-3)
+    assert torch.allclose(moved, expected, atol=0 if phase == "samples" else 0.1, rtol=0.3)
 
 
 def test_what_it_weighs_is_what_features_feel():
     def gradient(weight):
         quantizer, z = stack(LearnedPrior(LAYERS, SIZE, weight)), latents().requires_grad_()
-        quantizer.posterior.prior.logits.data.copy_(uneven().logits)
+        quantizer.posterior.prior.counts.copy_(uneven().counts)
         return torch.autograd.grad(quantizer(z, 0.5, Noise(1)).rate[:, 0].sum(), z)[0]
 
     assert not gradient(0.0).any() and gradient(1.0).any()
 
 
-def test_its_gradient_moves_it_to_the_share_of_every_code():
-    quantizer = stack(LearnedPrior(1, SIZE), layers=1).train()
-    quantizer.use_nearest()
-    z = latents(500)
-    prior = quantizer.posterior.prior
-    prior.weight = 0.0  # choices stay
-    optimizer = torch.optim.Adam(prior.parameters(), 0.05)
-    for _ in range(300):
-        optimizer.zero_grad()
-        out = quantizer(z)
-        out.rate.mean().backward()
-        optimizer.step()
-    share = torch.bincount(out.codes.flatten(), minlength=SIZE) / out.codes.numel()
-    assert torch.allclose((-prior.nats(0)).exp(), share, atol=0.01)
-
-
 def test_it_starts_at_the_share_of_every_code_and_the_error():
-    quantizer, z = stack(LearnedPrior(LAYERS, SIZE)), latents(500)
+    quantizer, z = stack(LearnedPrior(LAYERS, SIZE, weight=0.0)), latents(500)
     quantizer.use_nearest()
     quantizer.init(z, Noise(1))
     out = quantizer.eval()(z)
     prior = quantizer.posterior.prior
     assert float(prior.s2) == pytest.approx(float((z - out.z).square().mean()), rel=0.2)
     shares = (-prior.nats(0)).exp().detach()
-    assert float(shares.sum()) == pytest.approx(1) and shares.min() > 1 / SIZE / 42
+    counts = torch.bincount(out.codes[:, 0].flatten(), minlength=SIZE)
+    assert torch.allclose(shares, counts / counts.sum(), atol=0.01)
     before = float(prior.s2)
     missed = z - quantizer.lookup(torch.zeros_like(out.codes))
     quantizer.update(z, torch.zeros_like(out.codes), Noise(1))
@@ -244,6 +223,75 @@ def test_it_goes_on_into_the_nearest_code_phase():
     assert free.posterior.config.restart
 
 
+# ------------------------------------------------------------------------- other weights
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """(a model before its fit, the same after it, the signals)"""
+    model = build("stochastic", "hybrid", prior="learned", beam_size=4).eval()
+    x = signals(count=64)
+    model.init_codebooks(x, Noise(1))
+    model.use_nearest()
+    before = copy.deepcopy(model)
+    fit_prior(model, x, at_once=16)
+    return before, model, x
+
+
+def nats_of(model, codes, weight):
+    """−log p of all codes, of every layer."""
+    priors = learned_priors(model)
+    tables = [prior.nats(i, weight) for prior in priors for i in range(len(prior.counts))]
+    return [float(nats[own].sum()) for nats, own in zip(tables, codes)]
+
+
+@pytest.mark.parametrize("weight", [0.0, *RATE_WEIGHTS, 3.0, 1000.0])
+def test_a_fit_takes_fewer_bits(fitted, weight):
+    """By a code of the prior's lengths; on the items of the fit nearly the entropy itself."""
+    before, model, x = fitted
+    codes = model.encode(x, rate_weight=weight)
+    bits = sum(nats_of(model, codes, weight))
+    assert bits < sum(nats_of(before, before.encode(x, rate_weight=weight), weight))
+    if weight == 0:
+        shares = [torch.bincount(own.flatten(), minlength=16) / own.numel() for own in codes]
+        entropy = sum(
+            float(torch.special.entr(p).sum()) * own.numel() for p, own in zip(shares, codes)
+        )
+        assert entropy < bits < 1.05 * entropy
+
+
+def test_a_fit_changes_nothing_but_the_prior(fitted):
+    before, model, x = fitted
+    old, new = before.state_dict(), model.state_dict()
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert {name.split(".")[-1] for name in changed} == {"counts", "shifts"}
+    free = [m.encode(x, rate_weight=0.0) for m in (before, model)]
+    assert all(map(torch.equal, *free))
+
+
+def test_between_weights_it_is_between_their_priors(fitted):
+    prior = learned_priors(fitted[1])[0]
+    low, between, high = (-prior.nats(0, weight) for weight in (2.0, 3.0, 4.0))
+    share = (math.log1p(3) - math.log1p(2)) / (math.log1p(4) - math.log1p(2))
+    assert torch.allclose(between, torch.lerp(low, high, share).log_softmax(0), atol=1e-5)
+    assert torch.equal(prior.nats(0, 64.0), prior.nats(0, 1e6))  # beyond them the last one's
+    assert torch.equal(prior.nats(0), prior.nats(0, 1.0))  # its own
+
+
+def test_without_a_fit_every_weight_has_the_same_prior():
+    prior = uneven()
+    assert all(torch.allclose(prior.nats(1, weight), prior.nats(1)) for weight in (0.0, 0.7, 9.0))
+    with pytest.raises(ValueError, match="a rate weight of 3; expected one of"):
+        prior.fit(3.0, prior.counts)
+
+
+def test_a_uniform_prior_has_no_fit():
+    model = build("stochastic", "residual")
+    before = copy.deepcopy(model.state_dict())
+    fit_prior(model, signals())
+    assert all(map(torch.equal, before.values(), model.state_dict().values()))
+
+
 # ------------------------------------------------------------------------ the command
 
 
@@ -254,12 +302,12 @@ def run(image_file, tmp_path_factory):
 
 
 def test_a_run_is_measured_at_several_weights(run, capsys):
-    words = ["evaluate", str(run.path), "--rate-weight", "0", "--rate-weight", "50"]
+    words = ["evaluate", str(run.path), "--rate-weight", "0", "--rate-weight", "2"]
     assert main(words) == 0
     assert "error against the codes' entropy" in capsys.readouterr().out
     report = json.loads((run.path / "report" / "report.json").read_text())
     free, dear = report["rates"]
-    assert (free["rate_weight"], dear["rate_weight"]) == (0, 50)
+    assert (free["rate_weight"], dear["rate_weight"]) == (0, 2)
     assert free["bits_per_point"] > dear["bits_per_point"] > 0 and free["rmse"] > 0
     assert len(free["entropy_bits"]) == 4
     # A coder with the model's own prior takes more than one with the histogram itself.
@@ -270,7 +318,8 @@ def test_it_comes_back_from_disk(run):
     model = HQVAE.from_pretrained(run.path)
     x = signals()
     again = run.load_model()
-    assert float(model.levels[0].quantizer.posterior.prior.s2) < 1
+    prior = learned_priors(model)[0]
+    assert float(prior.s2) < 1 and prior.shifts.any()  # the end of training fits it
     assert all(map(torch.equal, model.encode(x), again.encode(x)))
 
 

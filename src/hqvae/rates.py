@@ -11,9 +11,9 @@ from torch import Tensor
 from hqvae.console import print_table
 from hqvae.data import SignalUnit
 from hqvae.metrics import Mean, Usage
-from hqvae.model import HQVAE
+from hqvae.model import HQVAE, learned_priors
 
-RATE_WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0)
+MEASURED_WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class RatePoint:
     rate_weight: w of the prior
     rmse: in the signals' unit
     bits_per_point: Σ_l |S_l| H_l per pixel or sample point
-    prior_bits_per_point: −log2 p by the model's own prior, which was fitted to training items
+    prior_bits_per_point: −log2 p by the model's own prior, as it was fitted to training items at w
     entropy_bits: H_l, of the histogram of each layer's codes over the split, bits a code
     """
 
@@ -44,9 +44,8 @@ class _Sums:
         self.weight = weight
         self.mse = Mean()
         self.usages = [Usage(place.codebook_size) for place in model.config.layers]
-        stacks = [level.quantizer.posterior.prior for level in model.levels]
-        priors = [prior for prior in stacks if prior is not None]
-        self.nats = [prior.nats(i) for prior in priors for i in range(len(prior.logits))]
+        priors = learned_priors(model)
+        self.nats = [prior.nats(i, weight) for prior in priors for i in range(len(prior.counts))]
         self.positions = [0] * len(self.usages)
         self.points = 0
 

@@ -12,7 +12,7 @@ from hqvae.data import SPLITS, DataConfig
 from hqvae.errors import InputError, nearest_name
 from hqvae.model import HQVAE
 from hqvae.overrides import explain
-from hqvae.rates import RATE_WEIGHTS
+from hqvae.rates import MEASURED_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class EvalOptions:
     def weights(self, model: HQVAE, run: str) -> Sequence[float]:
         """Those of the prior; none where it is uniform. Raises InputError for some of a uniform."""
         if model.config.prior == "learned":
-            return RATE_WEIGHTS if self.rate_weights is None else self.rate_weights
+            return MEASURED_WEIGHTS if self.rate_weights is None else self.rate_weights
         if self.rate_weights:
             raise InputError(
                 f"rate_weight: the prior of run {run!r} is uniform, so all codes have as many "

@@ -5,5 +5,15 @@ from hqvae.tokens import LayerPlace
 
 from .config import HQVAEConfig, LevelConfig
 from .hqvae import HQVAE
+from .rates import fit_prior, learned_priors
 
-__all__ = ["HQVAE", "ElboSample", "HQVAEConfig", "LayerPlace", "LevelConfig", "Losses"]
+__all__ = [
+    "HQVAE",
+    "ElboSample",
+    "HQVAEConfig",
+    "LayerPlace",
+    "LevelConfig",
+    "Losses",
+    "fit_prior",
+    "learned_priors",
+]

@@ -7,7 +7,7 @@ by this count, not by the machine.
 from collections.abc import Sequence
 
 from hqvae.nets.layers import factor_stride
-from hqvae.quantize import ExternalConfig
+from hqvae.quantize import RATE_WEIGHTS, ExternalConfig
 
 from .config import HQVAEConfig
 
@@ -40,7 +40,8 @@ def count_codes(config: HQVAEConfig) -> int:
         return 0
     return sum(
         (1 if level.shared_codebook else level.layers) * level.codebook_size * (level.dim + 1)
-        + (level.layers * level.codebook_size + 1) * (config.prior == "learned")
+        + ((1 + len(RATE_WEIGHTS)) * level.layers * level.codebook_size + 1)
+        * (config.prior == "learned")
         for level in config.levels
     )
 

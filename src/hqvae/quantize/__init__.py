@@ -14,12 +14,13 @@ from .posterior import (
     Posterior,
     RandomInit,
 )
-from .prior import LearnedPrior
+from .prior import RATE_WEIGHTS, LearnedPrior
 from .quantized import Quantized, pool_layers
 from .residual import QuantizerConfig, ResidualQuantizer
 
 __all__ = [
     "LOG_S2_RANGE",
+    "RATE_WEIGHTS",
     "Codebook",
     "ExternalConfig",
     "GumbelSoftmax",

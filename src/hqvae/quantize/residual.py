@@ -43,8 +43,7 @@ class ResidualQuantizer(nn.Module):
     Shape:
         z_e [B, D, *S] → `Quantized`
 
-    `forward` and other questions change no state. Verbs do: `init`, `refine`, `update`,
-    `use_nearest`.
+    Questions change no state. Verbs do: `init`, `refine`, `update`, `use_nearest`.
 
     Sources: SQ-VAE (Takida et al., 2022), HQ-VAE (Takida et al., 2024), RQ-VAE (Lee et al., 2022).
 
@@ -124,14 +123,9 @@ class ResidualQuantizer(nn.Module):
         deterministic posterior has one draw: the codes of `encode`.
         """
         check_width(z_e, self.dim)
-        posterior = self.posterior
-        drawn = posterior.perturb(z_e, noise)
-
-        def draw(layer: int, residual: Tensor) -> Choice:
-            return posterior.sample(layer, residual, self.codebooks[layer], noise.fold(layer))
-
-        choices = self._recursion(drawn, draw) if posterior.stochastic else self._nearest(drawn)
-        return Quantized.of(choices, posterior.kl_continuous(drawn, choices))
+        drawn = self.posterior.perturb(z_e, noise)
+        choices = self._draw(drawn, noise) if self.posterior.stochastic else self._nearest(drawn)
+        return Quantized.of(choices, self.posterior.kl_continuous(drawn, choices))
 
     @torch.no_grad()
     def encode(
@@ -156,7 +150,7 @@ class ResidualQuantizer(nn.Module):
             codes = codebook.nearest(residual, prices[layer])
             return Choice(codebook.lookup(codes, check=False), codes)
 
-        return torch.stack([choice.codes for choice in self._recursion(z_e, nearest)], 1)
+        return _codes(self._recursion(z_e, nearest))
 
     @torch.no_grad()
     def candidates(self, z_e: Float[Tensor, "B D *S"], count: int) -> tuple[Tensor, Tensor]:
@@ -230,20 +224,18 @@ class ResidualQuantizer(nn.Module):
     def update(
         self, z_e: Float[Tensor, "B D *S"], codes: Int[Tensor, "B L *S"], noise: Noise
     ) -> int:
-        """Move codebooks of running averages with what `forward` quantized; changes state.
+        """Move running averages with what `forward` quantized: codebooks and prior. Changes state.
 
         Returns how many codes were restarted. Codebooks that learn by gradient stay.
         """
         posterior = self.posterior
+        if posterior.prior is not None:
+            drawn = _codes(self._draw(z_e, noise)) if posterior.stochastic else codes
+            posterior.prior.track(drawn, z_e - self.lookup(drawn, check=False))
         if posterior.gradient_moves_codes:
             return 0
         given = codes.unbind(1)
-        vectors = [
-            own.lookup(of_layer, check=False) for own, of_layer in zip(self.codebooks, given)
-        ]
-        *residuals, error = accumulate(vectors, torch.sub, initial=z_e.detach())
-        if posterior.prior is not None:
-            posterior.prior.track(error)
+        *residuals, _ = accumulate(self.given(codes, False).layers, torch.sub, initial=z_e.detach())
         if self.shared_codebook:
             rows, pooled = pool_layers(residuals, given)
             return posterior.update(self.codebooks[0], rows, pooled, noise.fold(Stream.RESTART))
@@ -255,8 +247,7 @@ class ResidualQuantizer(nn.Module):
     def use_nearest(self, layers_per_level: Sequence[int] = ()) -> None:
         """Choose nearest codes from here on, the limit s² → 0; codebooks stay. Changes state.
 
-        `layers_per_level` is the model's, where this stack is one of several. Nothing happens where
-        codes are the nearest ones already.
+        `layers_per_level` is the model's, if this stack is one of several. A second call is idle.
         """
         limit = self.posterior.limit(layers_per_level or [len(self.codebooks)])
         if limit is not None:
@@ -274,14 +265,20 @@ class ResidualQuantizer(nn.Module):
             choices.append(choose(layer, residual))
         return choices
 
+    def _draw(self, z_e: Tensor, noise: Noise) -> list[Choice]:
+        def draw(layer: int, left: Tensor) -> Choice:
+            return self.posterior.sample(layer, left, self.codebooks[layer], noise.fold(layer))
+
+        return self._recursion(z_e, draw)
+
     def _started(self, z_e: Tensor, choices: list[Choice], steps: int) -> Tensor:
         """The sum of the first choices; what is counted of several layers begins with them."""
-        codes = [choice.codes for choice in choices]
+        codes = _codes(choices)
         z = sum_layers([choice.z for choice in choices])
         if self.shared_codebook and not self.posterior.gradient_moves_codes:
-            self.codebooks[0].set_counts(torch.stack(codes), steps)  # pooled, as `update` does
+            self.codebooks[0].set_counts(codes, steps)  # pooled, as `update` does
         if self.posterior.prior is not None:
-            self.posterior.prior.start(codes, z_e - z)
+            self.posterior.prior.start(codes, z_e - z, steps)
         return z
 
     def _searches_sums(self, beam_size: int) -> bool:
@@ -297,3 +294,7 @@ class ResidualQuantizer(nn.Module):
             return self.posterior.nearest(layer, residual, self.codebooks[layer], given[layer])
 
         return self._recursion(z_e, nearest)
+
+
+def _codes(choices: Sequence[Choice]) -> Int[Tensor, "B L ..."]:
+    return torch.stack([choice.codes for choice in choices], 1)

@@ -7,7 +7,6 @@
 A phase begins in `enter`. It starts codebooks or replaces a posterior, and nothing else.
 """
 
-import math
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any
@@ -30,17 +29,15 @@ from hqvae.errors import DegenerateFeatures, InputError
 from hqvae.likelihood import running_variance
 from hqvae.measure import measure
 from hqvae.metrics import Usage
-from hqvae.model import HQVAE, Losses
+from hqvae.model import HQVAE, Losses, fit_prior
 from hqvae.quantize import Noise, Stream
 from hqvae.ranks import all_sum, broadcast
 from hqvae.run import Run
 
+from .enough import batches_to_fit, batches_to_start
 from .pictures import Reconstructions, layers_figure
 from .task import Task, Validation
 
-_ROWS_PER_CODE = 64  # features that codebooks start from, where there are so many
-_MAX_BATCHES = 16  # global batches that they come from
-_MAX_SAMPLES = 2**26  # samples of signals in those
 _SETTLING = 0.05  # share of the run, from the start of codebooks on, that raises no alarm
 _SHUFFLED_ITEMS = 128  # items for the ablation of every layer, in a validation
 
@@ -93,7 +90,7 @@ class Autoencoder(Task[Losses]):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Everything at `lr`, s² at `lr_log_s2` times that: one scalar moves slowly."""
         lr = self.config.train.lr
-        scalars = [p for level in self.model.levels for p in level.quantizer.posterior.scalars()]
+        scalars = [p for level in self.model.levels for p in level.quantizer.posterior.parameters()]
         known = {id(p) for p in scalars}
         rest = [p for p in self.model.parameters() if id(p) not in known and p.requires_grad]
         rates = [(rest, lr), (scalars, lr * self.config.phases.lr_log_s2)]
@@ -155,7 +152,7 @@ class Autoencoder(Task[Losses]):
             return
         z_e = [torch.cat(of_level) for of_level in zip(*[losses.z_e for losses in terms])]
         codes = [torch.cat(layer) for layer in zip(*[losses.codes for losses in terms])]
-        noise = self._noise(step).fold(Stream.RESTART)
+        noise = self._noise(step)._replace(samples=self.slices[0].start).fold(Stream.RESTART)
         self.restarted += self.model.update_codebooks(z_e, codes, noise)
         for usage, layer in zip(self.usage, codes):
             usage.add(layer)
@@ -170,24 +167,27 @@ class Autoencoder(Task[Losses]):
 
         The first process's result is for all.
         """
-        model = self.config.model
-        wanted = max(
-            _ROWS_PER_CODE * layer.codebook_size / positions
-            for layer, positions in zip(model.layers, model.positions(self.train_data.shape[1:]))
-        )
-        size = self.order.batch_size
-        fit = _MAX_SAMPLES // (size * math.prod(self.train_data.shape))
-        count = min(wanted / size, _MAX_BATCHES, len(self.train_data) / size, fit)
-        count = max(1, math.ceil(count))
-        x = starting_signals(self.train_data, self.order, step, count, self.fabric.device)
-        part = self.slices[0].stop - self.slices[0].start  # what training encodes at once fits
-        verb(x, Noise.of(self.config.train.seed).fold(Stream.INIT), part, count)
+        wanted = batches_to_start(self.config.model, self.train_data, self.order.batch_size)
+        x = starting_signals(self.train_data, self.order, step, wanted, self.fabric.device)
+        verb(x, Noise.of(self.config.train.seed).fold(Stream.INIT), self._at_once, wanted)
         for level in self.model.levels:
             for values in level.quantizer.state_dict().values():
                 values.copy_(broadcast(values))
         if isinstance(average, HQVAE):
             for theirs, level in zip(average.levels, self.model.levels):
                 theirs.quantizer.load_state_dict(level.quantizer.state_dict())
+
+    def finish(self, model: nn.Module) -> None:
+        assert isinstance(model, HQVAE)
+        if self.config.model.prior == "learned":
+            wanted = batches_to_fit(self.config.model, self.train_data, self.order.batch_size)
+            x = starting_signals(self.train_data, self.order, 0, wanted, self.fabric.device)
+            fit_prior(model, x, self._at_once)
+
+    @property
+    def _at_once(self) -> int:
+        """Samples that are encoded together: what training encodes at once fits."""
+        return self.slices[0].stop - self.slices[0].start
 
     def _use_nearest(self, average: nn.Module | None) -> None:
         self.model.use_nearest()

@@ -75,8 +75,13 @@ def loop(task: Task, state: TrainState, config: TrainConfig, run: Run, interval:
 
 
 def validate(task: Task, state: TrainState, monitor: Monitor) -> None:
-    """Measure the weights that would be saved; tell the schedule and the monitor."""
+    """Measure the weights that would be saved; tell the schedule and the monitor.
+
+    The last ones are finished before.
+    """
     monitor.working("validating")
+    if state.step == state.total:
+        task.finish(state.eval_model)
     validation = task.validate(state.eval_model, state.step)
     if validation is not None:
         state.watch_loss(validation.loss)

@@ -90,6 +90,13 @@ class Task(ABC, Generic[TermsT]):
         """Begin to count anew, after a log line. Changes state."""
 
     @abstractmethod
+    def finish(self, model: nn.Module) -> None:
+        """The last step is done: fit to the weights that are saved what they leave open.
+
+        Changes state.
+        """
+
+    @abstractmethod
     def validate(self, model: nn.Module, step: int) -> Validation | None:
         """Measure the weights that would be saved; None while there is nothing to measure."""
 

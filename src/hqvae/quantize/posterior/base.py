@@ -85,10 +85,6 @@ class Posterior(nn.Module):
             return [None] * len(self.variance)
         return prior.prices(self.variance.sum() if self.stochastic else prior.s2, weight)
 
-    def scalars(self) -> list[nn.Parameter]:
-        """What learns slowly, one number a layer: s², and no prior."""
-        return [value for name, value in self.named_parameters() if not name.startswith("prior.")]
-
     def rate(self, layer: int, codes: Tensor) -> Float[Tensor, "B"] | None:
         """−log p of codes, nats of each sample; None where the prior is uniform."""
         return None if self.prior is None else self.prior.rate(layer, codes)

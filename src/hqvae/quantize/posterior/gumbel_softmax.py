@@ -115,8 +115,7 @@ class GumbelSoftmax(Posterior):
         rate = None
         if self.prior is not None and carried is not None:
             mixed = _per_sample(z[:, -1].float() / carried, z_e)
-            drawn = sample(rows.detach(), vectors.detach(), log_s2.detach(), noise.seed, first_row)
-            rate = self.prior.relaxed_rate(layer, mixed, drawn.reshape_as(codes))
+            rate = self.prior.relaxed_rate(mixed)
         z = z[:, : codebook.dim].to(codebook.vectors.dtype)  # of a model that is cast as a whole
         return Choice(unflatten_positions(z, z_e), codes, _per_sample(entropy, z_e), rate=rate)
 
