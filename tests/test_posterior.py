@@ -73,6 +73,27 @@ def test_evaluation_is_lookup_of_the_codes(quantizer, shape):
     assert out.entropy.shape == (shape[0], 1) and quantizer.posterior.variance.shape == (1,)
 
 
+def test_straight_through_samples_are_codes_with_the_gradients_of_relaxed_ones():
+    found = {}
+    for straight_through in (False, True):
+        torch.manual_seed(0)
+        config = GumbelSoftmaxConfig(straight_through=straight_through)
+        quantizer = ResidualQuantizer(DIM, K, config=config).train()
+        z_e = features((4, DIM, 9)).requires_grad_()
+        z = quantizer(z_e, 0.5, Noise(3)).z
+        wanted = [z_e, quantizer.posterior.theta, vectors(quantizer)]
+        found[straight_through] = z, torch.autograd.grad((z * features(z.shape, 2)).sum(), wanted)
+    (relaxed, expected), (hard, gradients) = found[False], found[True]
+    assert all(torch.allclose(ours, theirs) for ours, theirs in zip(gradients, expected))
+    rows = flatten_positions(hard)
+    assert torch.allclose(
+        torch.cdist(rows, vectors(quantizer)).amin(1), torch.tensor(0.0), atol=1e-3
+    )
+    nearest = torch.cdist(flatten_positions(relaxed), vectors(quantizer)).argmin(1)
+    same = torch.cdist(rows, vectors(quantizer)).argmin(1) == nearest
+    assert same.float().mean() > 0.8 and not torch.allclose(relaxed, hard)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_draw_is_lookup_of_the_codes_in_either_mode(quantizer, shape):
     drawn = [quantizer.train(mode).sample(features(shape), Noise(3)) for mode in (True, False)]

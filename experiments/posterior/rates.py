@@ -66,6 +66,9 @@ def measured(data: str, system: str, seed: int, split: str) -> dict[str, Any]:
         "split": split,
         "layers": [[error, float(of_all)] for error, of_all in zip(errors, bits)],
         "weights": [[point.rate_weight, point.rmse, *point.entropy_bits] for point in report.rates],
+        "bits_per_point": [
+            [point.bits_per_point, point.prior_bits_per_point] for point in report.rates
+        ],
         "perplexity": [layer.perplexity for layer in report.measures.layers],
     }
 

@@ -31,6 +31,8 @@ class GumbelSoftmaxConfig:
     """how codebooks and s² start"""
     variance: Literal["exp", "one_plus_exp"] = "exp"
     """s² = exp θ, or 1 + exp θ as in the official code; k-means then starts it above 1"""
+    straight_through: bool = False
+    """whether hard draws flow on, with the gradients of relaxed ones (Jang et al., 2017); ours"""
     beta: float | None = Field(default=None, ge=0)
     """commitment of nearest codes; null: 0.25 for one level of one or two layers, else 0.025"""
 
@@ -111,6 +113,9 @@ class GumbelSoftmax(Posterior):
         log_s2 = self.log_s2[layer]
         first_row = _first_row(z_e, noise)
         z, entropy, codes = quantize(rows, vectors, log_s2, temperature, noise.seed, first_row)
+        if self.config.straight_through:  # the same noise: the code that weighs most in z
+            hard = vectors[sample(rows, vectors, log_s2, noise.seed, first_row)]
+            z = z + (hard - z).detach()
         codes = codes.reshape(z_e.shape[0], *z_e.shape[2:])
         rate = None
         if self.prior is not None and carried is not None:
