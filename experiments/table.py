@@ -16,6 +16,7 @@ from statistics import mean
 from typing import Any
 
 from hqvae.compare import Spec, read_spec, run_specs
+from hqvae.compare.summary import Estimate, format_difference
 from hqvae.config import Config
 from hqvae.errors import InputError
 from hqvae.overrides import difference, from_dict
@@ -33,10 +34,8 @@ FIGURES = {
 }
 
 
-def estimate(value: dict[str, Any] | None, digits: int, sign: str = "") -> str:
-    if value is None:
-        return ""
-    shown = f"{value['mean']:{sign}.{digits}f}".replace("-", "−")
+def estimate(value: dict[str, Any], digits: int) -> str:
+    shown = f"{value['mean']:.{digits}f}".replace("-", "−")
     return shown if value["error"] is None else f"{shown} ± {value['error']:.{digits}f}"
 
 
@@ -64,7 +63,7 @@ def table(report: dict[str, Any]) -> str:
         "system",
         "seeds",
         *(name for name, _ in figures.values()),
-        f"Δ RMSE to {report['reference']}",
+        f"Δ RMSE to {report['reference']}, 95 %",
         "perplexity of each layer",
         "lost if shuffled, dB",
         "least used layer: codes ever chosen",
@@ -81,7 +80,7 @@ def table(report: dict[str, Any]) -> str:
                 estimate(row["figures"][key], digits + (finer and key == "rmse"))
                 for key, (_, digits) in figures.items()
             ),
-            estimate(row["difference"], 2 + finer, "+"),
+            format_difference(Estimate(**row["difference"])) if row["difference"] else "",
             " ".join(map(perplexity, row["layers"])),
             lost_if_shuffled(row, report["results"]),
             f"{row['figures']['used_share']['mean']:.0%}",

@@ -270,11 +270,15 @@ def test_an_estimate_is_mean_and_standard_error():
     assert estimate.mean == 3 and estimate.error == pytest.approx(np.std([1, 2, 3, 6], ddof=1) / 2)
     assert Estimate.of([4.0]) == Estimate(4.0, None, 1) and not Estimate.of([4.0]).significant
     assert (
-        Estimate(1.0, 0.49, 3).significant
-        and Estimate(-1.0, 0.49, 3).significant
-        and not Estimate(1.0, 0.51, 3).significant
+        Estimate(1.0, 0.23, 3).significant
+        and Estimate(-1.0, 0.23, 3).significant
+        and not Estimate(1.0, 0.24, 3).significant
+        and Estimate(1.0, 0.36, 5).significant
     )
-    assert format_difference(Estimate(-1.234, 0.5, 3)) == "−1.23 ± 0.50"
+    assert format_difference(Estimate(-1.234, 0.5, 3)) == "−1.23 ± 2.15"
+    # Table of Student's t: 10, 11, 20 and 100 degrees of freedom.
+    for count, t in ((11, 2.228), (12, 2.201), (21, 2.086), (101, 1.984)):
+        assert Estimate(0.0, 1.0, count).interval == pytest.approx(t, abs=3e-3)
     assert format_estimate(Estimate(24.906, 0.031, 3)) == "24.91 ± 0.03"
     assert format_estimate(Estimate(0.5, None, 1)) == "0.5000" and format_estimate(None) == "–"
     assert Estimate(3.0, 0.5, 4).scaled(2.0) == Estimate(6.0, 1.0, 4)

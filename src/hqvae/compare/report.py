@@ -238,7 +238,7 @@ def _page(
         f"<p>{len(spec.systems)} systems, {len(spec.seeds)} seed(s), {escape(spec.split)} split "
         f"of <code>{escape(context.runs[0].config.data.source)}</code>; the same networks, data "
         "order and number of steps. Figures are means over seeds ± one standard error; "
-        "Δ is the paired difference per seed.</p>",
+        "Δ is the paired difference per seed with its 95 % interval, by Student's t.</p>",
     ]
     if missing:
         parts.append(f"<p><b>Not finished:</b> {escape('; '.join(missing))}</p>")
