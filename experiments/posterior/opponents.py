@@ -1,0 +1,233 @@
+"""What users would pick today, in the same network: quantizers of vector-quantize-pytorch.
+
+    python experiments/posterior/opponents.py cifar10-cut/ --trials
+    python experiments/posterior/opponents.py cifar10-cut/ [--seeds 5] [--split validation]
+    python experiments/posterior/opponents.py --table experiments/posterior/opponents.json
+
+The library's modules stand between the preset's encoder and decoder, as its users put them there:
+mean squared error plus the module's loss, Adam, our warm-up, cosine, batches and precision. Four
+layers of 256 codes. `--trials` gives each system three learning rates by two values of a knob, as
+`trials.yaml` gives our arms: 1,500 steps, seed 0, validation. Without it every system gets its best
+trial, 3,000 steps and seeds 1 …; the row "as shipped" has the library's defaults, and Adam's with
+10⁻³. What is in the file already is not done again.
+
+    ResidualVQ     k-means start, rotation trick, restart of dead codes, its own beam of 8 in the
+                   evaluation; knob: commitment
+    DiVeQ          the same library's ResidualVQ with diveq=True; knob: restart of dead codes
+    SimVQ          ResidualSimVQ without the rotation trick; knob: commitment
+    ResidualFSQ    levels 8, 8, 4; knob: hard or no bound
+    BSQ            ResidualLFQ with spherical=True; knob: weight of its entropy loss
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import vector_quantize_pytorch as library
+from torch import Tensor, nn
+
+from hqvae.compare.summary import Estimate, format_estimate
+from hqvae.config import Config
+from hqvae.data import Dataset, ShuffledBatches, open_data, sequential_batches, training_batches
+from hqvae.metrics import Mean, Usage
+from hqvae.nets import Decoder, Encoder, conv
+from hqvae.overrides import override
+from hqvae.presets import preset
+
+CODES = 256
+LAYERS = 4
+BATCH = 32
+WARMUP = 100
+RATES = (4e-3, 2e-3, 8e-3)
+SHIPPED = "ResidualVQ, as shipped"
+
+
+def residual_vq(dim: int, knob: float | None) -> nn.Module:
+    """`knob` is the commitment; with None everything is the library's default."""
+    sizes = {"dim": dim, "num_quantizers": LAYERS, "codebook_size": CODES, "kmeans_init": True}
+    if knob is None:
+        return library.ResidualVQ(**sizes)
+    beam = {"beam_size": 1, "eval_beam_size": 8}
+    return library.ResidualVQ(**sizes, **beam, commitment_weight=knob, threshold_ema_dead_code=2)
+
+
+def diveq(dim: int, knob: float | None) -> nn.Module:
+    assert knob is not None
+    sizes = {"dim": dim, "num_quantizers": LAYERS, "codebook_size": CODES, "kmeans_init": True}
+    return library.ResidualVQ(**sizes, diveq=True, threshold_ema_dead_code=int(knob))
+
+
+def simvq(dim: int, knob: float | None) -> nn.Module:
+    sizes = {"dim": dim, "num_quantizers": LAYERS, "codebook_size": CODES}
+    return library.ResidualSimVQ(**sizes, rotation_trick=False, commitment_weight=knob)
+
+
+def residual_fsq(dim: int, knob: float | None) -> nn.Module:
+    bound = {"bound_hard_clamp": bool(knob)}
+    return library.ResidualFSQ(levels=[8, 8, 4], num_quantizers=LAYERS, dim=dim, **bound)
+
+
+def bsq(dim: int, knob: float | None) -> nn.Module:
+    sizes = {"dim": dim, "num_quantizers": LAYERS, "codebook_size": CODES}
+    return library.ResidualLFQ(**sizes, spherical=True, entropy_loss_weight=knob)
+
+
+SYSTEMS: dict[str, tuple[Callable[[int, float | None], nn.Module], tuple[float, ...]]] = {
+    "ResidualVQ": (residual_vq, (0.025, 1.0)),
+    "DiVeQ": (diveq, (2.0, 0.0)),
+    "SimVQ": (simvq, (0.25, 1.0)),
+    "ResidualFSQ": (residual_fsq, (1.0, 0.0)),
+    "BSQ": (bsq, (0.02, 0.1)),
+}
+
+
+class Network(nn.Module):
+    """The preset's encoder and decoder around a module of the library."""
+
+    def __init__(self, config: Config, quantizer: nn.Module):
+        super().__init__()
+        (level,), net = config.model.levels, config.model.net
+        self.encoder = net.init(Encoder(2, 3, [level.stride], net))
+        self.project_in = conv(2, net.width(2), level.dim, 1)
+        self.quantizer = quantizer
+        self.decoder = net.init(Decoder(2, 3, level.dim, level.stride, net))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(x̂, codes [B, T, L], the module's losses)"""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training):
+            z_e = self.project_in(self.encoder(x)[0])
+        rows = z_e.float().flatten(2).mT
+        z, codes, *losses = self.quantizer(rows)
+        z = z.mT.reshape(z_e.shape)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training):
+            x_hat = self.decoder(z)
+        return x_hat.float(), codes, sum((loss.sum() for loss in losses), torch.zeros(()))
+
+
+def trained(data: Dataset, config: Config, network: Network, lr: float, beta2: float) -> Network:
+    steps, seed = config.train.steps, config.train.seed
+    assert steps is not None
+    optimizer = torch.optim.Adam(network.parameters(), lr, (0.9, beta2))
+    order = ShuffledBatches(len(data), BATCH, seed)
+    batches = training_batches(data, order, 0, steps, [slice(0, BATCH)])
+    for step, raw in enumerate(batches):
+        warm = min(1.0, (step + 1) / (WARMUP + 1))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = lr * warm * cosine
+        x = data.signal(raw)
+        x_hat, _, loss = network(x)
+        optimizer.zero_grad()
+        (nn.functional.mse_loss(x_hat, x) + loss).backward()
+        optimizer.step()
+    return network
+
+
+@torch.no_grad()
+def measured(data: Dataset, network: Network) -> dict[str, Any]:
+    network.eval()
+    error, usages = Mean(), [Usage(CODES) for _ in range(LAYERS)]
+    for raw in sequential_batches(data, 250):
+        x = data.signal(raw)
+        x_hat, codes, _ = network(x)
+        error.add(data.unit.mse(x, x_hat))
+        for usage, of_layer in zip(usages, codes.unbind(-1)):
+            usage.add(of_layer)
+    return {
+        "rmse": data.unit.scale * math.sqrt(error.value()),
+        "perplexity": [usage.perplexity() for usage in usages],
+    }
+
+
+def run(source: str, split: str, place: dict[str, Any]) -> dict[str, Any]:
+    """One training, measured; `place` says of what."""
+    words = [
+        f"data.source={source}",
+        f"train.seed={place['seed']}",
+        f"train.steps={place['steps']}",
+    ]
+    config = override(preset("rsqvae"), [*words, "model.levels.0.shared_codebook=false"])
+    config_data, splits = open_data(config.data, 3, ("train", split), 2)
+    del config_data
+    torch.manual_seed(place["seed"])
+    make = residual_vq if place["system"] == SHIPPED else SYSTEMS[place["system"]][0]
+    network = Network(config, make(config.model.levels[0].dim, place["knob"]))
+    beta2 = 0.999 if place["system"] == SHIPPED else 0.95
+    began = time.process_time()
+    try:
+        trained(splits["train"], config, network.train(), place["lr"], beta2)
+        found = measured(splits[split], network)
+    except (ValueError, RuntimeError) as error:  # of the library, such as for values not finite
+        found = {"rmse": math.inf, "why": str(error).splitlines()[0]}
+    return {**place, "split": split, **found, "seconds": time.process_time() - began}
+
+
+def trials() -> list[dict[str, Any]]:
+    return [
+        {"system": name, "seed": 0, "steps": 1500, "lr": lr, "knob": knob}
+        for name, (_, knobs) in SYSTEMS.items()
+        for lr in RATES
+        for knob in knobs
+    ]
+
+
+def chosen(rows: list[dict[str, Any]], seeds: int) -> list[dict[str, Any]]:
+    """The best trial of every system for other seeds, twice as long."""
+    places = []
+    for name in SYSTEMS:
+        own = [row for row in rows if row["system"] == name and row["seed"] == 0]
+        if not own:
+            raise SystemExit(f"{name} has had no trials; run with --trials first")
+        best = min(own, key=lambda row: row["rmse"])
+        places.append({"system": name, "lr": best["lr"], "knob": best["knob"]})
+    places.append({"system": SHIPPED, "lr": 1e-3, "knob": None})
+    return [
+        {**place, "seed": seed, "steps": 3000} for seed in range(1, seeds + 1) for place in places
+    ]
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print("| system | learning rate | knob | steps | seeds | RMSE | perplexity of each layer |")
+    print("|---|---|---|---|---|---|---|")
+    places = list(dict.fromkeys((r["system"], r["lr"], r["knob"], r["steps"]) for r in rows))
+    for place in sorted(places, key=str):
+        own = [r for r in rows if (r["system"], r["lr"], r["knob"], r["steps"]) == place]
+        errors = format_estimate(Estimate.of([row["rmse"] for row in own]))
+        use = " ".join(f"{count:.0f}" for count in own[0].get("perplexity", []))
+        cells = ["–" if value is None else value for value in place]
+        print(f"| {' | '.join(map(str, cells))} | {len(own)} | {errors} | {use} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--trials", action="store_true")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--out", type=Path, default=Path("experiments/posterior/opponents.json"))
+    parser.add_argument("--table", type=Path)
+    arguments = parser.parse_args()
+    if arguments.table:
+        print_table(json.loads(arguments.table.read_text()))
+        return
+    if arguments.data is None:
+        parser.error("DATA is missing: a folder of pictures")
+    out = arguments.out
+    rows = json.loads(out.read_text()) if out.exists() else []
+    for place in trials() if arguments.trials else chosen(rows, arguments.seeds):
+        wanted = {**place, "split": arguments.split}
+        if not any(all(row[key] == value for key, value in wanted.items()) for row in rows):
+            rows.append(run(arguments.data, arguments.split, place))
+            out.write_text(json.dumps(rows, indent=1) + "\n")
+            print(rows[-1], flush=True)
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
