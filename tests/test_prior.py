@@ -186,13 +186,26 @@ def test_it_moves_to_how_often_codes_are_drawn_whatever_it_weighs(phase, weight)
     assert torch.allclose(moved, expected, atol=0 if phase == "samples" else 0.1, rtol=0.3)
 
 
-def test_what_it_weighs_is_what_features_feel():
-    def gradient(weight):
-        quantizer, z = stack(LearnedPrior(LAYERS, SIZE, weight)), latents().requires_grad_()
-        quantizer.posterior.prior.counts.copy_(uneven().counts)
-        return torch.autograd.grad(quantizer(z, 0.5, Noise(1)).rate[:, 0].sum(), z)[0]
+def test_features_feel_it_where_codes_pay():
+    rates = {}
+    for weight in (0.0, 1.0):
+        z = latents().requires_grad_()
+        rates[weight] = stack(uneven(weight))(z, 0.5, Noise(1)).rate[:, 0].sum()
+    assert not rates[0.0].requires_grad and torch.autograd.grad(rates[1.0], z)[0].any()
 
-    assert not gradient(0.0).any() and gradient(1.0).any()
+
+@pytest.mark.parametrize("kind", ["stochastic", "ema"])
+def test_one_that_nothing_pays_leaves_training_as_it_is(kind):
+    """Bit by bit: the same gradients, codes and codebooks as with a uniform prior."""
+    found = []
+    for settings in ({}, {"prior": "learned", "rate_weight": 0.0}):
+        model = build(kind, "residual", **settings).train()
+        losses = model(signals(), 0.5, Noise(3))
+        losses.loss.backward()
+        model.update_codebooks(losses.z_e, losses.codes, Noise(4))
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append([*losses.codes, *gradients, model.levels[0].quantizer.codebooks[1].vectors])
+    assert all(map(torch.equal, *found))
 
 
 def test_it_starts_at_the_share_of_every_code_and_the_error():

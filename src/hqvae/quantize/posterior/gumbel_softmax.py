@@ -117,7 +117,7 @@ class GumbelSoftmax(Posterior):
             hard = vectors[sample(rows, vectors, log_s2, noise.seed, first_row)]
             z = z + (hard - z).detach()
         codes = codes.reshape(z_e.shape[0], *z_e.shape[2:])
-        rate = None
+        rate = self.rate(layer, codes)
         if self.prior is not None and carried is not None:
             mixed = _per_sample(z[:, -1].float() / carried, z_e)
             rate = self.prior.relaxed_rate(mixed)
@@ -148,7 +148,7 @@ class GumbelSoftmax(Posterior):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rows and vectors whose P̂ in a kernel is that of the prior, and what carries its nats."""
         rows = flatten_positions(z_e)
-        if self.prior is None:
+        if self.prior is None or self.prior.weight == 0:
             return rows, codebook.vectors, None
         return self.prior.charge(layer, rows, codebook.vectors, self.variance[layer])
 
