@@ -12,6 +12,7 @@ from hqvae.console import print_table
 from hqvae.data import SignalUnit
 from hqvae.metrics import Mean, Usage
 from hqvae.model import HQVAE, learned_priors
+from hqvae.topdown import NearestCodes, walk
 
 MEASURED_WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0)
 
@@ -49,8 +50,9 @@ class _Sums:
         self.positions = [0] * len(self.usages)
         self.points = 0
 
-    def add(self, x: Tensor, unit: SignalUnit) -> None:
-        codes = self.model.encode(x, rate_weight=self.weight)
+    def add(self, x: Tensor, features: Sequence[Tensor], unit: SignalUnit) -> None:
+        _, outputs = walk(self.model.levels, NearestCodes(features, self.weight))
+        codes = [layer for output in outputs for layer in output.quantized.codes.unbind(1)]
         self.mse.add(unit.mse(x, self.model.decode(codes, size=x.shape[2:])))
         self.points = x[0, 0].numel()
         for layer, (usage, own) in enumerate(zip(self.usages, codes)):
@@ -90,8 +92,9 @@ def measure_rates(
     model.eval()
     sums = [_Sums(model, weight) for weight in weights]
     for x in batches:
+        features = model.features(x)
         for one in sums:
-            one.add(x, unit)
+            one.add(x, features, unit)
     return [one.point(unit) for one in sums]
 
 
