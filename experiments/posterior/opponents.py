@@ -160,10 +160,11 @@ def run(source: str, split: str, place: dict[str, Any]) -> dict[str, Any]:
     began = time.process_time()
     try:
         trained(splits["train"], config, network.train(), place["lr"], beta2)
+        seconds = time.process_time() - began
         found = measured(splits[split], network)
     except (ValueError, RuntimeError) as error:  # of the library, such as for values not finite
-        found = {"rmse": math.inf, "why": str(error).splitlines()[0]}
-    return {**place, "split": split, **found, "seconds": time.process_time() - began}
+        return {**place, "split": split, "rmse": math.inf, "why": str(error).splitlines()[0]}
+    return {**place, "split": split, **found, "seconds": seconds}
 
 
 def trials() -> list[dict[str, Any]]:
