@@ -46,7 +46,7 @@ def test_training_lowers_the_distortion(image_file, tmp_path):
         ("hqvae", ["phases.nearest_fraction=0.75"]),
         ("rqvae", []),
         ("rqvae-paper", []),
-        ("rqvae-paper", ["model.prior=learned", "model.rate_weight=0"]),
+        ("rqvae-paper", ["model.prior=learned"]),
     ],
     ids=["rsqvae", "hqvae", "hqvae nearest", "rqvae", "rqvae-paper", "mse, learned prior"],
 )

@@ -19,7 +19,7 @@ PAPER = GumbelSoftmaxConfig(init=RandomInit(s2=1.5), variance="one_plus_exp")
 KINDS = {
     "ours": {},
     "paper": {"quantizer": PAPER, "injection": "concat"},
-    "learned prior": {"prior": "learned"},
+    "learned prior": {"prior": "learned", "rate_weight": 1.0},
 }
 
 

@@ -71,7 +71,7 @@ def all_wrong(config: Config) -> Measures:
 
 
 def test_a_layer_that_the_rate_does_not_pay_for_is_silent_and_no_problem():
-    paid = override(preset("rsqvae"), ["model.prior=learned"])
+    paid = override(preset("rsqvae"), ["model.rate_weight=1"])
     few = {"perplexity": 1.2, "ablation_drop_db": 0.0}
     quiet = measures(layer(**few, perplexity_free=200.0), layer(layer=1))
     (finding,) = findings(quiet, paid)

@@ -130,7 +130,7 @@ def test_layer_by_layer_they_pay_too():
 
 @pytest.mark.parametrize("kind", ["stochastic", "ema"])
 def test_the_more_bits_cost_the_fewer_there_are(kind):
-    model = build(kind, "hybrid", prior="learned", beam_size=4).eval()
+    model = build(kind, "hybrid", prior="learned", rate_weight=1.0, beam_size=4).eval()
     x = signals(count=16)
     model.init_codebooks(x, Noise(1))
     model.use_nearest()
@@ -147,7 +147,9 @@ def test_the_more_bits_cost_the_fewer_there_are(kind):
 @pytest.mark.parametrize("beam_size", [1, 4])
 @pytest.mark.parametrize("phase", ["samples", "nearest codes"])
 def test_evaluation_takes_the_codes_of_encode(beam_size, phase):
-    model = build("stochastic", "hybrid", prior="learned", beam_size=beam_size).eval()
+    model = build(
+        "stochastic", "hybrid", prior="learned", rate_weight=1.0, beam_size=beam_size
+    ).eval()
     if phase == "nearest codes":
         model.use_nearest()
     x = signals()
@@ -198,7 +200,7 @@ def test_features_feel_it_where_codes_pay():
 def test_one_that_nothing_pays_leaves_training_as_it_is(kind):
     """Bit by bit: the same gradients, codes and codebooks as with a uniform prior."""
     found = []
-    for settings in ({}, {"prior": "learned", "rate_weight": 0.0}):
+    for settings in ({}, {"prior": "learned"}):
         model = build(kind, "residual", **settings).train()
         losses = model(signals(), 0.5, Noise(3))
         losses.loss.backward()
@@ -242,7 +244,7 @@ def test_it_goes_on_into_the_nearest_code_phase():
 @pytest.fixture(scope="module")
 def fitted():
     """(a model before its fit, the same after it, the signals)"""
-    model = build("stochastic", "hybrid", prior="learned", beam_size=4).eval()
+    model = build("stochastic", "hybrid", prior="learned", rate_weight=1.0, beam_size=4).eval()
     x = signals(count=64)
     model.init_codebooks(x, Noise(1))
     model.use_nearest()
@@ -311,7 +313,10 @@ def test_a_uniform_prior_has_no_fit():
 @pytest.fixture(scope="module")
 def run(image_file, tmp_path_factory):
     config = tiny("rsqvae", image_file)
-    return trained(override(config, ["model.prior=learned"]), tmp_path_factory.mktemp("run"))
+    return trained(
+        override(config, ["model.prior=learned", "model.rate_weight=1"]),
+        tmp_path_factory.mktemp("run"),
+    )
 
 
 def test_a_run_is_measured_at_several_weights(run, capsys):
@@ -343,7 +348,8 @@ def test_a_weight_below_zero_is_refused(run, weight, capsys):
 
 
 def test_weights_of_a_uniform_prior_are_refused(image_file, tmp_path, capsys):
-    run = trained(tiny("rsqvae", image_file), tmp_path)
+    config = override(tiny("rsqvae", image_file), ["model.prior=uniform"])
+    run = trained(config, tmp_path)
     assert main(["evaluate", str(run.path), "--rate-weight", "1"]) == 2
     assert "is uniform, so all codes have as many bits" in capsys.readouterr().err
 
@@ -352,8 +358,8 @@ def test_what_has_no_learned_prior_is_refused():
     with pytest.raises(ValueError, match="chosen by distance, and those of"):
         HQVAEConfig(prior="learned", quantizer=ExternalConfig(name="fsq"))
     with pytest.raises(ValueError, match="puts them back at every step; expected restart=false"):
-        HQVAEConfig(prior="learned", quantizer=NearestCodeConfig(restart=True))
-    HQVAEConfig(prior="learned", rate_weight=0.0, quantizer=NearestCodeConfig(restart=True))
+        HQVAEConfig(prior="learned", rate_weight=1.0, quantizer=NearestCodeConfig(restart=True))
+    HQVAEConfig(prior="learned", quantizer=NearestCodeConfig(restart=True))
     with pytest.raises(ValueError, match="the prior is of 2 × 6 codes; expected 3 × 6"):
         stack(uneven(layers=2))
     with pytest.raises(ValueError, match="a rate weight of -1; expected a number from 0 up"):
@@ -363,6 +369,6 @@ def test_what_has_no_learned_prior_is_refused():
     with pytest.raises(ValueError, match="the prior is uniform, so all codes have as many bits"):
         stack(None).encode(latents(), rate_weight=1.0)
     with pytest.raises(InputError, match="rate_weight=3 is of a learned prior, and prior=uniform"):
-        override(tiny("rsqvae", "photos"), ["model.rate_weight=3"])
+        override(tiny("rsqvae", "photos"), ["model.prior=uniform", "model.rate_weight=3"])
     with pytest.raises(InputError, match="rate_weight"):
         override(tiny("rsqvae", "photos"), ["model.rate_weight=-1"])

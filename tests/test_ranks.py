@@ -31,7 +31,7 @@ GLOBAL = 8
 
 def step(quantizer, levels, rank, world):
     """One step's gradients and codebook update, then gradients of the other two phases."""
-    prior = {"prior": "learned"} if levels == "learned prior" else {}
+    prior = {"prior": "learned", "rate_weight": 1.0} if levels == "learned prior" else {}
     levels = "residual" if prior else levels
     model = build(quantizer, levels, progressive=0.5, **prior).train()
     share = GLOBAL // world
@@ -46,7 +46,7 @@ def step(quantizer, levels, rank, world):
     for level in model.levels if quantizer == "restart" else ():
         for codebook in level.quantizer.codebooks:
             codebook.counts[::2] = 0.1  # so that there is something to restart
-    restarted = model.update_codebooks(out.z_e, out.codes, Noise(12))
+    restarted = model.update_codebooks(out.z_e, out.codes, Noise(12, samples=first))
     usage, mean = Usage(16), Mean()
     usage.add(out.codes[0])
     mean.add(out.distortion)

@@ -31,7 +31,7 @@ RESUMED = {
             "phases.pretrain_fraction=0.3",
             "phases.nearest_fraction=0.5",
             "train.weight_ema=0.9",
-            "model.prior=learned",
+            "model.rate_weight=1",
         ],
     ),
     "nearest accumulated": (

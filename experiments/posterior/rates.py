@@ -5,7 +5,7 @@
     python experiments/posterior/rates.py --table experiments/posterior/rates.json
 
     RSQ-VAE, uniform    the preset rsqvae, four layers of 256 codes; a prior is fitted to its codes,
-                        and nothing pays for them (model.rate_weight=0)
+                        and nothing pays for them
     RSQ-VAE, paid       the same, and codes pay for their bits (model.rate_weight=1, the bound)
     RSQ-VAE, paid × 8   the same with model.rate_weight=8
     RQ-VAE, tuned       own codebooks, restart, β = 0.025, Adam's β₂ = 0.95, the same beam; a prior
@@ -38,7 +38,7 @@ TRAINING = ["train.steps=3000", "train.batch_size=32", "train.lr=4e-3", "train.w
 TRAINING += ["train.log_every=500", "train.validate_every=3000", "model.beam_size=8"]
 PAID = ["model.prior=learned", "model.rate_weight=1"]
 PAID_MORE = ["model.prior=learned", "model.rate_weight=8"]
-TRACKED = ["model.prior=learned", "model.rate_weight=0"]
+TRACKED = ["model.prior=learned"]
 TUNED = ["model.levels.0.shared_codebook=false", "model.quantizer.beta=0.025", "train.beta2=0.95"]
 SYSTEMS = {
     UNIFORM: ("rsqvae", TRACKED),

@@ -47,7 +47,7 @@ class HQVAEConfig:
     """unit of the objective: nats with a fitted variance, or the mean squared error of papers"""
     prior: Literal["uniform", "learned"] = "uniform"
     """p(Z): uniform as in the papers, or learned, one log-probability per code and layer (ours)"""
-    rate_weight: float = Field(default=1.0, ge=0, le=1e6)
+    rate_weight: float = Field(default=0.0, ge=0, le=1e6)
     """of a learned prior's −log p, which codes pay where they are chosen; 1 is the bound"""
     injection: Literal["prediction", "concat"] = "prediction"
     """how a level sees those above: less a learned prediction (ours), or concatenated"""
@@ -104,7 +104,7 @@ class HQVAEConfig:
 
     def _check_prior(self) -> None:
         if self.prior == "uniform":
-            if self.rate_weight != 1:
+            if self.rate_weight:
                 raise ValueError(
                     f"rate_weight={self.rate_weight:g} is of a learned prior, and prior=uniform; "
                     "expected prior=learned"
