@@ -11,6 +11,7 @@ from training import tiny, trained
 
 from conftest import build, signals
 from hqvae.cli import main
+from hqvae.data import open_data, sequential_batches
 from hqvae.errors import InputError
 from hqvae.model import HQVAE, HQVAEConfig, fit_prior, learned_priors
 from hqvae.overrides import override
@@ -23,6 +24,8 @@ from hqvae.quantize import (
     ResidualQuantizer,
     flatten_positions,
 )
+from hqvae.tokenizer import Tokenizer
+from hqvae.tokens import TokenDataset
 
 DIM, SIZE, LAYERS = 4, 6, 3
 
@@ -332,6 +335,26 @@ def test_a_run_is_measured_at_several_weights(run, capsys):
     assert all(point["prior_bits_per_point"] > point["bits_per_point"] for point in (free, dear))
 
 
+def test_a_run_encodes_at_any_rate(run, tmp_path, capsys):
+    words = ["encode", str(run.path), "--split", "test", "--out", str(tmp_path / "tokens")]
+    assert main([*words, "--rate-weight", "8"]) == 0
+    found = TokenDataset(tmp_path / "tokens", "test")
+    data = open_data(run.config.data, 3, ("test",), 2)[1]["test"]
+    (raw,) = sequential_batches(data, len(data))
+    model = run.load_model()
+    expected = Tokenizer(model, rate_weight=8.0).encode_signals(list(data.signal(raw)))
+    free = Tokenizer(model).encode_signals(list(data.signal(raw)))
+    for item, paid in zip(found, expected):
+        assert all(map(torch.equal, item["tokens"], paid.codes))
+    pairs = [(a, b) for one, two in zip(expected, free) for a, b in zip(one.codes, two.codes)]
+    assert not all(torch.equal(a, b) for a, b in pairs)
+    capsys.readouterr()
+    assert main([*words, "--rate-weight", "2"]) == 2
+    assert "holds tokens at another rate (rate_weight)" in capsys.readouterr().err
+    assert main([*words, "--rate-weight=-2"]) == 2
+    assert "rate_weight=-2: expected a number from 0 up" in capsys.readouterr().err
+
+
 def test_it_comes_back_from_disk(run):
     model = HQVAE.from_pretrained(run.path)
     x = signals()
@@ -344,13 +367,16 @@ def test_it_comes_back_from_disk(run):
 @pytest.mark.parametrize("weight", ["-1", "nan", "inf"])
 def test_a_weight_below_zero_is_refused(run, weight, capsys):
     assert main(["evaluate", str(run.path), f"--rate-weight={weight}"]) == 2
-    assert "expected numbers from 0 up" in capsys.readouterr().err
+    assert "expected a number from 0 up" in capsys.readouterr().err
 
 
 def test_weights_of_a_uniform_prior_are_refused(image_file, tmp_path, capsys):
     config = override(tiny("rsqvae", image_file), ["model.prior=uniform"])
     run = trained(config, tmp_path)
     assert main(["evaluate", str(run.path), "--rate-weight", "1"]) == 2
+    assert "is uniform, so all codes have as many bits" in capsys.readouterr().err
+    words = ["encode", str(run.path), "--out", str(tmp_path / "tokens"), "--rate-weight", "1"]
+    assert main(words) == 2 and not (tmp_path / "tokens").exists()
     assert "is uniform, so all codes have as many bits" in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, SupportsIndex, TypeVar
 
@@ -28,8 +29,7 @@ from hqvae.tokens import Layout, Tokens
 
 R = TypeVar("R")
 T = TypeVar("T")
-# Signal points of a batch: enough to keep a device busy, and few enough that one signal alone,
-# which takes a whole batch, is soon done.
+# Signal points of a batch: enough to keep a device busy, few enough that one alone is soon done.
 _POINTS = {"cpu": 2**16, "cuda": 2**19}
 _VECTORS = {"cpu": 2**10, "cuda": 2**14}  # of signals without axes, of one point each
 _LARGEST = {0: 1, 1: 2**18, 2: 512}  # samples of a window along an axis, by the number of axes
@@ -46,6 +46,7 @@ class Tokenizer:
 
     Args:
         model: with float32 weights on a CPU or a GPU of CUDA; put into evaluation mode
+        rate_weight: as `HQVAE.encode` takes it
 
     Raises ValueError for weights of another type or elsewhere.
 
@@ -60,13 +61,15 @@ class Tokenizer:
     (16, 16)
     """
 
-    def __init__(self, model: HQVAE):
+    def __init__(self, model: HQVAE, rate_weight: float | None = None):
         weight = next(model.parameters())
         if weight.dtype != torch.float32:
             raise ValueError(f"the model's weights are {weight.dtype}; expected torch.float32")
         if weight.device.type not in _POINTS:
             raise ValueError(f"the model is on {weight.device}; expected cpu or cuda")
         self.model = model.eval()
+        self.rate_weight = rate_weight
+        self._codes = partial(self.model.encode, rate_weight=rate_weight)
         self.device = weight.device
         self.points = (_POINTS if model.config.axes else _VECTORS)[self.device.type]
         """Of the signals of a batch, all together."""
@@ -76,16 +79,15 @@ class Tokenizer:
         self._decoding = self._windows_for(encode=False)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, device: str = "cpu") -> "Tokenizer":
-        """Of the folder of a run or model, or of a Hugging Face repository.
-
-        Raises as `HQVAE.from_pretrained` does.
-        """
-        return cls(HQVAE.from_pretrained(source).to(device))
+    def from_pretrained(
+        cls, source: str | Path, device: str = "cpu", rate_weight: float | None = None
+    ) -> "Tokenizer":
+        """Of a run's or model's folder, or a Hugging Face repository; raises as `HQVAE`'s does."""
+        return cls(HQVAE.from_pretrained(source).to(device), rate_weight)
 
     def on(self, device: str) -> "Tokenizer":
         """Another one, with a copy of the model on this device."""
-        return Tokenizer(copy.deepcopy(self.model).to(device))
+        return Tokenizer(copy.deepcopy(self.model).to(device), self.rate_weight)
 
     # ----------------------------------------------------------------------------------- items
 
@@ -142,7 +144,7 @@ class Tokenizer:
         def encode(batch: Batch) -> tuple[Batch, list[Tensor]]:
             parts = [take(signals[i], window, self.layout.stride) for i, window in batch.pieces]
             with self._computing(batch):
-                codes = self.model.encode(batch.filled(parts).to(self.device))
+                codes = self._codes(batch.filled(parts).to(self.device))
             return batch, [of_layer.cpu() for of_layer in codes]
 
         for batch, codes in self._compute(encode, batches(self._encoding, sizes, self.points)):
@@ -170,7 +172,7 @@ class Tokenizer:
         ):
             tokens = self.encode_signals(list(x))
             return tuple(map(torch.stack, zip(*(one.codes for one in tokens))))
-        return self.in_batches(x, self.model.encode)
+        return self.in_batches(x, self._codes)
 
     def in_batches(
         self, x: Shaped[Tensor, "N C ..."], work: Callable[[Tensor], Sequence[Tensor]]

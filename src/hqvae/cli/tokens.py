@@ -23,6 +23,7 @@ def encode(
     workers: int | None = None,
     shard_items: int | None = None,
     column: str | None = None,
+    rate_weight: float | None = None,
     accelerator: Accelerator = "auto",
 ) -> int:
     """Turn a data set into tokens: Parquet shards with a row for every item, and a manifest.
@@ -56,12 +57,14 @@ def encode(
         Rows of a shard at most; 4096 when not given, or more where that makes over 1000 shards.
     column
         Of a table: the column with the items; that named for training, or the only one.
+    rate_weight
+        Weight of a learned prior: the higher it is, the fewer bits tokens have.
     """
     from hqvae.encode import EncodeOptions
     from hqvae.encode import encode as run_encoding
 
     options = EncodeOptions(
-        split, whole, engine, address, workers, shard_items, accelerator, column
+        split, whole, engine, address, workers, shard_items, accelerator, column, rate_weight
     )
     manifest = run_encoding(run, data, out, options)
     shards = sum(len(found.shards) for found in manifest.splits.values())

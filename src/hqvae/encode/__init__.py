@@ -10,6 +10,7 @@ from hqvae.data import Splits
 from hqvae.files import said_if_full
 from hqvae.model import HQVAE
 from hqvae.ranks import pick_device
+from hqvae.rates import check_has_rates
 from hqvae.run import Run
 from hqvae.tokenizer import Tokenizer
 from hqvae.tokens.manifest import Manifest
@@ -38,6 +39,8 @@ def encode(
     """
     opened = open_trained(run)
     weights, model = load_with_digest(opened)
+    if options.rate_weight is not None:
+        check_has_rates(model, run)
     coded, indexes = coded_source(opened, source, options.column)
     check_apart(out, coded.config.source, tables=True)
     with scan_bars() as progress:
@@ -80,5 +83,6 @@ def _engine(
         from .ray_data import RayEngine
 
         return RayEngine(run, weights, source, options)
-    tokenizer = Tokenizer(model.to(pick_device(options.accelerator)))
+    device = pick_device(options.accelerator)
+    tokenizer = Tokenizer(model.to(device), options.rate_weight)
     return LocalEngine(tokenizer, splits, options.workers)

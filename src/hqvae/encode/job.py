@@ -44,6 +44,7 @@ _WHAT = {
     "data": "of other data, or of other splits of them",
     "compute": "computed on another device",
     "shard_items": "in shards of another size",
+    "rate_weight": "at another rate (rate_weight)",
 }
 
 
@@ -82,6 +83,7 @@ def description(
         "whole": options.whole,
         "compute": dict(compute),
         "shard_items": options.shard_items or fitting,
+        "rate_weight": options.rate_weight,
     }
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from hqvae.data import SPLITS
 from hqvae.errors import InputError, nearest_name
+from hqvae.rates import check_weight
 
 ENGINES = ("local", "ray")
 
@@ -20,6 +21,8 @@ class EncodeOptions:
     shard_items: items of a shard; 4096 when None, or more where that makes over 1000 shards
     accelerator: auto, cpu or cuda
     column: of a table, with the items; that of the training, or the only one, when None
+    rate_weight: of a learned prior: the higher it is, the fewer bits tokens have. The model's own
+        when None
 
     Raises InputError for what cannot be.
     """
@@ -32,6 +35,7 @@ class EncodeOptions:
     shard_items: int | None = None
     accelerator: str = "auto"
     column: str | None = None
+    rate_weight: float | None = None
 
     def __post_init__(self) -> None:
         if self.split not in ("all", *SPLITS):
@@ -46,5 +50,7 @@ class EncodeOptions:
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise InputError(f"{name}={count}: expected at least 1")
+        if self.rate_weight is not None:
+            check_weight(self.rate_weight)
         if self.address is not None and self.engine != "ray":
             raise InputError(f"address={self.address!r} is of a Ray cluster; expected engine='ray'")

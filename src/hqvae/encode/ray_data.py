@@ -181,11 +181,13 @@ def _no_answer(address: str, error: Exception) -> InputError:
 # ------------------------------------------------------------------------------ on the nodes
 
 
-def _tokenizer(files: Mapping[str, bytes], on_gpu: bool) -> Tokenizer:
+def _tokenizer(
+    files: Mapping[str, bytes], on_gpu: bool, rate_weight: float | None = None
+) -> Tokenizer:
     with TemporaryDirectory() as folder:
         for name, content in files.items():
             Path(folder, name).write_bytes(content)
-        return Tokenizer.from_pretrained(folder, "cuda" if on_gpu else "cpu")
+        return Tokenizer.from_pretrained(folder, "cuda" if on_gpu else "cpu", rate_weight)
 
 
 def _compute(files: Mapping[str, bytes], on_gpu: bool) -> dict[str, Any]:
@@ -207,7 +209,8 @@ class _Worker:
         self.error = ""
         try:
             _check_versions(source, installed)
-            tokenizer = _tokenizer(ray.get(files), on_gpu)
+            rate_weight = job.manifest.made["rate_weight"]
+            tokenizer = _tokenizer(ray.get(files), on_gpu, rate_weight)
             _check_place(job, tokenizer)
             splits = _open(source, job.manifest.made, tokenizer.model.config.channels)
             self.encoder = Encoder(tokenizer, splits, job, _READERS)

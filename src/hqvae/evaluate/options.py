@@ -12,7 +12,7 @@ from hqvae.data import SPLITS, DataConfig
 from hqvae.errors import InputError, nearest_name
 from hqvae.model import HQVAE
 from hqvae.overrides import explain
-from hqvae.rates import MEASURED_WEIGHTS
+from hqvae.rates import MEASURED_WEIGHTS, check_has_rates, check_weight
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,14 @@ class EvalOptions:
         if self.seconds is not None and not 0 < self.seconds < math.inf:
             raise InputError(f"seconds={self.seconds}: expected a number above 0")
         for weight in self.rate_weights or ():
-            if not 0 <= weight < math.inf:
-                raise InputError(f"rate_weight={weight:g}: expected numbers from 0 up")
+            check_weight(weight)
 
     def weights(self, model: HQVAE, run: str) -> Sequence[float]:
         """Those of the prior; none where it is uniform. Raises InputError for some of a uniform."""
         if model.config.prior == "learned":
             return MEASURED_WEIGHTS if self.rate_weights is None else self.rate_weights
         if self.rate_weights:
-            raise InputError(
-                f"rate_weight: the prior of run {run!r} is uniform, so all codes have as many "
-                "bits; train with model.prior=learned"
-            )
+            check_has_rates(model, run)
         return ()
 
     def data(self, trained: DataConfig, source: str | None, run: str) -> DataConfig:

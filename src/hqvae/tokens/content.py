@@ -77,6 +77,7 @@ class _Made:
     whole: bool
     compute: dict[str, Any]
     shard_items: _Positive
+    rate_weight: float | None = None  # manifests of older versions have none
 
 
 @dataclass(frozen=True)
