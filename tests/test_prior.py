@@ -13,7 +13,7 @@ from conftest import build, signals
 from hqvae.cli import main
 from hqvae.data import open_data, sequential_batches
 from hqvae.errors import InputError
-from hqvae.model import HQVAE, HQVAEConfig, fit_prior, learned_priors
+from hqvae.model import HQVAE, HQVAEConfig, LevelConfig, fit_prior, learned_priors
 from hqvae.overrides import override
 from hqvae.quantize import (
     RATE_WEIGHTS,
@@ -230,6 +230,14 @@ def test_it_starts_at_the_share_of_every_code_and_the_error():
     assert float(prior.s2) == pytest.approx(moved, rel=1e-3)
 
 
+def test_models_of_any_precision_track_it():
+    for dtype in (torch.float64, torch.bfloat16):
+        model = build("stochastic", "residual", prior="learned").train().to(dtype)
+        losses = model(signals().to(dtype), 0.5, Noise(3))
+        model.update_codebooks(losses.z_e, losses.codes, Noise(4))
+        assert learned_priors(model)[0].counts.dtype == dtype
+
+
 def test_it_goes_on_into_the_nearest_code_phase():
     quantizer = stack(uneven())
     prior, variance = quantizer.posterior.prior, quantizer.posterior.variance.detach().sum()
@@ -282,9 +290,29 @@ def test_a_fit_changes_nothing_but_the_prior(fitted):
     before, model, x = fitted
     old, new = before.state_dict(), model.state_dict()
     changed = {name for name in old if not torch.equal(old[name], new[name])}
-    assert {name.split(".")[-1] for name in changed} == {"counts", "shifts"}
-    free = [m.encode(x, rate_weight=0.0) for m in (before, model)]
-    assert all(map(torch.equal, *free))
+    assert {name.split("posterior.")[-1] for name in changed} == {"prior.shifts"}
+    losses = [m.train()(x, 0.5, Noise(3)).loss for m in (before, model)]
+    before.eval(), model.eval()
+    assert torch.equal(*losses)
+    for weight in (None, 0.0, 1.0):  # its own
+        codes = [m.encode(x, rate_weight=weight) for m in (before, model)]
+        assert all(map(torch.equal, *codes))
+
+
+def test_a_fit_leaves_networks_of_ones_own_as_they_are():
+    encoder = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 4, 4), torch.nn.BatchNorm2d(8), torch.nn.Dropout(0.5)
+    )
+    decoder = torch.nn.ConvTranspose2d(4, 3, 4, 4)
+    level = LevelConfig(stride=4, codebook_size=16, dim=4)
+    config = HQVAEConfig(levels=(level,), prior="learned")
+    model = HQVAE(config, encoder, decoder).train()
+    before = copy.deepcopy(model.encoder.state_dict())
+    fit_prior(model, torch.rand(8, 3, 16, 16))
+    assert model.training and encoder.training
+    assert all(map(torch.equal, before.values(), model.encoder.state_dict().values()))
+    with pytest.raises(ValueError, match="no signals; expected some to fit a prior to"):
+        fit_prior(model, torch.rand(0, 3, 16, 16))
 
 
 def test_between_weights_it_is_between_their_priors(fitted):
@@ -293,7 +321,7 @@ def test_between_weights_it_is_between_their_priors(fitted):
     share = (math.log1p(3) - math.log1p(2)) / (math.log1p(4) - math.log1p(2))
     assert torch.allclose(between, torch.lerp(low, high, share).log_softmax(0), atol=1e-5)
     assert torch.equal(prior.nats(0, 64.0), prior.nats(0, 1e6))  # beyond them the last one's
-    assert torch.equal(prior.nats(0), prior.nats(0, 1.0))  # its own
+    assert not torch.equal(prior.nats(0), prior.nats(0, 1.0))  # of draws, and of what is encoded
 
 
 def test_without_a_fit_every_weight_has_the_same_prior():

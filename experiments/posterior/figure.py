@@ -51,7 +51,7 @@ def main() -> None:
     axes.set_xticks(range(len(UNTIL)), list(UNTIL.values()))
     axes.set_xlabel("how far into the run the posterior draws samples")
     axes.set_ylabel("RMSE (0–255), lower is better")
-    axes.set_title("The longer the posterior draws samples, the higher the error", loc="left")
+    axes.set_title("Error by how long the posterior draws samples", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, title="codes start from")
     seeds = len(report["rows"][0]["seeds"])

@@ -42,7 +42,7 @@ from hqvae.presets import preset
 CODES = 256
 LAYERS = 4
 BATCH = 32
-WARMUP = 100
+WARMUP = 1 / 15  # of the steps
 RATES = (4e-3, 2e-3, 8e-3)
 SHIPPED = "ResidualVQ, as shipped"
 
@@ -116,7 +116,7 @@ def trained(data: Dataset, config: Config, network: Network, lr: float, beta2: f
     order = ShuffledBatches(len(data), BATCH, seed)
     batches = training_batches(data, order, 0, steps, [slice(0, BATCH)])
     for step, raw in enumerate(batches):
-        warm = min(1.0, (step + 1) / (WARMUP + 1))
+        warm = min(1.0, (step + 1) / (WARMUP * steps + 1))
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.param_groups[0]["lr"] = lr * warm * cosine
         x = data.signal(raw)

@@ -42,6 +42,7 @@ class RatePoint:
     bits_per_point: Σ_l |S_l| H_l per pixel or sample point
     prior_bits_per_point: −log2 p by the model's own prior, as it was fitted to training items at w
     entropy_bits: H_l, of the histogram of each layer's codes over the split, bits a code
+    fitted: whether the prior is fitted to more weights than its own, as the end of training does
     """
 
     rate_weight: float
@@ -49,6 +50,7 @@ class RatePoint:
     bits_per_point: float
     prior_bits_per_point: float
     entropy_bits: tuple[float, ...]
+    fitted: bool
 
     def entry(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -87,6 +89,7 @@ class _Sums:
             self._per_point(entropies),
             self._per_point(by_prior),
             tuple(entropies),
+            any(bool(prior.shifts.any()) for prior in learned_priors(self.model)),
         )
 
     def _per_point(self, bits: Sequence[float]) -> float:
@@ -129,4 +132,6 @@ def print_rates(points: Sequence[RatePoint], unit: str, point: str) -> None:
         ]
         for one in points
     ]
-    print_table("error against the codes' entropy, of each layer in bits a code", heads, rows)
+    title = "error against the codes' entropy, of each layer in bits a code"
+    unfitted = "" if points[0].fitted else "; the end of training will fit the prior to weights"
+    print_table(title + unfitted, heads, rows)

@@ -5,7 +5,7 @@ from hqvae.tokens import LayerPlace
 
 from .config import HQVAEConfig, LevelConfig
 from .hqvae import HQVAE
-from .rates import fit_prior, learned_priors
+from .prior_fit import fit_prior, learned_priors
 
 __all__ = [
     "HQVAE",

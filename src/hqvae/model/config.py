@@ -135,7 +135,7 @@ class HQVAEConfig:
     @property
     def needs_sigma2(self) -> bool:
         """Whether gradients depend on σ², which is that of the global batch."""
-        return self.likelihood == "gaussian" or self.prior == "learned"
+        return self.likelihood == "gaussian" or self.pays_for_bits
 
     @property
     def pays_for_bits(self) -> bool:

@@ -127,8 +127,8 @@ class Objective:
         return torch.cat(rates, 1)
 
     def paid(self, rate: Float[Tensor, "B L"], size: int, sigma2: Tensor) -> Tensor | float:
-        """What the objective pays for the rate; a uniform prior's is a constant, and dropped."""
-        if self.config.prior == "uniform":
+        """What the objective pays for the rate; nothing where no gradient could come from it."""
+        if not self.config.pays_for_bits:
             return 0.0
         nat = self.likelihood.commitment_weight(size, sigma2) * 2 * sigma2 / size
         return nat * rate.sum(1).mean()

@@ -46,8 +46,8 @@ class LearnedPrior(nn.Module):
     maximum-likelihood variance of p(z̃ | z).
 
     How often codes are chosen depends on what they pay, so the prior of one weight is far from that
-    of another. `fit` gives it a shift of log p for each of RATE_WEIGHTS, and `encode` with
-    another weight takes the shift of that one. Without a fit all shifts are 0.
+    of another. `fit` gives it a shift of log p for each of RATE_WEIGHTS, by which codes of that
+    weight are priced and coded. No shift is used in training. Without a fit all are 0.
 
     Args:
         layers: L
@@ -82,16 +82,21 @@ class LearnedPrior(nn.Module):
             )
 
     def nats(self, layer: int, weight: float | None = None) -> Float[Tensor, "K"]:
-        """−log p_k of a layer's codes, float32 under any autocast; `weight` in place of its own."""
+        """−log p_k of a layer's codes, float32 under any autocast.
+
+        By draws, as the bound has it; with a weight by codes that are encoded at that weight.
+        """
         log_p = _log_share(self.counts[layer], 1 / (1 - _DECAY))
-        if weight is not None and weight != self.weight:
+        if weight is not None:
             log_p = (log_p + self._shift(weight)[layer]).log_softmax(0)
         return -log_p
 
     def _shift(self, weight: float) -> Float[Tensor, "L K"]:
-        """That of a weight, between those of the nearest weights that have one; 0 for its own."""
-        fitted = dict(zip(RATE_WEIGHTS, self.shifts))
-        fitted[self.weight] = torch.zeros_like(self.shifts[0])
+        """That of a weight, between those of the nearest weights that have one."""
+        fitted = {
+            self.weight: torch.zeros_like(self.shifts[0]),
+            **dict(zip(RATE_WEIGHTS, self.shifts)),
+        }
         known = sorted(fitted)
         above = min(bisect_left(known, weight), len(known) - 1)
         below = max(above - 1, 0)
@@ -117,7 +122,8 @@ class LearnedPrior(nn.Module):
         w = self.weight if weight is None else check_weight(weight)
         if w == 0:
             return [None] * len(self.counts)
-        return [2 * s2 * w * self.nats(layer, w) for layer in range(len(self.counts))]
+        other = None if w == self.weight else w  # at its own, evaluation chooses as training does
+        return [2 * s2 * w * self.nats(layer, other) for layer in range(len(self.counts))]
 
     def charge(
         self, layer: int, rows: Float[Tensor, "N D"], vectors: Float[Tensor, "K D"], s2: Tensor
@@ -148,11 +154,8 @@ class LearnedPrior(nn.Module):
     def fit(self, weight: float, counts: Float[Tensor, "L K"]) -> None:
         """p of a weight becomes the share of every layer's codes there; changes state.
 
-        Raises ValueError for a weight that is neither its own nor one of RATE_WEIGHTS.
+        Raises ValueError for a weight that is none of RATE_WEIGHTS.
         """
-        if weight == self.weight:
-            self.counts.copy_(counts * (self.counts.sum() / counts.sum()))
-            return
         if weight not in RATE_WEIGHTS:
             raise ValueError(f"a rate weight of {weight:g}; expected one of {RATE_WEIGHTS}")
         for layer, of_layer in enumerate(counts):
@@ -171,7 +174,7 @@ class LearnedPrior(nn.Module):
         Of all processes together; changes state.
         """
         self.counts.lerp_(all_sum(self.count(codes)), 1 - _DECAY)
-        self.s2.lerp_(all_mean(error.float().square().mean()), 1 - _DECAY)
+        self.s2.lerp_(all_mean(error.float().square().mean()).to(self.s2), 1 - _DECAY)
 
     def count(self, codes: Int[Tensor, "B L *S"]) -> Float[Tensor, "L K"]:
         """How often each code is among these."""

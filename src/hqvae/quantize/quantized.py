@@ -21,7 +21,7 @@ class Quantized:
         latent_loss: [B], in nats or in mean squared error, as `Posterior.in_nats` says
         layers: L × [B, D, *S], the z_l whose sum z is
         rate: [B, L], −log p(Z_l) summed over the positions, in nats: in training with the weights
-            of the relaxed sample; None where the prior is uniform
+            of the relaxed sample where codes pay; None where the prior is uniform
     """
 
     z: Float[Tensor, "B D ..."]

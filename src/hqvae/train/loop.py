@@ -79,9 +79,10 @@ def validate(task: Task, state: TrainState, monitor: Monitor) -> None:
 
     The last ones are finished before.
     """
-    monitor.working("validating")
     if state.step == state.total:
+        monitor.working("finishing")
         task.finish(state.eval_model)
+    monitor.working("validating")
     validation = task.validate(state.eval_model, state.step)
     if validation is not None:
         state.watch_loss(validation.loss)
