@@ -15,6 +15,7 @@ already is not done again.
     paper              as the papers have it: N(0, I), s² = 21, samples to the end, no beam
     RQ-VAE, authors'   shared codebook, restart, mean squared error, Adam (0.5, 0.9)
     RQ-VAE, tuned      own codebooks, restart, β = 0.025, Adam's β₂ = 0.95, the beam of ours
+    RQ-VAE, our start  the same after pretraining, from k-means: ours without the posterior
     rotation           VectorQuantize of vector-quantize-pytorch with its rotation trick, a stack
     FSQ                FSQ of the same library, a stack
 """
@@ -40,6 +41,7 @@ SIGNALS = 16_000
 FAULTS = ("carries nothing", "collapsed")
 PRESETS = {"pictures": "", "sounds": "-mel", "vectors": "-vector"}  # what their names end in
 PAPER = [
+    "model.prior=uniform",
     *("model.quantizer.init.kind=random", "model.quantizer.init.s2=21", "model.beam_size=1"),
     *("model.quantizer.variance=one_plus_exp", "phases.nearest_fraction=0"),
     *("phases.pretrain_fraction=0", "phases.init_scale=false", "phases.sigma2_decay=0"),
@@ -48,12 +50,14 @@ PAPER = [
 AUTHORS = ["model.likelihood=mse", "model.levels.0.shared_codebook=true", "train.beta1=0.5"]
 AUTHORS += ["train.beta2=0.9", "phases.init_scale=false", "phases.sigma2_decay=0"]
 TUNED = ["model.levels.0.shared_codebook=false", "model.quantizer.beta=0.025", "train.beta2=0.95"]
+START = ["phases.pretrain_fraction=0.1", "model.quantizer.init.kind=kmeans"]
 EXTERNAL = ["model.levels.0.shared_codebook=false", "model.quantizer.kind=external"]
 SYSTEMS: dict[str, tuple[str, list[str]]] = {
-    "ours": ("rsqvae", []),
+    "ours": ("rsqvae", ["model.prior=uniform"]),  # which trains the same, and fits nothing after it
     "paper": ("rsqvae", PAPER),
     "RQ-VAE, authors'": ("rqvae", AUTHORS),
     "RQ-VAE, tuned": ("rqvae", [*TUNED, "model.beam_size=8"]),
+    "RQ-VAE, our start": ("rqvae", [*TUNED, "model.beam_size=8", *START]),
     "rotation": ("rqvae", [*EXTERNAL, "model.quantizer.name=rotation"]),
     "FSQ": ("rqvae", [*EXTERNAL, "model.quantizer.name=fsq"]),
 }
