@@ -121,8 +121,11 @@ def trained(data: Dataset, config: Config, network: Network, lr: float, beta2: f
         optimizer.param_groups[0]["lr"] = lr * warm * cosine
         x = data.signal(raw)
         x_hat, _, loss = network(x)
+        loss = nn.functional.mse_loss(x_hat, x) + loss
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss is {float(loss.detach())} at step {step + 1}")
         optimizer.zero_grad()
-        (nn.functional.mse_loss(x_hat, x) + loss).backward()
+        loss.backward()
         optimizer.step()
     return network
 
@@ -136,7 +139,7 @@ def measured(data: Dataset, network: Network) -> dict[str, Any]:
         x_hat, codes, _ = network(x)
         error.add(data.unit.mse(x, x_hat))
         for usage, of_layer in zip(usages, codes.unbind(-1)):
-            usage.add(of_layer)
+            usage.add(of_layer.long())
     return {
         "rmse": data.unit.scale * math.sqrt(error.value()),
         "perplexity": [usage.perplexity() for usage in usages],
@@ -162,8 +165,8 @@ def run(source: str, split: str, place: dict[str, Any]) -> dict[str, Any]:
         trained(splits["train"], config, network.train(), place["lr"], beta2)
         seconds = time.process_time() - began
         found = measured(splits[split], network)
-    except (ValueError, RuntimeError) as error:  # of the library, such as for values not finite
-        return {**place, "split": split, "rmse": math.inf, "why": str(error).splitlines()[0]}
+    except FloatingPointError as error:
+        return {**place, "split": split, "rmse": math.inf, "why": str(error)}
     return {**place, "split": split, **found, "seconds": seconds}
 
 
