@@ -416,9 +416,9 @@ def test_what_has_no_learned_prior_is_refused():
     HQVAEConfig(prior="learned", quantizer=NearestCodeConfig(restart=True))
     with pytest.raises(ValueError, match="the prior is of 2 × 6 codes; expected 3 × 6"):
         stack(uneven(layers=2))
-    with pytest.raises(ValueError, match="a rate weight of -1; expected a number from 0 up"):
+    with pytest.raises(ValueError, match="rate_weight=-1: expected a number from 0 up"):
         LearnedPrior(1, 2, -1.0)
-    with pytest.raises(ValueError, match="a rate weight of nan; expected a number from 0 up"):
+    with pytest.raises(ValueError, match="rate_weight=nan: expected a number from 0 up"):
         stack(uneven()).encode(latents(), rate_weight=math.nan)
     with pytest.raises(ValueError, match="the prior is uniform, so all codes have as many bits"):
         stack(None).encode(latents(), rate_weight=1.0)

@@ -18,12 +18,6 @@ from hqvae.topdown import NearestCodes, walk
 MEASURED_WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 
-def check_weight(weight: float) -> None:
-    """Raises InputError for a rate weight that cannot be."""
-    if not 0 <= weight < math.inf:
-        raise InputError(f"rate_weight={weight:g}: expected a number from 0 up")
-
-
 def check_has_rates(model: HQVAE, run: str) -> None:
     """Raises InputError for a model that has no rate but its own."""
     if model.config.prior == "uniform":

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hqvae.data import SPLITS
 from hqvae.errors import InputError, nearest_name
-from hqvae.rates import check_weight
+from hqvae.quantize import check_weight
 
 ENGINES = ("local", "ray")
 

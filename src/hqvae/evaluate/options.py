@@ -12,7 +12,8 @@ from hqvae.data import SPLITS, DataConfig
 from hqvae.errors import InputError, nearest_name
 from hqvae.model import HQVAE
 from hqvae.overrides import explain
-from hqvae.rates import MEASURED_WEIGHTS, check_has_rates, check_weight
+from hqvae.quantize import check_weight
+from hqvae.rates import MEASURED_WEIGHTS, check_has_rates
 
 
 @dataclass(frozen=True)

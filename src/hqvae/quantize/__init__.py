@@ -14,7 +14,7 @@ from .posterior import (
     Posterior,
     RandomInit,
 )
-from .prior import RATE_WEIGHTS, LearnedPrior
+from .prior import RATE_WEIGHTS, LearnedPrior, check_weight
 from .quantized import Quantized, pool_layers
 from .residual import QuantizerConfig, ResidualQuantizer
 
@@ -39,6 +39,7 @@ __all__ = [
     "Stream",
     "VectorQuantize",
     "beam_search",
+    "check_weight",
     "flatten_positions",
     "pool_layers",
     "unflatten_positions",

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hqvae.errors import InputError
 from hqvae.ranks import all_mean, all_sum
 
 RATE_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -31,9 +32,9 @@ _CARRIED = 0.1  # of s: what the most nats are in the dimension that carries the
 
 
 def check_weight(weight: float) -> float:
-    """The weight. Raises ValueError where it is below 0 or not finite."""
+    """The weight. Raises InputError where it is below 0 or not finite."""
     if not 0 <= weight < math.inf:
-        raise ValueError(f"a rate weight of {weight:g}; expected a number from 0 up")
+        raise InputError(f"rate_weight={weight:g}: expected a number from 0 up")
     return weight
 
 
