@@ -14,8 +14,6 @@ from hqvae.quantize import GumbelSoftmaxConfig, NearestCodeConfig, RandomInit
 
 from .config import HQVAEConfig, LevelConfig
 
-# Nothing pays for it in training, and `encode` has any rate (experiments/posterior/rates.py).
-_RATED: dict[str, Any] = {"prior": "learned"}
 _ONE = (LevelConfig(stride=4, codebook_size=512),)
 _TWO = (LevelConfig(stride=8, codebook_size=512), LevelConfig(stride=4, codebook_size=512))
 _DEEP = (LevelConfig(stride=4, layers=4, codebook_size=256),)
@@ -50,12 +48,13 @@ MODELS: dict[str, HQVAEConfig] = {
     "vqvae": HQVAEConfig(levels=_ONE, quantizer=NearestCodeConfig()),
     "vqvae2": HQVAEConfig(levels=_TWO, quantizer=NearestCodeConfig()),
     "rqvae": HQVAEConfig(levels=_DEEP_SHARED, quantizer=_RESTART),
-    "sqvae": HQVAEConfig(levels=_ONE, **_RATED),
+    # Nothing pays for the prior in training, and `encode` has any rate: experiments/posterior.
+    "sqvae": HQVAEConfig(levels=_ONE, prior="learned"),
     # Without the progressive term the coarse levels of injected hierarchies are unused.
-    "sqvae2": HQVAEConfig(levels=_TWO, progressive=1.0, **_RATED),
-    "rsqvae": HQVAEConfig(levels=_DEEP, beam_size=8, **_RATED),
+    "sqvae2": HQVAEConfig(levels=_TWO, progressive=1.0, prior="learned"),
+    "rsqvae": HQVAEConfig(levels=_DEEP, beam_size=8, prior="learned"),
     # With more layers a little of it has the coarse ones carry as much, and costs less fidelity.
-    "hqvae": HQVAEConfig(levels=_HYBRID, progressive=0.1, beam_size=8, **_RATED),
+    "hqvae": HQVAEConfig(levels=_HYBRID, progressive=0.1, beam_size=8, prior="learned"),
     # The same on log-mel spectra: latents of 20 × 86, small codebooks.
     "sqvae-mel": HQVAEConfig(levels=_ONE, channels=1),
     "rsqvae-mel": HQVAEConfig(levels=(_MEL,), channels=1),
