@@ -19,16 +19,14 @@ trial, 3,000 steps and seeds 1 …; the row "as shipped" has the library's defau
     BSQ            ResidualLFQ with spherical=True; knob: weight of its entropy loss
 """
 
-import argparse
-import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import vector_quantize_pytorch as library
+from kept import Kept, parse, parser_of
 from torch import Tensor, nn
 
 from hqvae.compare.summary import Estimate, format_estimate
@@ -207,30 +205,18 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, "opponents")
     parser.add_argument("data", nargs="?")
     parser.add_argument("--trials", action="store_true")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--out", type=Path, default=Path("experiments/posterior/opponents.json"))
-    parser.add_argument("--table", type=Path)
-    arguments = parser.parse_args()
-    if arguments.table:
-        print_table(json.loads(arguments.table.read_text()))
-        return
-    if arguments.data is None:
-        parser.error("DATA is missing: a folder of pictures")
-    out = arguments.out
-    rows = json.loads(out.read_text()) if out.exists() else []
-    for place in trials() if arguments.trials else chosen(rows, arguments.seeds):
-        wanted = {**place, "split": arguments.split}
-        if not any(all(row[key] == value for key, value in wanted.items()) for row in rows):
-            rows.append(run(arguments.data, arguments.split, place))
-            out.write_text(json.dumps(rows, indent=1) + "\n")
-            print(rows[-1], flush=True)
-    print_table(rows)
+    arguments = parse(parser, print_table, "data")
+    kept = Kept(arguments.out)
+    for place in trials() if arguments.trials else chosen(kept.rows, arguments.seeds):
+        if not kept.has({**place, "split": arguments.split}):
+            kept.add(run(arguments.data, arguments.split, place))
+            print(kept.rows[-1], flush=True)
+    print_table(kept.rows)
 
 
 if __name__ == "__main__":

@@ -19,16 +19,14 @@ has its first layers.
 What is in the file already is not done again.
 """
 
-import argparse
-import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from kept import Kept, parse, parser_of
 
 from hqvae.compare.summary import Estimate
 from hqvae.evaluate import EvalOptions, evaluate
@@ -150,33 +148,24 @@ def print_weights(rows: list[dict[str, Any]]) -> None:
         print(f"| {count} | {error:.2f} | {density * bits:.3f} |")
 
 
+def print_tables(rows: list[dict[str, Any]]) -> None:
+    print_table(rows)
+    print_weights(rows)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, "rates")
     parser.add_argument("data", nargs="?")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--only", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
-    parser.add_argument("--out", type=Path, default=Path("experiments/posterior/rates.json"))
-    parser.add_argument("--table", type=Path)
-    arguments = parser.parse_args()
-    if arguments.table:
-        rows = json.loads(arguments.table.read_text())
-        print_table(rows)
-        print_weights(rows)
-        return
-    if arguments.data is None:
-        parser.error("DATA is missing: a folder of pictures")
-    out = arguments.out
-    rows = json.loads(out.read_text()) if out.exists() else []
-    done = {(row["system"], row["seed"], row["split"]) for row in rows}
+    arguments = parse(parser, print_tables, "data")
+    kept = Kept(arguments.out)
     for seed in range(1, arguments.seeds + 1):  # seed 0 is what trials were chosen by
         for system in arguments.only:
-            if (system, seed, arguments.split) not in done:
-                rows.append(measured(arguments.data, system, seed, arguments.split))
-                out.write_text(json.dumps(rows, indent=1) + "\n")
-    print_table(rows)
+            if not kept.has({"system": system, "seed": seed, "split": arguments.split}):
+                kept.add(measured(arguments.data, system, seed, arguments.split))
+    print_table(kept.rows)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ Errors are of all validation pictures, and measuring them is not counted. What i
 already is not done again.
 """
 
-import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import opponents
+from kept import Kept, parse, parser_of
 
 from hqvae.compare.summary import Estimate, format_estimate
 from hqvae.evaluate import EvalOptions, evaluate
@@ -76,36 +75,24 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    here = Path(__file__).parent
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, "time_to")
     parser.add_argument("data", nargs="?")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--preset", default="rsqvae")
-    parser.add_argument("--trials", type=Path, default=here / "opponents.json")
-    parser.add_argument("--out", type=Path, default=Path("experiments/posterior/time_to.json"))
-    parser.add_argument("--table", type=Path)
-    arguments = parser.parse_args()
-    if arguments.table:
-        print_table(json.loads(arguments.table.read_text()))
-        return
-    if arguments.data is None:
-        parser.error("DATA is missing: a folder of pictures")
-    out = arguments.out
-    rows = json.loads(out.read_text()) if out.exists() else []
-    trials = json.loads(arguments.trials.read_text())
+    parser.add_argument("--trials", type=Path, default=Path(__file__).with_name("opponents.json"))
+    arguments = parse(parser, print_table, "data")
+    kept = Kept(arguments.out)
+    trials = Kept(arguments.trials).rows
     for seed in range(1, arguments.seeds + 1):
         for place in rows_of(seed, arguments.preset, trials):
-            if any(all(row[key] == value for key, value in place.items()) for row in rows):
+            if kept.has(place):
                 continue
             if "lr" in place:
-                rows.append(opponents.run(arguments.data, "validation", place))
+                kept.add(opponents.run(arguments.data, "validation", place))
             else:
                 found = ours(arguments.data, place["system"], seed, place["steps"])
-                rows.append({**place, **found})
-            out.write_text(json.dumps(rows, indent=1) + "\n")
-    print_table(rows)
+                kept.add({**place, **found})
+    print_table(kept.rows)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,6 @@ already is not done again.
     FSQ                FSQ of the same library, a stack
 """
 
-import argparse
-import json
 import logging
 import math
 from pathlib import Path
@@ -30,6 +28,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from kept import Kept, parse, parser_of
 
 from hqvae.errors import InputError
 from hqvae.evaluate import EvalOptions, evaluate
@@ -132,35 +131,23 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, "untuned")
     for name in PRESETS:
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--settings", type=int, default=30)
     parser.add_argument("--only", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
-    parser.add_argument("--out", type=Path, default=Path("experiments/posterior/untuned.json"))
-    parser.add_argument("--table", type=Path)
-    arguments = parser.parse_args()
-    if arguments.table:
-        print_table(json.loads(arguments.table.read_text()))
-        return
-    missing = [f"--{name}" for name in PRESETS if getattr(arguments, name) is None]
-    if missing:
-        parser.error(f"missing: {', '.join(missing)}")
+    arguments = parse(parser, print_table, *PRESETS)
     logging.getLogger("hqvae").setLevel(logging.ERROR)
-    rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
-    done = {(row["setting"], row["system"]) for row in rows}
+    kept = Kept(arguments.out)
     for number in range(arguments.settings):
         setting = drawn(number)
         for system in arguments.only:
-            if (number, system) in done:
+            if kept.has({"setting": number, "system": system}):
                 continue
             found = measured(system, setting, getattr(arguments, setting["data"]), number)
-            rows.append({"setting": number, **setting, "system": system, **found})
-            arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+            kept.add({"setting": number, **setting, "system": system, **found})
             print(number, system, found["error"], found["faults"], flush=True)
-    print_table(rows)
+    print_table(kept.rows)
 
 
 if __name__ == "__main__":
