@@ -100,7 +100,7 @@ REFUSED = {
     ),
     "a codebook that a quantizer cannot have": (
         {
-            "systems": {"FSQ": {"preset": "vqvae"}},
+            "systems": {"FSQ": {"preset": "vqvae-paper"}},
             "settings": {
                 **SETTINGS,
                 "model.quantizer.kind": "external",

@@ -20,7 +20,7 @@ from hqvae.errors import InputError
 from hqvae.overrides import difference, flatten, from_dict, override, to_dict
 from hqvae.presets import PRESETS, describe, preset
 
-SQVAE, SQVAE2, VQVAE = (PRESETS[name] for name in ("sqvae", "sqvae2", "vqvae"))
+SQVAE, SQVAE2, VQVAE = (PRESETS[name] for name in ("sqvae", "sqvae2", "vqvae-paper"))
 
 
 # ------------------------------------------------------------------------------ round trips
@@ -146,7 +146,7 @@ def test_override_leaves_the_given_config_alone():
             4.0,
         ),
         (
-            VQVAE,
+            preset("vqvae"),
             ["model.quantizer.kind=stochastic", "model.quantizer.variance=one_plus_exp"],
             "model.quantizer.variance",
             "one_plus_exp",
@@ -181,7 +181,7 @@ def test_naming_the_kind_that_is_there_keeps_its_values():
 
 def test_the_old_kinds_keys_are_gone():
     with pytest.raises(InputError, match=r"model\.quantizer has no 'decay'"):
-        override(VQVAE, ["model.quantizer.kind=stochastic", "model.quantizer.decay=0.9"])
+        override(preset("vqvae"), ["model.quantizer.kind=stochastic", "model.quantizer.decay=0.9"])
 
 
 # ------------------------------------------------------------------------------ what cannot be used

@@ -140,12 +140,12 @@ def test_only_a_posterior_has_a_nearest_code_phase(image_file, tmp_path):
 
 
 def test_nothing_starts_after_the_autoencoder_from_a_random_init(image_file, tmp_path):
-    config = tiny("vqvae", image_file, "phases.pretrain_fraction=0.1")
+    config = tiny("vqvae-paper", image_file, "phases.pretrain_fraction=0.1")
     refused_before_anything_is_written(config, tmp_path, r"init\.kind=kmeans")
 
 
 def test_a_codebook_that_moves_in_every_pass_is_not_accumulated(image_file, tmp_path):
-    config = tiny("vqvae", image_file, *ROTATION, "train.accumulate=2")
+    config = tiny("vqvae-paper", image_file, *ROTATION, "train.accumulate=2")
     message = r"train\.accumulate=2: the codebook of model\.quantizer\.name=rotation"
     refused_before_anything_is_written(config, tmp_path, message)
 

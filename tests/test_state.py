@@ -48,7 +48,7 @@ RESUMED = {
             "train.schedule=plateau",
         ],
     ),
-    "external": ("vqvae", [*ROTATION, "model.levels.0.codebook_size=64"]),
+    "external": ("vqvae-paper", [*ROTATION, "model.levels.0.codebook_size=64"]),
 }
 
 
@@ -137,7 +137,7 @@ def test_small_errors_that_fall_steadily_are_no_plateau(unit):
 
 
 def test_cosine_and_warmup(image_file, tmp_path):
-    config = tiny("vqvae", image_file, "train.warmup=4", "train.log_every=1")
+    config = tiny("rqvae-paper", image_file, "train.warmup=4", "train.log_every=1")
     rates = rates_of(trained(config, tmp_path))
     assert rates[0] < rates[1] < rates[2]
     assert rates[-1] < rates[5] and rates[-1] == pytest.approx(0, abs=1e-9)

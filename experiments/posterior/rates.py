@@ -40,12 +40,12 @@ TRAINING += ["train.log_every=500", "train.validate_every=3000", "model.beam_siz
 PAID = ["model.prior=learned", "model.rate_weight=1"]
 PAID_MORE = ["model.prior=learned", "model.rate_weight=8"]
 TRACKED = ["model.prior=learned"]
-TUNED = ["model.levels.0.shared_codebook=false", "model.quantizer.beta=0.025", "train.beta2=0.95"]
+RANDOM = ["phases.pretrain_fraction=0", "model.quantizer.init.kind=random"]
 SYSTEMS = {
     UNIFORM: ("rsqvae", TRACKED),
     "RSQ-VAE, paid": ("rsqvae", PAID),
     "RSQ-VAE, paid × 8": ("rsqvae", PAID_MORE),
-    "RQ-VAE, tuned": ("rqvae", [*TUNED, *TRACKED]),
+    "RQ-VAE, tuned": ("rqvae", [*RANDOM, *TRACKED]),
 }
 WEIGHTS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 SHARES = (0.95, 2 / 3, 1 / 2)  # of the uniform system's bits

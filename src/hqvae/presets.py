@@ -25,9 +25,8 @@ _NEAREST = PhaseConfig(pretrain_fraction=0.1, nearest_fraction=0.75)
 # The noise of the layers adds up: samples that end softer serve stacks better.
 _NEAREST_STACK = replace(_NEAREST, temperature=TemperatureConfig(end=0.6))
 _WAVE_PHASES = PhaseConfig(lr_log_s2=10.0)
-_PAPER_PHASES = PhaseConfig(
-    init_scale=False, temperature=TemperatureConfig(decay=1e-5), sigma2_decay=0.0
-)
+_PAPER_START = PhaseConfig(init_scale=False, sigma2_decay=0.0)
+_PAPER_PHASES = replace(_PAPER_START, temperature=TemperatureConfig(decay=1e-5))
 
 _TRAIN = TrainConfig()
 # With β₂ = 0.999 Adam reacts 1,000 steps late to gradients that grow in the nearest-code phase;
@@ -38,11 +37,14 @@ _TRAIN_WAVES = TrainConfig(batch_size=16, lr=5e-4, warmup=200, clip=1.0)
 _TRAIN_PAPER = TrainConfig(
     epochs=100, batch_size=32, schedule="plateau", patience=3, validate_epochs=1
 )
+# Of van den Oord et al. (2017) and Razavi et al. (2019), who train for 250,000 and 2,207,444 steps.
+_TRAIN_VQ = TrainConfig(batch_size=128, lr=2e-4, schedule="constant")
+_TRAIN_VQ2 = replace(_TRAIN_VQ, lr=3e-4)
 
 PRESETS: dict[str, Config] = {
-    "vqvae": Config(MODELS["vqvae"], _IMAGES, PhaseConfig(), _TRAIN),
-    "vqvae2": Config(MODELS["vqvae2"], _IMAGES, PhaseConfig(), _TRAIN),
-    "rqvae": Config(MODELS["rqvae"], _IMAGES, PhaseConfig(), _TRAIN),
+    "vqvae": Config(MODELS["vqvae"], _IMAGES, _PRETRAIN, _TRAIN_NEAREST),
+    "vqvae2": Config(MODELS["vqvae2"], _IMAGES, _PRETRAIN, _TRAIN_NEAREST),
+    "rqvae": Config(MODELS["rqvae"], _IMAGES, _PRETRAIN, _TRAIN_NEAREST),
     "sqvae": Config(MODELS["sqvae"], _IMAGES, _NEAREST, _TRAIN_NEAREST),
     "sqvae2": Config(MODELS["sqvae2"], _IMAGES, _NEAREST, _TRAIN_NEAREST),
     "rsqvae": Config(MODELS["rsqvae"], _IMAGES, _NEAREST_STACK, _TRAIN_NEAREST),
@@ -57,15 +59,14 @@ PRESETS: dict[str, Config] = {
     "rsqvae-vector": Config(MODELS["rsqvae-vector"], _VECTORS, _NEAREST_STACK, _TRAIN_VECTORS),
     "rqvae-vector": Config(MODELS["rqvae-vector"], _VECTORS, PhaseConfig(), _TRAIN_VECTORS),
     "rsqvae-series": Config(MODELS["rsqvae-series"], _SERIES, _NEAREST_STACK, _TRAIN_NEAREST),
+    "vqvae-paper": Config(MODELS["vqvae-paper"], _IMAGES, _PAPER_START, _TRAIN_VQ),
+    "vqvae2-paper": Config(MODELS["vqvae2-paper"], _IMAGES, _PAPER_START, _TRAIN_VQ2),
     "sqvae-paper": Config(MODELS["sqvae-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),
     "sqvae2-paper": Config(MODELS["sqvae2-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),
     "rsqvae-paper": Config(MODELS["rsqvae-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),
     "hqvae-paper": Config(MODELS["hqvae-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),
     "rqvae-paper": Config(
-        MODELS["rqvae-paper"],
-        _IMAGES,
-        PhaseConfig(init_scale=False, sigma2_decay=0.0),
-        replace(_TRAIN, beta1=0.5, beta2=0.9),
+        MODELS["rqvae-paper"], _IMAGES, _PAPER_START, replace(_TRAIN, beta1=0.5, beta2=0.9)
     ),
 }
 

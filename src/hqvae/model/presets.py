@@ -10,7 +10,7 @@ from typing import Any
 from hqvae.errors import InputError, nearest_name
 from hqvae.likelihood import SpectralConfig
 from hqvae.nets import ConvConfig, MLPConfig, WaveConvConfig
-from hqvae.quantize import GumbelSoftmaxConfig, NearestCodeConfig, RandomInit
+from hqvae.quantize import GumbelSoftmaxConfig, KMeansInit, NearestCodeConfig, RandomInit
 
 from .config import HQVAEConfig, LevelConfig
 
@@ -29,6 +29,9 @@ _CODEC_HYBRID = (
     LevelConfig(stride=128, layers=7, codebook_size=256),
 )
 _RESTART = NearestCodeConfig(restart=True)
+# From k-means after pretraining nearest codes need no posterior: experiments/posterior.
+_NEAREST = NearestCodeConfig(restart=True, init=KMeansInit())
+_NEAREST_STACK = replace(_NEAREST, beta=0.025)
 _PAPER = GumbelSoftmaxConfig(init=RandomInit(s2=21.0), variance="one_plus_exp")
 _AUDIO = HQVAEConfig(
     channels=1, axes=1, net=WaveConvConfig(), spectral=SpectralConfig(weight=1.0, rate=16_000)
@@ -45,12 +48,12 @@ _SERIES = HQVAEConfig(
 )
 
 MODELS: dict[str, HQVAEConfig] = {
-    "vqvae": HQVAEConfig(levels=_ONE, quantizer=NearestCodeConfig()),
-    "vqvae2": HQVAEConfig(levels=_TWO, quantizer=NearestCodeConfig()),
-    "rqvae": HQVAEConfig(levels=_DEEP_SHARED, quantizer=_RESTART),
     # Nothing pays for the prior in training, and `encode` has any rate: experiments/posterior.
-    "sqvae": HQVAEConfig(levels=_ONE, prior="learned"),
+    "vqvae": HQVAEConfig(levels=_ONE, quantizer=_NEAREST, prior="learned"),
     # Without the progressive term the coarse levels of injected hierarchies are unused.
+    "vqvae2": HQVAEConfig(levels=_TWO, quantizer=_NEAREST_STACK, progressive=1.0, prior="learned"),
+    "rqvae": HQVAEConfig(levels=_DEEP, quantizer=_NEAREST_STACK, beam_size=8, prior="learned"),
+    "sqvae": HQVAEConfig(levels=_ONE, prior="learned"),
     "sqvae2": HQVAEConfig(levels=_TWO, progressive=1.0, prior="learned"),
     "rsqvae": HQVAEConfig(levels=_DEEP, beam_size=8, prior="learned"),
     # With more layers a little of it has the coarse ones carry as much, and costs less fidelity.
@@ -74,6 +77,10 @@ MODELS: dict[str, HQVAEConfig] = {
     # Series of several channels.
     "rsqvae-series": replace(_SERIES, beam_size=8),
     # As the papers have them.
+    "vqvae-paper": HQVAEConfig(levels=_ONE, quantizer=NearestCodeConfig(), likelihood="mse"),
+    "vqvae2-paper": HQVAEConfig(
+        levels=_TWO, quantizer=NearestCodeConfig(), likelihood="mse", injection="concat"
+    ),
     "sqvae-paper": HQVAEConfig(levels=_ONE, quantizer=_PAPER),
     "sqvae2-paper": HQVAEConfig(levels=_TWO, quantizer=_PAPER, injection="concat"),
     "rsqvae-paper": HQVAEConfig(levels=_DEEP, quantizer=_PAPER),
