@@ -194,7 +194,8 @@ def main(paths: list[Path]) -> None:
     print(
         "# Tables of all reports\n\n"
         "`python experiments/table.py experiments/results/*/*.json` prints this page; "
-        "[docs/results.md](../../docs/results.md) tells what it says. Rows *of commit "
+        "[docs/results.md](../../docs/results.md) and "
+        "[earlier results](../diary/earlier-results.md) tell what it says. Rows *of commit "
         f"{MEASURED_WITH} or earlier* were measured with the code of that commit or an earlier "
         "one; [rename_keys.py](../rename_keys.py) has renamed their keys since, and changed no "
         "number."
