@@ -7,7 +7,7 @@ from training import NO_PHASES, tiny, trained
 def test_collapse_raises_an_alarm_that_says_what_to_do(image_file, tmp_path, capsys):
     """Sixty-four codes, one of which is chosen: nothing brings the others back without restart."""
     settings = ["model.levels.0.codebook_size=64", "train.lr=1e-5"]
-    run = trained(tiny("vqvae", image_file, *settings), tmp_path)
+    run = trained(tiny("vqvae-paper", image_file, *settings), tmp_path)
     alarms = run.entries("alarm")
     assert {(alarm["kind"], alarm["where"]) for alarm in alarms} == {("alarm", "level 0 layer 0")}
     for alarm in alarms:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hqvae
-from hqvae.config import Config, check_together
+from hqvae.config import Config, PhaseConfig, check_together
 from hqvae.errors import InputError
 from hqvae.model import HQVAE
 from hqvae.model.presets import MODELS
@@ -17,9 +17,10 @@ from hqvae.quantize import GumbelSoftmaxConfig, KMeansInit, NearestCodeConfig, N
 from hqvae.topdown import ConcatLevel
 from hqvae.train.state import make_schedule
 
-PAPER = ["sqvae-paper", "sqvae2-paper", "rsqvae-paper", "hqvae-paper", "rqvae-paper"]
-STOCHASTIC_PAPER = PAPER[:-1]
-TWO_LEVELS = ["sqvae2-paper", "hqvae-paper"]
+STOCHASTIC_PAPER = ["sqvae-paper", "sqvae2-paper", "rsqvae-paper", "hqvae-paper"]
+VQ_PAPER = ["vqvae-paper", "vqvae2-paper"]
+PAPER = [*STOCHASTIC_PAPER, *VQ_PAPER, "rqvae-paper"]
+TWO_LEVELS = ["sqvae2-paper", "hqvae-paper", "vqvae2-paper"]
 
 
 # ----------------------------------------------------------------------------------- by name
@@ -175,4 +176,27 @@ def test_stochastic_papers_fit_the_variance_of_the_decoder(name):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_a_paper_preset_has_the_levels_of_ours(name):
-    assert preset(name).model.levels == preset(name.removesuffix("-paper")).model.levels
+    ours = preset(name.removesuffix("-paper")).model.levels
+    shared = name == "rqvae-paper"
+    assert preset(name).model.levels == tuple(
+        replace(level, shared_codebook=shared) for level in ours
+    )
+
+
+@pytest.mark.parametrize(("name", "lr"), zip(VQ_PAPER, (2e-4, 3e-4)))
+def test_vqvae_papers_train_in_mean_squared_errors_without_restarts(name, lr):
+    config = preset(name)
+    assert config.model.likelihood == "mse"
+    assert config.model.quantizer == NearestCodeConfig(beta=0.25, decay=0.99, restart=False)
+    train = config.train
+    assert (train.lr, train.batch_size, train.schedule) == (lr, 128, "constant")
+
+
+@pytest.mark.parametrize(
+    ("name", "stochastic"), [("vqvae", "sqvae"), ("vqvae2", "sqvae2"), ("rqvae", "rsqvae")]
+)
+def test_deterministic_presets_for_images_start_as_the_stochastic_ones(name, stochastic):
+    config = preset(name)
+    assert config.model.quantizer.init == KMeansInit() and config.model.quantizer.restart
+    assert config.phases == PhaseConfig(pretrain_fraction=0.1)
+    assert config.model.levels == preset(stochastic).model.levels

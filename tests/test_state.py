@@ -15,7 +15,7 @@ class Cut(Exception):
 
 RESUMED = {
     "preset": ("hqvae", []),
-    "restart": ("rqvae", ["model.quantizer.restart=true"]),
+    "restart": ("rqvae-paper", ["model.quantizer.restart=true"]),
     "average": ("sqvae2", ["train.weight_ema=0.9", "train.schedule=plateau", "data.flip=true"]),
     "accumulated": ("rsqvae", ["train.accumulate=2", "model.progressive=0.5", "train.clip=1"]),
     "soft to the end": ("hqvae", [*NO_PHASES, "train.accumulate=2"]),

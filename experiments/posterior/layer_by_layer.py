@@ -7,6 +7,7 @@ Takes the folder of a comparison whose runs are still there (`hqvae compare --ou
 trained. What is in the file already is not done again.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,15 @@ def error(run: Path, split: str, beam_size: int) -> float:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print("| system | seeds | with the beam | layer by layer | difference, 95 % |")
-    print("|---|---|---|---|---|")
-    for system in dict.fromkeys(row["system"] for row in rows):
-        own = [row for row in rows if row["system"] == system]
+    print("| system | split | seeds | with the beam | layer by layer | difference, 95 % |")
+    print("|---|---|---|---|---|---|")
+    for system, split in dict.fromkeys((row["system"], row["split"]) for row in rows):
+        own = [row for row in rows if (row["system"], row["split"]) == (system, split)]
         beam = Estimate.of([row["beam"] for row in own])
         alone = Estimate.of([row["layer_by_layer"] for row in own])
         more = Estimate.of([row["layer_by_layer"] - row["beam"] for row in own])
         cells = [len(own), format_estimate(beam), format_estimate(alone), format_difference(more)]
-        print(f"| {system} | {' | '.join(map(str, cells))} |")
+        print(f"| {system} | {split} | {' | '.join(map(str, cells))} |")
 
 
 def main() -> None:
@@ -54,9 +55,10 @@ def main() -> None:
     parser.add_argument("--split", default="validation")
     arguments = parse(parser, print_table, "runs")
     kept = Kept(arguments.out)
-    for run in sorted(path for path in (arguments.runs / "runs").iterdir() if path.is_dir()):
-        system, seed = run.name.rsplit("-seed", 1)
-        place = {"system": system, "seed": int(seed), "split": arguments.split}
+    for result in sorted((arguments.runs / "results").glob("*.validation.json")):
+        run = arguments.runs / "runs" / result.name.removesuffix(".validation.json")
+        known = json.loads(result.read_text())
+        place = {"system": known["system"], "seed": known["seed"], "split": arguments.split}
         if not kept.has(place):
             beam_size = Run.open(str(run)).config.model.beam_size
             errors = [error(run, arguments.split, size) for size in (beam_size, 1)]

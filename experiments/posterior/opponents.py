@@ -10,8 +10,8 @@ layers of 256 codes. `--trials` gives each system three learning rates by two va
 `trials.yaml` gives our arms: 1,500 steps, seed 0, validation. Without it every system gets its best
 trial, 3,000 steps and seeds 1 …; the row "as shipped" has the library's defaults, and Adam's with
 10⁻³. Trials are measured on 1,000 pictures, and all else on all. What can search is then measured
-again with the library's own beam of 8; ResidualVQ's trials have it too. What is in the file already
-is not done again.
+again with the library's own beam of 8. The kept trials of ResidualVQ have that beam: they are of
+commit a10da4a. What is in the file already is not done again.
 
     ResidualVQ     k-means start, rotation trick, restart of dead codes; knob: commitment
     DiVeQ          the same library's ResidualVQ with diveq=True; knob: restart of dead codes
@@ -156,8 +156,7 @@ def run(source: str, split: str, place: dict[str, Any]) -> dict[str, Any]:
         f"train.steps={place['steps']}",
     ]
     config = override(preset("rsqvae"), [*words, "model.levels.0.shared_codebook=false"])
-    config_data, splits = open_data(config.data, 3, ("train", split), 2)
-    del config_data
+    _, splits = open_data(config.data, 3, ("train", split), 2)
     torch.manual_seed(place["seed"])
     make = residual_vq if place["system"] == SHIPPED else SYSTEMS[place["system"]][0]
     network = Network(config, make(config.model.levels[0].dim, place["knob"]))
@@ -201,12 +200,13 @@ def chosen(rows: list[dict[str, Any]], seeds: int) -> list[dict[str, Any]]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    columns = "system | learning rate | knob | steps | seeds | RMSE | by its beam | perplexity"
-    print(f"| {columns} of each layer |")
-    print("|---|---|---|---|---|---|---|---|")
-    places = list(dict.fromkeys((r["system"], r["lr"], r["knob"], r["steps"]) for r in rows))
+    columns = "system | learning rate | knob | steps | split | seeds | RMSE | by its beam"
+    print(f"| {columns} | perplexity of each layer |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    keys = ("system", "lr", "knob", "steps", "split")
+    places = list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows))
     for place in sorted(places, key=str):
-        own = [r for r in rows if (r["system"], r["lr"], r["knob"], r["steps"]) == place]
+        own = [row for row in rows if tuple(row[key] for key in keys) == place]
         errors = format_estimate(Estimate.of([row["rmse"] for row in own]))
         by_beam = [row["rmse_beam"] for row in own if "rmse_beam" in row]
         searched = format_estimate(Estimate.of(by_beam)) if by_beam else "–"

@@ -37,15 +37,13 @@ from hqvae.train import train
 UNIFORM = "RSQ-VAE, uniform"
 TRAINING = ["train.steps=3000", "train.batch_size=32", "train.lr=4e-3", "train.warmup=200"]
 TRAINING += ["train.log_every=500", "train.validate_every=3000", "model.beam_size=8"]
-PAID = ["model.prior=learned", "model.rate_weight=1"]
-PAID_MORE = ["model.prior=learned", "model.rate_weight=8"]
-TRACKED = ["model.prior=learned"]
+SAMPLES = ["phases.nearest_fraction=0.75"]  # until 25 % of the run, as the preset was
 RANDOM = ["phases.pretrain_fraction=0", "model.quantizer.init.kind=random"]
 SYSTEMS = {
-    UNIFORM: ("rsqvae", TRACKED),
-    "RSQ-VAE, paid": ("rsqvae", PAID),
-    "RSQ-VAE, paid × 8": ("rsqvae", PAID_MORE),
-    "RQ-VAE, tuned": ("rqvae", [*RANDOM, *TRACKED]),
+    UNIFORM: ("rsqvae", SAMPLES),
+    "RSQ-VAE, paid": ("rsqvae", [*SAMPLES, "model.rate_weight=1"]),
+    "RSQ-VAE, paid × 8": ("rsqvae", [*SAMPLES, "model.rate_weight=8"]),
+    "RQ-VAE, tuned": ("rqvae", RANDOM),
 }
 WEIGHTS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 SHARES = (0.95, 2 / 3, 1 / 2)  # of the uniform system's bits

@@ -24,6 +24,8 @@ _PRETRAIN = PhaseConfig(pretrain_fraction=0.1)
 _NEAREST = PhaseConfig(pretrain_fraction=0.1, nearest_fraction=0.75)
 # The noise of the layers adds up: samples that end softer serve stacks better.
 _NEAREST_STACK = replace(_NEAREST, temperature=TemperatureConfig(end=0.6))
+# Samples for longer than this cost fidelity: experiments/posterior/arms.yaml.
+_NEAREST_EARLY = replace(_NEAREST_STACK, nearest_fraction=0.85)
 _WAVE_PHASES = PhaseConfig(lr_log_s2=10.0)
 _PAPER_START = PhaseConfig(init_scale=False, sigma2_decay=0.0)
 _PAPER_PHASES = replace(_PAPER_START, temperature=TemperatureConfig(decay=1e-5))
@@ -47,7 +49,7 @@ PRESETS: dict[str, Config] = {
     "rqvae": Config(MODELS["rqvae"], _IMAGES, _PRETRAIN, _TRAIN_NEAREST),
     "sqvae": Config(MODELS["sqvae"], _IMAGES, _NEAREST, _TRAIN_NEAREST),
     "sqvae2": Config(MODELS["sqvae2"], _IMAGES, _NEAREST, _TRAIN_NEAREST),
-    "rsqvae": Config(MODELS["rsqvae"], _IMAGES, _NEAREST_STACK, _TRAIN_NEAREST),
+    "rsqvae": Config(MODELS["rsqvae"], _IMAGES, _NEAREST_EARLY, _TRAIN_NEAREST),
     "hqvae": Config(MODELS["hqvae"], _IMAGES, _NEAREST, _TRAIN_NEAREST),
     "sqvae-mel": Config(MODELS["sqvae-mel"], _SPECTRA, _PRETRAIN, _TRAIN),
     "rsqvae-mel": Config(MODELS["rsqvae-mel"], _SPECTRA, _PRETRAIN, _TRAIN),

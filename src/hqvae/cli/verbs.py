@@ -55,7 +55,7 @@ def train(
         vqvae, vqvae2, rqvae (deterministic), sqvae, sqvae2, rsqvae, hqvae (stochastic); for audio
         rqvae-mel, sqvae-mel, rsqvae-mel (spectra) and rqvae-audio, rsqvae-audio, hqvae-audio
         (waveforms); for arrays sqvae-vector, rsqvae-vector, rqvae-vector and rsqvae-series;
-        sqvae-paper, sqvae2-paper, rsqvae-paper, hqvae-paper, rqvae-paper train as the papers do.
+        the seven for images have one with -paper behind that trains as the papers do.
     settings
         key=value on top of the preset; `hqvae presets PRESET` lists all keys.
     out

@@ -6,7 +6,7 @@ What would be no comparison is refused. A spec is a YAML file:
     settings: {train.steps: 3000}               # of every run
     systems:
       RSQ-VAE: {preset: rsqvae}
-      RQ-VAE: {preset: rqvae, settings: {model.quantizer.restart: false}}
+      RQ-VAE: {preset: rqvae}
     cases:                        # optional: the same systems under several settings, a sweep
       L = 1: {model.levels.0.layers: 1}
       L = 4: {model.levels.0.layers: 4}

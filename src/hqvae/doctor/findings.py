@@ -122,17 +122,21 @@ def _against_collapse(config: Config) -> str:
     """What is not set already, likeliest first."""
     quantizer = config.model.quantizer
     if isinstance(quantizer, ExternalConfig):
-        return "a smaller codebook_size, or a stochastic preset (sqvae, rsqvae)"
+        return "a smaller codebook_size, or codes that start by k-means (vqvae, rqvae)"
     if isinstance(quantizer, GumbelSoftmaxConfig):
         return _softer_start(config)
     cures = []
+    if isinstance(quantizer.init, RandomInit):
+        cures.append("model.quantizer.init.kind=kmeans starts codes from features")
+    elif config.phases.pretrain_fraction == 0:
+        cures.append("phases.pretrain_fraction=0.1 lets features reconstruct first")
     if not quantizer.restart:
         cures.append("model.quantizer.restart=true puts unused codes back")
     if quantizer.beta > 0.025:
         cures.append("model.quantizer.beta=0.025 lets features spread")
     if config.train.beta2 > 0.95:
         cures.append("train.beta2=0.95 keeps more codes in use")
-    return "; ".join([*cures, "or a stochastic preset (sqvae, rsqvae)"])
+    return "; ".join([*cures, f"{LONGER}, or a smaller codebook_size"])
 
 
 def _softer_start(config: Config) -> str:
