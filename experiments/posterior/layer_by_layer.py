@@ -38,14 +38,20 @@ def error(run: Path, split: str, beam_size: int) -> float:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print("| system | split | seeds | with the beam | layer by layer | difference, 95 % |")
-    print("|---|---|---|---|---|---|")
+    columns = "system | split | seeds | with the beam | difference to the first, 95 %"
+    print(f"| {columns} | layer by layer | difference to the beam, 95 % |")
+    print("|---|---|---|---|---|---|---|")
+    reference = rows[0]["system"]
+    first = {(r["split"], r["seed"]): r["beam"] for r in rows if r["system"] == reference}
     for system, split in dict.fromkeys((row["system"], row["split"]) for row in rows):
         own = [row for row in rows if (row["system"], row["split"]) == (system, split)]
         beam = Estimate.of([row["beam"] for row in own])
         alone = Estimate.of([row["layer_by_layer"] for row in own])
         more = Estimate.of([row["layer_by_layer"] - row["beam"] for row in own])
-        cells = [len(own), format_estimate(beam), format_estimate(alone), format_difference(more)]
+        to_first = [row["beam"] - first[split, row["seed"]] for row in own]
+        behind = "" if system == reference else format_difference(Estimate.of(to_first))
+        cells = [len(own), format_estimate(beam), behind]
+        cells += [format_estimate(alone), format_difference(more)]
         print(f"| {system} | {split} | {' | '.join(map(str, cells))} |")
 
 
