@@ -2,6 +2,7 @@
 
     python experiments/posterior/opponents.py cifar10-cut/ --trials
     python experiments/posterior/opponents.py cifar10-cut/ [--seeds 5] [--split validation]
+        [--only DiVeQ]
     python experiments/posterior/opponents.py --table experiments/posterior/opponents.json
 
 The library's modules stand between the preset's encoder and decoder, as its users put them there:
@@ -221,9 +222,13 @@ def main() -> None:
     parser.add_argument("--trials", action="store_true")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--split", default="validation")
+    parser.add_argument("--only", action="append", choices=[*SYSTEMS, SHIPPED])
     arguments = parse(parser, print_table, "data")
     kept = Kept(arguments.out)
-    for place in trials() if arguments.trials else chosen(kept.rows, arguments.seeds):
+    places = trials() if arguments.trials else chosen(kept.rows, arguments.seeds)
+    for place in places:
+        if place["system"] not in (arguments.only or [*SYSTEMS, SHIPPED]):
+            continue
         if not kept.has({**place, "split": arguments.split}):
             kept.add(run(arguments.data, arguments.split, place))
             print(kept.rows[-1], flush=True)
