@@ -21,11 +21,11 @@ _SERIES = ArrayConfig()
 # Codebooks that start from features that already reconstruct are used from their first step.
 _PRETRAIN = PhaseConfig(pretrain_fraction=0.1)
 # Once the posterior has filled the codebooks, nearest codes are what will be decoded.
-_NEAREST = PhaseConfig(pretrain_fraction=0.1, nearest_fraction=0.75)
+_TO_NEAREST = PhaseConfig(pretrain_fraction=0.1, nearest_fraction=0.75)
 # The noise of the layers adds up: samples that end softer serve stacks better.
-_NEAREST_STACK = replace(_NEAREST, temperature=TemperatureConfig(end=0.6))
+_TO_NEAREST_STACK = replace(_TO_NEAREST, temperature=TemperatureConfig(end=0.6))
 # Samples for longer than this cost fidelity: experiments/posterior/arms.yaml.
-_NEAREST_EARLY = replace(_NEAREST_STACK, nearest_fraction=0.85)
+_TO_NEAREST_EARLY = replace(_TO_NEAREST_STACK, nearest_fraction=0.85)
 _WAVE_PHASES = PhaseConfig(lr_log_s2=10.0)
 _PAPER_START = PhaseConfig(init_scale=False, sigma2_decay=0.0)
 _PAPER_PHASES = replace(_PAPER_START, temperature=TemperatureConfig(decay=1e-5))
@@ -47,20 +47,20 @@ PRESETS: dict[str, Config] = {
     "vqvae": Config(MODELS["vqvae"], _IMAGES, _PRETRAIN, _TRAIN_NEAREST),
     "vqvae2": Config(MODELS["vqvae2"], _IMAGES, _PRETRAIN, _TRAIN_NEAREST),
     "rqvae": Config(MODELS["rqvae"], _IMAGES, _PRETRAIN, _TRAIN_NEAREST),
-    "sqvae": Config(MODELS["sqvae"], _IMAGES, _NEAREST, _TRAIN_NEAREST),
-    "sqvae2": Config(MODELS["sqvae2"], _IMAGES, _NEAREST, _TRAIN_NEAREST),
-    "rsqvae": Config(MODELS["rsqvae"], _IMAGES, _NEAREST_EARLY, _TRAIN_NEAREST),
-    "hqvae": Config(MODELS["hqvae"], _IMAGES, _NEAREST, _TRAIN_NEAREST),
+    "sqvae": Config(MODELS["sqvae"], _IMAGES, _TO_NEAREST, _TRAIN_NEAREST),
+    "sqvae2": Config(MODELS["sqvae2"], _IMAGES, _TO_NEAREST, _TRAIN_NEAREST),
+    "rsqvae": Config(MODELS["rsqvae"], _IMAGES, _TO_NEAREST_EARLY, _TRAIN_NEAREST),
+    "hqvae": Config(MODELS["hqvae"], _IMAGES, _TO_NEAREST, _TRAIN_NEAREST),
     "sqvae-mel": Config(MODELS["sqvae-mel"], _SPECTRA, _PRETRAIN, _TRAIN),
     "rsqvae-mel": Config(MODELS["rsqvae-mel"], _SPECTRA, _PRETRAIN, _TRAIN),
     "rqvae-mel": Config(MODELS["rqvae-mel"], _SPECTRA, PhaseConfig(), _TRAIN),
     "rsqvae-audio": Config(MODELS["rsqvae-audio"], _WAVES, _WAVE_PHASES, _TRAIN_WAVES),
     "rqvae-audio": Config(MODELS["rqvae-audio"], _WAVES, PhaseConfig(), _TRAIN_WAVES),
     "hqvae-audio": Config(MODELS["hqvae-audio"], _WAVES, _WAVE_PHASES, _TRAIN_WAVES),
-    "sqvae-vector": Config(MODELS["sqvae-vector"], _VECTORS, _NEAREST, _TRAIN_VECTORS),
-    "rsqvae-vector": Config(MODELS["rsqvae-vector"], _VECTORS, _NEAREST_STACK, _TRAIN_VECTORS),
+    "sqvae-vector": Config(MODELS["sqvae-vector"], _VECTORS, _TO_NEAREST, _TRAIN_VECTORS),
+    "rsqvae-vector": Config(MODELS["rsqvae-vector"], _VECTORS, _TO_NEAREST_STACK, _TRAIN_VECTORS),
     "rqvae-vector": Config(MODELS["rqvae-vector"], _VECTORS, PhaseConfig(), _TRAIN_VECTORS),
-    "rsqvae-series": Config(MODELS["rsqvae-series"], _SERIES, _NEAREST_STACK, _TRAIN_NEAREST),
+    "rsqvae-series": Config(MODELS["rsqvae-series"], _SERIES, _TO_NEAREST_STACK, _TRAIN_NEAREST),
     "vqvae-paper": Config(MODELS["vqvae-paper"], _IMAGES, _PAPER_START, _TRAIN_VQ),
     "vqvae2-paper": Config(MODELS["vqvae2-paper"], _IMAGES, _PAPER_START, _TRAIN_VQ2),
     "sqvae-paper": Config(MODELS["sqvae-paper"], _IMAGES, _PAPER_PHASES, _TRAIN_PAPER),
