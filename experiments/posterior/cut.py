@@ -1,7 +1,7 @@
 """A test split that nothing has read yet; and fewer, or unbalanced, pictures to train on.
 
     python experiments/posterior/cut.py cifar10/ cifar10-cut/ [--items 5000] [--seed 26]
-    python experiments/posterior/cut.py cifar10-cut/ cifar10-few/ --keep 500
+    python experiments/posterior/cut.py cifar10-cut/ cifar10-few/ --keep 990
     python experiments/posterior/cut.py cifar10-cut/ cifar10-tail/ --imbalance 100
 
 The first cuts `cifar10/train.parquet` in two, `train.parquet` and `test.parquet` of the new folder,
