@@ -1,7 +1,7 @@
 """What a user feels without tuning: random settings, every system as its preset has it.
 
-    python experiments/posterior/untuned.py --pictures cifar10-cut/ --sounds spoken_digits/
-        --vectors items/office.parquet [--settings 30] [--out experiments/posterior/untuned.json]
+    python experiments/posterior/untuned.py [--pictures cifar10-cut/] [--sounds spoken_digits/]
+        [--vectors items/office.parquet] [--settings 30] [--out experiments/posterior/untuned.json]
     python experiments/posterior/untuned.py --table experiments/posterior/untuned.json
 
 A setting is drawn once for all systems: data, learning rate 10^−3.5 … 10^−2, batch 16 … 256, K 64 …
