@@ -222,14 +222,14 @@ def main() -> None:
     parser.add_argument("--trials", action="store_true")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--only", action="append", choices=[*SYSTEMS, SHIPPED])
+    systems = [*SYSTEMS, SHIPPED]
+    parser.add_argument("--only", nargs="+", default=systems, choices=systems)
     arguments = parse(parser, print_table, "data")
     kept = Kept(arguments.out)
     places = trials() if arguments.trials else chosen(kept.rows, arguments.seeds)
     for place in places:
-        if place["system"] not in (arguments.only or [*SYSTEMS, SHIPPED]):
-            continue
-        if not kept.has({**place, "split": arguments.split}):
+        wanted = place["system"] in arguments.only
+        if wanted and not kept.has({**place, "split": arguments.split}):
             kept.add(run(arguments.data, arguments.split, place))
             print(kept.rows[-1], flush=True)
     print_table(kept.rows)

@@ -1,4 +1,4 @@
-"""What a user feels without tuning: random settings, every system as its preset has it.
+"""What a user feels without tuning: random settings, every system by its usual recipe.
 
     python experiments/posterior/untuned.py [--pictures cifar10-cut/] [--sounds spoken_digits/]
         [--vectors items/office.parquet] [--settings 30] [--out experiments/posterior/untuned.json]
@@ -151,7 +151,10 @@ def main() -> None:
     for number in range(arguments.settings):
         setting = drawn(number)
         if setting["data"] not in sources:
-            print(f"setting {number} is of {setting['data']}, which are not given: left out")
+            print(
+                f"setting {number} is of {setting['data']}, which are not given: left out",
+                flush=True,
+            )
             continue
         for system in arguments.only:
             if kept.has({"setting": number, "system": system}):
